@@ -1,0 +1,3 @@
+//! zlib under the name of zlib-ng.
+
+pub use libz_sys::*;

@@ -1,0 +1,253 @@
+//! One YAML file, resolved into typed parts or into every error at once.
+//!
+//! [`raw`] reads the text: values by `serde_yaml`, positions by a YAML event parser. [`resolve`]
+//! turns that into [`Config`]; nothing after it parses a string again.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::policy::proof::ProofRules;
+use crate::policy::rule::{RouteRule, Rules};
+use crate::policy::target::Origin;
+use crate::policy::token::IssuerRules;
+
+/// The whole configuration, resolved: names are indices, durations are durations, files exist.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Listeners, admin, limits, threads.
+    pub edge: Edge,
+    /// By index; [`Route::upstream`] points here.
+    pub upstreams: Vec<Upstream>,
+    /// In file order; a more specific path wins, not an earlier one.
+    pub routes: Vec<Route>,
+    /// Every external origin of a route, by index; [`RouteHost::origin`] points here.
+    pub origins: Vec<Origin>,
+    /// By index.
+    pub issuers: Vec<Issuer>,
+    /// Demands of default, tenants and audiences.
+    pub rules: Rules,
+    /// DPoP: times, nonce, replay.
+    pub dpop: ProofRules,
+    /// Log records.
+    pub telemetry: Telemetry,
+}
+
+/// `edge`: sockets and limits.
+#[derive(Clone, Debug)]
+pub struct Edge {
+    /// The public listeners.
+    pub listeners: Vec<Listener>,
+    /// The admin listener's address; loopback.
+    pub admin: SocketAddr,
+    /// Limits on what a client may send and hold.
+    pub limits: Limits,
+    /// Worker threads of the proxy.
+    pub threads: usize,
+    /// How long requests under way may go on after SIGTERM.
+    pub drain_timeout: Duration,
+}
+
+/// One TLS listener.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    /// Its name in logs and in `explain`.
+    pub name: String,
+    /// The address it binds.
+    pub address: SocketAddr,
+    /// TLS.
+    pub tls: ListenerTls,
+    /// Connections open at once; the next is closed before its handshake.
+    pub max_connections: usize,
+    /// From the accepted socket (or the end of the answer before) to the whole request head. Also
+    /// bounds the time a keepalive connection may trickle a head.
+    pub head_timeout: Duration,
+    /// How long an idle keepalive connection stays open (HTTP/1.1 and HTTP/2).
+    pub keepalive_timeout: Duration,
+    /// Requests on one HTTP/1.1 connection before it is closed.
+    pub keepalive_requests: u32,
+    /// Concurrent streams on one HTTP/2 connection.
+    pub h2_max_streams: u32,
+    /// How long a read of a request body may take to bring anything.
+    pub body_timeout: Duration,
+}
+
+/// `tls` of a listener.
+#[derive(Clone, Debug)]
+pub struct ListenerTls {
+    /// Server certificates; chosen by SNI from the names in them, the first serves everyone else.
+    pub certificates: Vec<CertificateFiles>,
+    /// Whether a client certificate is asked for.
+    pub client_certificates: ClientCertificates,
+    /// PEM files of the authorities that sign client certificates.
+    pub client_authorities: Vec<PathBuf>,
+    /// Whether TLS 1.2 is offered beside 1.3.
+    pub tls12: bool,
+    /// Whether `h2` is offered beside `http/1.1`.
+    pub h2: bool,
+    /// The handshake's time.
+    pub handshake_timeout: Duration,
+}
+
+/// A certificate chain with its key, both PEM.
+#[derive(Clone, Debug)]
+pub struct CertificateFiles {
+    /// The chain, leaf first.
+    pub certificate: PathBuf,
+    /// The private key (PKCS #8, PKCS #1 or SEC 1).
+    pub key: PathBuf,
+}
+
+/// Whether a listener asks for a client certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientCertificates {
+    /// It does not.
+    Off,
+    /// It asks; a client may have none, but a certificate that does not verify ends the handshake.
+    Request,
+    /// It asks, and a client without one is refused in the handshake.
+    Require,
+}
+
+/// Limits on what a client may send and hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes of a request head: request line and fields.
+    pub head_bytes: usize,
+    /// Fields of a request.
+    pub head_fields: usize,
+    /// Bytes of one `Authorization` value.
+    pub authorization_bytes: usize,
+    /// Bytes of one `DPoP` value.
+    pub proof_bytes: usize,
+    /// Verified tokens remembered.
+    pub token_cache_entries: usize,
+    /// Live proofs remembered; past it new ones are refused with 503.
+    pub replay_entries: usize,
+}
+
+/// A service behind the edge.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    /// Its name in the file.
+    pub name: String,
+    /// Its servers, tried in turn.
+    pub servers: Vec<SocketAddr>,
+    /// What it speaks.
+    pub protocol: UpstreamProtocol,
+    /// What becomes of `Authorization` and `DPoP`.
+    pub authorization: AuthorizationPolicy,
+    /// Whether it is told the client's certificate (`Client-Cert`, RFC 9440).
+    pub client_certificate: bool,
+    /// Time to connect.
+    pub connect_timeout: Duration,
+    /// Time between two reads.
+    pub read_timeout: Duration,
+    /// Time for a write to make progress.
+    pub write_timeout: Duration,
+    /// How long an unused connection is kept for reuse; under the service's own keepalive time.
+    pub idle_timeout: Duration,
+}
+
+/// What an upstream speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpstreamProtocol {
+    /// HTTP/1.1 in clear.
+    Http1,
+    /// HTTP/2 in clear, with prior knowledge.
+    H2c,
+}
+
+/// What becomes of the credentials on their way upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuthorizationPolicy {
+    /// As received.
+    Forward,
+    /// The scheme is rewritten to `Bearer` and `DPoP` is removed.
+    Bearer,
+    /// `Authorization` and `DPoP` are removed.
+    Strip,
+}
+
+/// One route.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// Its name in logs and in `explain`.
+    pub name: String,
+    /// The hosts it answers for, each with the external origin that `htu` is compared with. Empty
+    /// only on a `public` route without hosts, which answers for every host.
+    pub hosts: Vec<RouteHost>,
+    /// The paths it answers for.
+    pub path: PathPattern,
+    /// Methods it takes; empty: all.
+    pub methods: Vec<String>,
+    /// Index into [`Config::upstreams`].
+    pub upstream: usize,
+    /// What it demands.
+    pub rule: RouteRule,
+    /// `public` only: credentials are passed on instead of removed.
+    pub pass_credentials: bool,
+    /// Whether `%2F`, `%5C`, `\`, and empty segments are let through.
+    pub ambiguous_paths: bool,
+    /// Where it stands in the file, for messages.
+    pub line: usize,
+}
+
+/// A host of a route and the external origin of requests to it.
+#[derive(Clone, Debug)]
+pub struct RouteHost {
+    /// The host in lower case without port, or `None` for any host (then the origin is configured).
+    pub name: Option<String>,
+    /// The port that the `Host` must have, where the file names one.
+    pub port: Option<u16>,
+    /// Index into [`Config::origins`]; `None` on public routes only.
+    pub origin: Option<usize>,
+}
+
+/// Which paths a route answers for; compared with the normalised path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PathPattern {
+    /// This path.
+    Exact(String),
+    /// This path and everything below it: `/orders` or `/orders/` match `/orders/1`, never
+    /// `/orders-old`; written with a trailing `/*` in the file (`/orders/*`). Kept without the `/*`.
+    Prefix(String),
+}
+
+/// An issuer of access tokens.
+#[derive(Clone, Debug)]
+pub struct Issuer {
+    /// What its tokens must be.
+    pub rules: IssuerRules,
+    /// Where its keys are.
+    pub jwks: JwksSource,
+}
+
+/// Where an issuer's JWK set comes from.
+#[derive(Clone, Debug)]
+pub enum JwksSource {
+    /// A file, read at start.
+    File(PathBuf),
+    /// A URL, `https`, or `http` on a loopback address.
+    Url {
+        /// The address.
+        url: String,
+        /// PEM file of the authority that signs the server's certificate; the system's otherwise.
+        authorities: Option<PathBuf>,
+        /// How often it is fetched again.
+        refresh: Duration,
+        /// The time of one fetch.
+        timeout: Duration,
+        /// The shortest time between two fetches that unknown `kid`s cause.
+        cooldown: Duration,
+    },
+}
+
+/// `telemetry`.
+#[derive(Clone, Copy, Debug)]
+pub struct Telemetry {
+    /// The share of `ok` records that is written, 0.0 to 1.0; refusals always are.
+    pub ok_sample: f64,
+    /// The least severe process message that is written.
+    pub level: tracing::Level,
+}

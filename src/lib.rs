@@ -1,0 +1,5 @@
+//! Holdfast.
+
+pub mod config;
+pub mod gate;
+pub mod policy;

@@ -1,0 +1,22 @@
+//! The decisions, and nothing else: no clock, randomness, lock, file, socket, log or metric.
+//!
+//! Every function here is a pure function of its arguments, so that a decision can be replayed
+//! later from what was recorded of it. Time comes in as [`time::UnixTime`]. The wall is kept by
+//! the compiler: `.clippy.toml` names what is banned, the attribute below forbids an exception.
+
+#![forbid(clippy::disallowed_methods, clippy::disallowed_types)]
+
+pub mod binding;
+pub mod certificate;
+pub mod denial;
+pub mod digest;
+pub mod jose;
+pub mod json;
+pub mod nonce;
+pub mod presented;
+pub mod proof;
+pub mod request;
+pub mod rule;
+pub mod target;
+pub mod time;
+pub mod token;

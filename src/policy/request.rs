@@ -1,0 +1,31 @@
+//! The request as the decisions see it.
+
+use http::HeaderMap;
+
+use super::certificate::SenderCertificate;
+
+/// What the sender showed of itself on the connection.
+#[derive(Clone, Copy, Debug)]
+pub enum Sender<'a> {
+    /// The connection carries no TLS facts, so nothing can be said about a certificate.
+    NoContext,
+    /// TLS, without a client certificate.
+    NoCertificate,
+    /// TLS with a client certificate whose chain and possession were verified.
+    Certificate(&'a SenderCertificate),
+}
+
+/// One request, after normalisation and routing. Borrowed: nothing is copied to decide.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestView<'a> {
+    /// The method as sent; case counts (RFC 9110 section 9.1).
+    pub method: &'a str,
+    /// The normalised path that was routed on, without query.
+    pub path: &'a str,
+    /// The query without its `?`.
+    pub query: Option<&'a str>,
+    /// All header fields as received.
+    pub headers: &'a HeaderMap,
+    /// Who sent it, as far as TLS tells.
+    pub sender: Sender<'a>,
+}

@@ -1,0 +1,232 @@
+//! What a request must present. Demands of default, tenant, audience and route add up.
+
+use super::jose::AlgorithmSet;
+
+/// What a token must be bound to, at least: `none` < `any` < `dpop`, `mtls` < `both`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Demand {
+    /// Nothing; what a token is bound to is enforced all the same.
+    None,
+    /// Either a key or a certificate.
+    Any,
+    /// A key (`cnf.jkt`).
+    Dpop,
+    /// A certificate (`cnf.x5t#S256`).
+    Mtls,
+    /// A key and a certificate.
+    Both,
+}
+
+impl Demand {
+    /// The weakest demand that meets both.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::None, demand) | (demand, Self::None) => demand,
+            (Self::Any, demand) | (demand, Self::Any) => demand,
+            (Self::Dpop, Self::Dpop) => Self::Dpop,
+            (Self::Mtls, Self::Mtls) => Self::Mtls,
+            (Self::Both | Self::Dpop | Self::Mtls, Self::Both | Self::Dpop | Self::Mtls) => {
+                Self::Both
+            }
+        }
+    }
+
+    /// Whether a token bound as said meets this demand.
+    #[must_use]
+    pub fn met_by(self, key: bool, certificate: bool) -> bool {
+        match self {
+            Self::None => true,
+            Self::Any => key || certificate,
+            Self::Dpop => key,
+            Self::Mtls => certificate,
+            Self::Both => key && certificate,
+        }
+    }
+
+    /// The word for it in configuration.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Any => "any",
+            Self::Dpop => "dpop",
+            Self::Mtls => "mtls",
+            Self::Both => "both",
+        }
+    }
+}
+
+/// Whether a misdeed is refused or only recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// Refuse.
+    Enforce,
+    /// Let pass what lacks proof, nonce, binding or freshness, and record it.
+    Observe,
+}
+
+impl Mode {
+    /// The word for it in configuration.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Enforce => "enforce",
+            Self::Observe => "observe",
+        }
+    }
+}
+
+/// What one scope of the configuration (default, tenant or route) says; `None` says nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Scope {
+    /// The demand.
+    pub require: Option<Demand>,
+    /// Enforce or observe.
+    pub mode: Option<Mode>,
+    /// Signature algorithms allowed for proofs.
+    pub algorithms: Option<AlgorithmSet>,
+    /// Whether a proof must carry a nonce.
+    pub nonce: Option<bool>,
+    /// Whether what this scope says replaces what the scopes before it said, weaker values included.
+    pub overrides: bool,
+}
+
+/// What one request must meet: the outcome of adding up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Requirement {
+    /// What the token must be bound to, at least.
+    pub demand: Demand,
+    /// Enforce or observe.
+    pub mode: Mode,
+    /// Signature algorithms allowed for proofs.
+    pub algorithms: AlgorithmSet,
+    /// Whether a proof must carry a nonce of ours.
+    pub nonce: bool,
+}
+
+impl Requirement {
+    /// Adds what `scope` says: demands join, algorithms intersect, `enforce` and a demanded nonce
+    /// win; unless the scope overrides, then its words replace.
+    #[must_use]
+    pub fn with(mut self, scope: &Scope) -> Self {
+        if let Some(require) = scope.require {
+            self.demand = if scope.overrides { require } else { self.demand.and(require) };
+        }
+        if let Some(mode) = scope.mode {
+            let stays = self.mode == Mode::Enforce && !scope.overrides;
+            self.mode = if stays { Mode::Enforce } else { mode };
+        }
+        if let Some(algorithms) = scope.algorithms {
+            self.algorithms =
+                if scope.overrides { algorithms } else { self.algorithms.intersection(algorithms) };
+        }
+        if let Some(nonce) = scope.nonce {
+            self.nonce = if scope.overrides { nonce } else { self.nonce || nonce };
+        }
+        self
+    }
+
+    /// Adds the certificate that an audience demands (`mtls.enforceForAudiences`).
+    #[must_use]
+    pub fn with_certificate(mut self) -> Self {
+        self.demand = self.demand.and(Demand::Mtls);
+        self
+    }
+}
+
+/// What a route is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Reads a token and admits by it.
+    Resource,
+    /// Reads no token; credentials are removed unless the route passes them.
+    Public,
+}
+
+impl Role {
+    /// Every role, in label order.
+    pub const ALL: [Self; 2] = [Self::Resource, Self::Public];
+
+    /// The word for it in configuration and labels.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Resource => "resource",
+            Self::Public => "public",
+        }
+    }
+}
+
+/// What a route demands.
+#[derive(Clone, Debug)]
+pub struct RouteRule {
+    /// What the route is for.
+    pub role: Role,
+    /// What it adds to default, tenant and audience.
+    pub scope: Scope,
+    /// Whether unbound tokens pass (bound ones are enforced all the same).
+    pub allow_unbound: bool,
+    /// The token's `aud` must name one of these; empty: no more than the issuer's entry demands.
+    pub audiences: Vec<String>,
+    /// The token's `scope` must have all of these.
+    pub scopes: Vec<String>,
+}
+
+/// A configured tenant.
+#[derive(Clone, Debug)]
+pub struct TenantRule {
+    /// Its name, as tokens and labels write it.
+    pub name: String,
+    /// What it adds to the default.
+    pub scope: Scope,
+}
+
+/// What the configuration demands, routes apart.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// `security.senderConstraints`: what holds before any tenant, audience or route adds to it.
+    pub default: Requirement,
+    /// Whether DPoP is accepted at all.
+    pub dpop_enabled: bool,
+    /// Whether certificate-bound tokens are accepted at all.
+    pub mtls_enabled: bool,
+    /// Audiences that demand a certificate (`mtls.enforceForAudiences`).
+    pub certificate_audiences: Vec<String>,
+    /// Audiences that need a nonce; empty: every audience (`dpop.nonce.requiredAudiences`).
+    pub nonce_audiences: Vec<String>,
+    /// The tenants, by index ([`TenantId`]).
+    pub tenants: Vec<TenantRule>,
+    /// The claim that names the tenant; without one the issuer's entry does.
+    pub tenant_claim: Option<String>,
+    /// Whether a token whose tenant is not configured is served under the default rule.
+    pub unknown_tenant_allowed: bool,
+}
+
+/// A tenant by its place in [`Rules::tenants`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TenantId(pub usize);
+
+impl Rules {
+    /// Adds up default, tenant, the token's audiences and route.
+    #[must_use]
+    pub fn requirement(
+        &self,
+        tenant: Option<TenantId>,
+        audiences: &[String],
+        route: &RouteRule,
+    ) -> Requirement {
+        let mut requirement = self.default;
+        let names = |listed: &[String]| audiences.iter().any(|audience| listed.contains(audience));
+        if !self.nonce_audiences.is_empty() && !names(&self.nonce_audiences) {
+            requirement.nonce = false;
+        }
+        if let Some(tenant) = tenant.and_then(|TenantId(index)| self.tenants.get(index)) {
+            requirement = requirement.with(&tenant.scope);
+        }
+        if names(&self.certificate_audiences) {
+            requirement = requirement.with_certificate();
+        }
+        requirement.with(&route.scope)
+    }
+}
