@@ -115,7 +115,7 @@ impl Sink {
     /// indices written as `[]` and names chosen by the user as `<name>`.
     pub(super) fn into_parts(self) -> (Vec<Finding>, BTreeSet<String>) {
         let mut findings = self.findings.into_inner();
-        findings.sort_by(|a, b| (a.line, a.severity).cmp(&(b.line, b.severity)));
+        findings.sort_by_key(|finding| (finding.line, finding.severity));
         findings.dedup();
         (findings, self.known.into_inner())
     }
