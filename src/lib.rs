@@ -1,6 +1,8 @@
 //! Holdfast.
 
+pub mod cli;
 pub mod config;
+pub mod edge;
 pub mod gate;
 pub mod policy;
 pub mod store;

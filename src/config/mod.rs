@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use finding::{Finding, Severity};
-pub use value::{show_duration, split_authority};
+pub use value::show_duration;
 
 use finding::{Place, Sink};
 use section::Section;

@@ -1,6 +1,5 @@
-//! Durations, names and host names as the file writes them.
+//! Durations and names as the file writes them.
 
-use std::net::Ipv6Addr;
 use std::time::Duration;
 
 /// The duration forms, for messages.
@@ -72,48 +71,6 @@ pub(super) fn is_token(text: &str) -> bool {
             .all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }
 
-/// Splits the value of a `Host` field or a host of the file into host and port. The host comes in
-/// lower case, without a trailing dot, an IPv6 literal in its brackets and in its shortest form.
-///
-/// `None` for what is no host: empty, with a byte that no host name has, with a port that is none.
-#[must_use]
-pub fn split_authority(text: &str) -> Option<(std::borrow::Cow<'_, str>, Option<u16>)> {
-    if let Some(rest) = text.strip_prefix('[') {
-        let (address, port) = rest.split_once(']')?;
-        let address: Ipv6Addr = address.parse().ok()?;
-        return Some((format!("[{address}]").into(), port_of(port)?));
-    }
-    let (host, port) = match text.find(':') {
-        Some(colon) => text.split_at_checked(colon)?,
-        None => (text, ""),
-    };
-    let host = host.strip_suffix('.').unwrap_or(host);
-    let labels = host.split('.').all(|label| {
-        (1..=63).contains(&label.len())
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
-    });
-    if host.len() > 253 || !labels {
-        return None;
-    }
-    let host = match host.bytes().any(|byte| byte.is_ascii_uppercase()) {
-        true => host.to_ascii_lowercase().into(),
-        false => host.into(),
-    };
-    Some((host, port_of(port)?))
-}
-
-/// The port in `:port`; an empty one is none (RFC 3986 section 6.2.3).
-fn port_of(text: &str) -> Option<Option<u16>> {
-    match text.strip_prefix(':') {
-        None => text.is_empty().then_some(None),
-        Some("") => Some(None),
-        Some(digits) => {
-            let port: u16 = whole(digits, 1..=5)?.try_into().ok()?;
-            (port > 0).then_some(Some(port))
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,39 +120,5 @@ mod tests {
             assert_eq!(show_duration(duration(text).unwrap()), text);
         }
         assert_eq!(show_duration(duration("00:01:30").unwrap()), "90s");
-    }
-
-    #[test]
-    fn authorities() {
-        let table = [
-            ("api.example.com", Some(("api.example.com", None))),
-            ("API.Example.com.", Some(("api.example.com", None))),
-            ("localhost:8443", Some(("localhost", Some(8443)))),
-            ("localhost:", Some(("localhost", None))),
-            ("127.0.0.1:1", Some(("127.0.0.1", Some(1)))),
-            ("[::1]:8443", Some(("[::1]", Some(8443)))),
-            ("[0:0:0:0:0:0:0:1]", Some(("[::1]", None))),
-            ("[::1", None),
-            ("[::1]8443", None),
-            ("::1", None),
-            ("", None),
-            (".", None),
-            (":80", None),
-            ("a..b", None),
-            ("a b", None),
-            ("a:0", None),
-            ("a:65536", None),
-            ("a:+80", None),
-            ("a:80:80", None),
-            ("user@a", None),
-            ("a/b", None),
-            ("*.example.com", None),
-            ("ä.example.com", None),
-        ];
-        for (text, expect) in table {
-            let found = split_authority(text);
-            let found = found.as_ref().map(|(host, port)| (host.as_ref(), *port));
-            assert_eq!(found, expect, "{text:?}");
-        }
     }
 }

@@ -4,9 +4,9 @@ use std::net::IpAddr;
 
 use crate::config::finding::{Place, Severity};
 use crate::config::section::{Item, Section, Words};
-use crate::config::value::split_authority;
 use crate::config::{Issuer, JwksSource, files};
 use crate::policy::jose::{Algorithm, AlgorithmSet};
+use crate::policy::target::split_authority;
 use crate::policy::token::{IssuerRules, TokenType};
 
 use super::Names;

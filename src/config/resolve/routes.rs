@@ -4,10 +4,10 @@ use std::collections::HashMap;
 
 use crate::config::finding::{Place, nearest};
 use crate::config::section::{Section, Text, Words};
-use crate::config::value::{is_token, split_authority};
+use crate::config::value::is_token;
 use crate::config::{Edge, PathPattern, Route, RouteHost};
 use crate::policy::rule::{Role, RouteRule};
-use crate::policy::target::{Origin, normalise_path};
+use crate::policy::target::{Origin, normalise_path, split_authority};
 
 use super::scope::{SCOPE_KEYS, scope};
 use super::security::audiences;
@@ -162,15 +162,23 @@ fn hosts(section: &Section<'_>, role: Role, shared: &mut Shared<'_>) -> Vec<Rout
     hosts
 }
 
+/// The host, without the trailing dot that an absolute name may have.
 fn host(text: &Text<'_>) -> Option<(String, Option<u16>)> {
-    let found = split_authority(&text.value);
+    let found = split_authority(&text.value).map(|(host, port)| {
+        let host = host.strip_suffix('.').map(str::to_owned).unwrap_or(host);
+        (host, port)
+    });
+    let label = |label: &str| (1..=63).contains(&label.len());
+    let found = found.filter(|(host, _)| {
+        host.starts_with('[') || (host.len() <= 253 && host.split('.').all(label))
+    });
     if found.is_none() {
         text.error(match text.value.contains('*') {
             true => "wildcards are not available in this version: name each host",
             false => "a host is expected, as in `api.example.com` or `localhost:8443`",
         });
     }
-    found.map(|(name, port)| (name.into_owned(), port))
+    found
 }
 
 fn origin_of(host: &str, port: Option<u16>) -> Option<Origin> {

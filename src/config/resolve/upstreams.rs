@@ -4,8 +4,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs as _};
 
 use crate::config::finding::{Place, Severity, Sink};
 use crate::config::section::{Section, Text, Words};
-use crate::config::value::{is_name, split_authority};
+use crate::config::value::is_name;
 use crate::config::{AuthorizationPolicy, Upstream, UpstreamProtocol};
+
+use crate::policy::target::split_authority;
 
 use super::routes::Draft;
 
@@ -65,7 +67,7 @@ fn server(text: &Text<'_>) -> Vec<SocketAddr> {
     if host == "localhost" {
         return vec![SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)];
     }
-    let found: Vec<_> = match (host.as_ref(), port).to_socket_addrs() {
+    let found: Vec<_> = match (host.as_str(), port).to_socket_addrs() {
         Ok(found) => found.take(64).collect(),
         Err(error) => {
             text.error(format!("`{}` has no address: {error}", text.written));
