@@ -334,3 +334,6 @@ pub struct Telemetry {
     /// The least severe process message that is written.
     pub level: tracing::Level,
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

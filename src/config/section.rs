@@ -117,6 +117,12 @@ impl<'a> Section<'a> {
         self.mapping.is_some_and(|mapping| mapping.contains_key(key))
     }
 
+    /// Whether the file lacks `key`, or has an empty list there.
+    pub(super) fn lacks(&self, key: &str) -> bool {
+        let value = self.mapping.and_then(|mapping| mapping.get(key));
+        value.is_none_or(|value| value.as_sequence().is_some_and(Vec::is_empty))
+    }
+
     /// Refuses a key of a later version: it would be accepted and do nothing.
     pub(super) fn later(&self, keys: &[&'static str]) {
         for key in keys {
@@ -233,7 +239,11 @@ impl<'a> Section<'a> {
                 default
             }
             None => {
-                item.error(format!("a whole number is expected, not {}", kind(item.value)));
+                let found = match item.value.is_number() {
+                    true => "another one",
+                    false => kind(item.value),
+                };
+                item.error(format!("a whole number is expected, not {found}"));
                 default
             }
         }
