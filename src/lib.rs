@@ -3,3 +3,4 @@
 pub mod config;
 pub mod gate;
 pub mod policy;
+pub mod store;
