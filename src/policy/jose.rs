@@ -310,12 +310,45 @@ fn elliptic(jwk: &Object) -> Option<(Material, Jkt)> {
 fn edwards(jwk: &Object) -> Option<(Material, Jkt)> {
     let (curve, x) = (text(jwk, "crv")?, text(jwk, "x")?);
     let bytes = URL_SAFE_NO_PAD.decode(x).ok()?;
-    if curve != "Ed25519" || bytes.len() != 32 {
+    if curve != "Ed25519" || bytes.len() != 32 || has_small_order(&bytes) {
         return None;
     }
     let key = aws::ParsedPublicKey::new(&aws::ED25519, &bytes).ok()?;
     let canonical = format!(r#"{{"crv":"Ed25519","kty":"OKP","x":"{x}"}}"#);
     Some((Material::Ed25519(key), Jkt(Sha256::of(canonical.as_bytes()))))
+}
+
+/// Whether an Ed25519 key is one of the points of order 1, 2, 4 or 8 (RFC 8032 section 8.9, RFC 7748
+/// section 7): under such a key anybody can make a signature that verifies.
+fn has_small_order(key: &[u8]) -> bool {
+    /// Their y coordinates, little endian, the non-canonical 2^255 − 19 and 2^255 − 18 included.
+    const ORDER_8: [[u8; 32]; 2] = [
+        [
+            0x26, 0xe8, 0x95, 0x8f, 0xc2, 0xb2, 0x27, 0xb0, 0x45, 0xc3, 0xf4, 0x89, 0xf2, 0xef,
+            0x98, 0xf0, 0xd5, 0xdf, 0xac, 0x05, 0xd3, 0xc6, 0x33, 0x39, 0xb1, 0x38, 0x02, 0x88,
+            0x6d, 0x53, 0xfc, 0x05,
+        ],
+        [
+            0xc7, 0x17, 0x6a, 0x70, 0x3d, 0x4d, 0xd8, 0x4f, 0xba, 0x3c, 0x0b, 0x76, 0x0d, 0x10,
+            0x67, 0x0f, 0x2a, 0x20, 0x53, 0xfa, 0x2c, 0x39, 0xcc, 0xc6, 0x4e, 0xc7, 0xfd, 0x77,
+            0x92, 0xac, 0x03, 0x7a,
+        ],
+    ];
+    let Some((last, low)) = key.split_last() else {
+        return true;
+    };
+    // The top bit is the sign of x.
+    let last = last & 0x7f;
+    let Some((first, middle)) = low.split_first() else {
+        return true;
+    };
+    let all = |value: u8| middle.iter().all(|byte| *byte == value);
+    let near_zero = last == 0 && all(0) && *first <= 1;
+    let near_prime = last == 0x7f && all(0xff) && (0xec..=0xee).contains(first);
+    let order_8 = ORDER_8
+        .iter()
+        .any(|point| point.split_last().is_some_and(|(top, rest)| *top == last && rest == low));
+    near_zero || near_prime || order_8
 }
 
 fn rsa(jwk: &Object) -> Option<(Material, Jkt)> {
