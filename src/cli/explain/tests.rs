@@ -1,5 +1,7 @@
 //! Whole answers, as they are printed.
 
+#![expect(clippy::disallowed_methods, reason = "commands take a file")]
+
 use super::*;
 use crate::config::tests::{SMALL, site};
 
