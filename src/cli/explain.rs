@@ -1,12 +1,16 @@
 //! `holdfast explain`: which listener, route, upstream and rule would serve a request, and what its
 //! sender must present.
 
+mod answer;
 mod text;
 
 use std::io::{self, Write};
 use std::path::Path;
 
-use serde::Serialize;
+use answer::{
+    Contribution, Explanation, IssuerShown, ListenerShown, Present, ProofShown, Refused,
+    RequirementShown, RouteShown, TokenShown, UpstreamShown,
+};
 
 use super::check;
 use crate::config::{self, ClientCertificates, Config, Listener, Route, Severity, show_duration};
@@ -32,112 +36,6 @@ pub struct Query<'a> {
     pub audience: Option<&'a str>,
     /// Whether the answer is one JSON document.
     pub json: bool,
-}
-
-/// The answer.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Explanation {
-    method: String,
-    url: String,
-    /// Why the request is refused whatever it presents.
-    refused: Option<Refused>,
-    listeners: Vec<ListenerShown>,
-    route: Option<RouteShown>,
-    upstream: Option<UpstreamShown>,
-    tenant: Option<String>,
-    rule: Vec<Contribution>,
-    requirement: Option<RequirementShown>,
-    token: Option<TokenShown>,
-    /// Each is enough.
-    present: Vec<Present>,
-    notes: Vec<String>,
-}
-
-#[derive(Clone, Debug, Serialize)]
-struct Refused {
-    status: u16,
-    code: &'static str,
-    why: String,
-}
-
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct ListenerShown {
-    name: String,
-    address: String,
-    client_certificates: &'static str,
-}
-
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct RouteShown {
-    name: String,
-    line: usize,
-    role: &'static str,
-    allow_unbound: bool,
-}
-
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct UpstreamShown {
-    name: String,
-    servers: Vec<String>,
-    credentials: &'static str,
-}
-
-/// What one scope adds.
-#[derive(Clone, Debug, Serialize)]
-struct Contribution {
-    scope: String,
-    says: Vec<String>,
-    overrides: bool,
-}
-
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct RequirementShown {
-    require: &'static str,
-    mode: &'static str,
-    nonce: bool,
-    algorithms: Vec<&'static str>,
-}
-
-/// What a token must say.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct TokenShown {
-    issuers: Vec<IssuerShown>,
-    /// `aud` must name one of these too; empty: no more than the issuer's entry demands.
-    audiences: Vec<String>,
-    scopes: Vec<String>,
-}
-
-#[derive(Clone, Debug, Serialize)]
-struct IssuerShown {
-    issuer: String,
-    audiences: Vec<String>,
-}
-
-/// One way to be let in.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Present {
-    authorization: &'static str,
-    /// What the token's `cnf` holds.
-    cnf: Vec<&'static str>,
-    proof: Option<ProofShown>,
-    client_certificate: bool,
-}
-
-#[derive(Clone, Debug, Serialize)]
-struct ProofShown {
-    htm: String,
-    htu: String,
-    iat: String,
-    ath: &'static str,
-    nonce: bool,
-    algorithms: Vec<&'static str>,
 }
 
 /// Writes the answer, as text or as one JSON document. Gives the exit status: 0 when something would

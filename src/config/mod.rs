@@ -8,6 +8,7 @@
 
 mod files;
 mod finding;
+mod item;
 mod raw;
 mod resolve;
 mod section;

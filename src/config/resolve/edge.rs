@@ -4,7 +4,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use crate::config::files;
-use crate::config::section::{Section, Text, Words};
+use crate::config::item::{Text, Words};
+use crate::config::section::Section;
 use crate::config::{ClientCertificates, Edge, Limits, Listener, ListenerTls};
 
 use super::{Names, own_name};

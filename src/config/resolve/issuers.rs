@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use crate::config::finding::{Place, Severity};
-use crate::config::section::{Item, Section, Words};
+use crate::config::item::{Item, Words};
+use crate::config::section::Section;
 use crate::config::{Issuer, JwksSource, files};
 use crate::policy::jose::{Algorithm, AlgorithmSet};
 use crate::policy::target::split_authority;

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use crate::config::finding::{Place, nearest};
-use crate::config::section::{Section, Text, Words};
+use crate::config::item::{Text, Words};
+use crate::config::section::Section;
 use crate::config::value::is_token;
 use crate::config::{Edge, PathPattern, Route, RouteHost};
 use crate::policy::rule::{Role, RouteRule};

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::config::section::{Section, Text, Words};
+use crate::config::item::{Text, Words};
+use crate::config::section::Section;
 use crate::config::value::show_duration;
 use crate::policy::jose::{Algorithm, AlgorithmSet};
 use crate::policy::proof::ProofRules;

@@ -3,7 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs as _};
 
 use crate::config::finding::{Place, Severity, Sink};
-use crate::config::section::{Section, Text, Words};
+use crate::config::item::{Text, Words};
+use crate::config::section::Section;
 use crate::config::value::is_name;
 use crate::config::{AuthorizationPolicy, Upstream, UpstreamProtocol};
 
