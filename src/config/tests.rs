@@ -157,6 +157,15 @@ fn a_small_file_gets_the_documented_defaults() {
 }
 
 #[test]
+fn json_is_read_too() {
+    let site = site();
+    let value: serde_yaml::Value = serde_yaml::from_str(SMALL).unwrap();
+    for json in [serde_json::to_string(&value), serde_json::to_string_pretty(&value)] {
+        assert_eq!(findings(&json.unwrap(), site.path()), Vec::<String>::new());
+    }
+}
+
+#[test]
 fn durations_have_two_forms_and_versions_may_be_numbers() {
     let site = site();
     let text = SMALL.replace("clientCertificates:", "minVersion: 1.3\n        clientCertificates:")
