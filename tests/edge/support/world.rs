@@ -138,7 +138,7 @@ impl World {
             Expect::Refused(code) => self.refused(&outcome?, code).await,
             Expect::Rejected => match outcome {
                 Ok(answer) if !(400..500).contains(&answer.status()) => {
-                    Err(format!("answered {}", answer.start))
+                    Err(format!("answered {}, upstream {:?}", answer.start, answer.seen().start))
                 }
                 Ok(_) | Err(_) => Ok(()),
             },
