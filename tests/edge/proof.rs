@@ -333,9 +333,17 @@ async fn signatures() {
             "fail/5 none",
             |p| {
                 let p = p.header("alg", "none");
-                compact(p.header_json(), p.claims_json(), |_| Vec::new())
+                compact(p.header_json(), p.claims_json(), |_| vec![0])
             },
             algorithm,
+        ),
+        (
+            "fail/2 none, unsigned",
+            |p| {
+                let p = p.header("alg", "none");
+                compact(p.header_json(), p.claims_json(), |_| Vec::new())
+            },
+            Refused("proof_malformed"),
         ),
         (
             "fail/5 HS256 with the public key",
@@ -345,7 +353,11 @@ async fn signatures() {
             },
             algorithm,
         ),
-        ("fail/6 none", |p| compact(p.header_json(), p.claims_json(), |_| Vec::new()), signature),
+        (
+            "fail/2 unsigned",
+            |p| compact(p.header_json(), p.claims_json(), |_| Vec::new()),
+            Refused("proof_malformed"),
+        ),
         ("fail/6 zeros", |p| compact(p.header_json(), p.claims_json(), |_| vec![0; 64]), signature),
         (
             "fail/6 by another key",

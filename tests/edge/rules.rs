@@ -269,8 +269,10 @@ async fn observe_relaxes_the_sender_and_nothing_else() {
         let (Some(reason), Ok(answer)) = (reason, answer) else { continue };
         table.row(name, untouched(&request, &answer.seen()));
         let id = answer.one("x-request-id").unwrap_or_default().to_owned();
-        let record = world.process.record(|record| record["decision_id"] == id.as_str()).await;
-        let record = record.unwrap_or_default();
+        let wanted = |record: &Value| {
+            record["decision_id"] == id.as_str() && record["event"] == "authority.dpop.request"
+        };
+        let record = world.process.record(wanted).await.unwrap_or_default();
         table.row(name, expect_eq("result", &record["result"], &json!("observe")));
         table.row(name, expect_eq("reason", &record["reason"], &json!(reason)));
     }

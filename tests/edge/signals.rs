@@ -26,7 +26,8 @@ async fn every_series_is_there_from_the_start() {
     let mut table = Table::default();
     let mut there = |name: &str, labels: &[&str]| {
         let found = text.lines().find(|line| {
-            line.split('{').next() == Some(name) && labels.iter().all(|label| line.contains(label))
+            line.split(['{', ' ']).next() == Some(name)
+                && labels.iter().all(|label| line.contains(label))
         });
         let zero = found.and_then(|line| line.rsplit(' ').next()) == Some("0");
         table.row(&format!("{name} {labels:?}"), expect_eq("at 0", &zero, &true));

@@ -130,15 +130,23 @@ async fn headers_and_signatures() {
             "fail/none",
             |_, t| {
                 let t = t.header("alg", "none");
-                compact(t.header_json(), t.claims_json(), |_| Vec::new())
+                compact(t.header_json(), t.claims_json(), |_| vec![0])
             },
             algorithm,
+        ),
+        (
+            "fail/none, unsigned",
+            |_, t| {
+                let t = t.header("alg", "none");
+                compact(t.header_json(), t.claims_json(), |_| Vec::new())
+            },
+            malformed,
         ),
         (
             "fail/None",
             |_, t| {
                 let t = t.header("alg", "None");
-                compact(t.header_json(), t.claims_json(), |_| Vec::new())
+                compact(t.header_json(), t.claims_json(), |_| vec![0])
             },
             algorithm,
         ),
@@ -189,7 +197,7 @@ async fn headers_and_signatures() {
             |_, t| compact(t.header_json(), t.claims_json(), |_| vec![0; 64]),
             signature,
         ),
-        ("fail/unsigned", |_, t| compact(t.header_json(), t.claims_json(), |_| vec![]), signature),
+        ("fail/unsigned", |_, t| compact(t.header_json(), t.claims_json(), |_| vec![]), malformed),
         (
             "fail/other claims",
             |_, t| {

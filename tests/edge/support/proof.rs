@@ -20,7 +20,7 @@ impl Proof {
         openssl::rand::rand_bytes(&mut jti).expect("randomness");
         let header = json!({"typ": "dpop+jwt", "alg": key.algorithm, "jwk": key.jwk});
         let claims = json!({"jti": base64url(jti), "htm": method, "htu": url, "iat": now()});
-        Self { key: key.clone(), header: members(header), claims: members(claims) }
+        Self { key: key.clone(), header: members(&header), claims: members(&claims) }
     }
 
     pub(crate) fn token(self, token: &str) -> Self {
@@ -54,10 +54,8 @@ impl Proof {
     /// Changes one member of the `jwk`; `null` takes it away.
     pub(crate) fn jwk(mut self, name: &str, value: impl Into<Value>) -> Self {
         let jwk = self.header.get_mut("jwk").and_then(Value::as_object_mut).expect("a jwk");
-        match value.into() {
-            Value::Null => jwk.remove(name),
-            value => jwk.insert(name.to_owned(), value),
-        };
+        jwk.insert(name.to_owned(), value.into());
+        jwk.retain(|_, value| !value.is_null());
         self
     }
 
@@ -70,7 +68,7 @@ impl Proof {
     }
 
     pub(crate) fn sign(&self) -> String {
-        compact(&self.header_json(), &self.claims_json(), |input| self.key.sign(input))
+        compact(self.header_json(), self.claims_json(), |input| self.key.sign(input))
     }
 
     /// Signed over this text instead: how members are doubled, spaced and ordered is the caller's.
@@ -91,11 +89,8 @@ pub(crate) fn compact(
 }
 
 /// A JSON object's members.
-pub(crate) fn members(value: Value) -> Map<String, Value> {
-    match value {
-        Value::Object(members) => members,
-        other => panic!("not an object: {other}"),
-    }
+pub(crate) fn members(value: &Value) -> Map<String, Value> {
+    value.as_object().expect("an object").clone()
 }
 
 /// `{"a":1,…}` → `{"a":1,…,<more>}`: a member twice, where a map can hold it once.

@@ -32,7 +32,7 @@ impl Token {
             "iss": ISSUER, "aud": AUDIENCE, "sub": "user-1", "client_id": "client-1",
             "iat": now(), "exp": now() + 600, "jti": "token-1", "scope": "orders.read",
         });
-        Self { key: key.clone(), header: members(header), claims: members(claims) }
+        Self { key: key.clone(), header: members(&header), claims: members(&claims) }
     }
 
     /// Bound to a key (RFC 9449 section 6.1), beside what it is bound to already.
