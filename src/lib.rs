@@ -1,5 +1,9 @@
 //! Holdfast.
 
+pub mod app;
+pub mod cli;
 pub mod config;
+pub mod edge;
 pub mod gate;
 pub mod policy;
+pub mod telemetry;
