@@ -1,15 +1,32 @@
 //! The admission sequence. Read this first.
 //!
+//! ```text
+//! presented → token → rule → proof → binding → scope      pure, in policy
+//!                                      → replay           one atomic step, last
+//! ```
+//!
 //! Invariant: only [`Gate`] makes an [`Admitted`]; `edge` forwards nothing without one.
+//! Invariant: nothing is asked of the network here; keys are facts that `edge` brings beforehand.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::policy::binding::BoundBy;
+use arc_swap::ArcSwap;
+
+use crate::policy::binding::{self, BoundBy};
 use crate::policy::denial::Denial;
-use crate::policy::digest::{Jkt, X5tS256};
-use crate::policy::rule::TenantId;
-use crate::policy::token::VerifiedToken;
+use crate::policy::digest::{Jkt, Sha256, X5tS256};
+use crate::policy::jose::AlgorithmSet;
+use crate::policy::nonce::NonceKey;
+use crate::policy::presented::{self, Credentials, Scheme};
+use crate::policy::proof::{self, ProofRules, VerifiedProof};
+use crate::policy::request::{RequestView, Sender};
+use crate::policy::rule::{Demand, Mode, Requirement, Role, RouteRule, Rules, TenantId};
+use crate::policy::target::Origin;
+use crate::policy::time::UnixTime;
+use crate::policy::token::{self, IssuerRules, KeySet, VerifiedToken};
+use crate::store::replay::{ReplayFault, ReplayLog};
+use crate::store::tokens::TokenMemory;
 
 /// A permit: this request may go upstream. Only [`Gate::admit`] makes one.
 #[derive(Clone, Debug)]
@@ -38,7 +55,10 @@ pub enum NonceStatus {
     /// None was needed, or the decision fell before it was looked at.
     NotChecked,
     /// Fresh.
-    Fresh,
+    Fresh {
+        /// How long it has been good for.
+        age: Duration,
+    },
     /// Missing where one is needed.
     Absent,
     /// Ours, too old.
@@ -56,6 +76,8 @@ pub struct Facts {
     pub token: Option<Arc<VerifiedToken>>,
     /// Whether the request took part in DPoP: a `DPoP` field or scheme, or a token bound to a key.
     pub dpop: bool,
+    /// The scheme of the token.
+    pub scheme: Option<Scheme>,
     /// The proof's key, once its signature is verified.
     pub presented_jkt: Option<Jkt>,
     /// The connection's client certificate.
@@ -74,6 +96,29 @@ pub struct Facts {
     pub challenge: Challenge,
 }
 
+impl Facts {
+    fn new(view: &RequestView<'_>, challenge: Challenge) -> Self {
+        let presented_x5t = match view.sender {
+            Sender::Certificate(certificate) => Some(certificate.x5t()),
+            Sender::NoContext | Sender::NoCertificate => None,
+        };
+        Self {
+            tenant: None,
+            token: None,
+            dpop: proof::is_presented(view.headers),
+            scheme: None,
+            presented_jkt: None,
+            presented_x5t,
+            nonce: NonceStatus::NotChecked,
+            clock_offset_ms: None,
+            observed: None,
+            wants_nonce: false,
+            issuer: None,
+            challenge,
+        }
+    }
+}
+
 /// Which schemes a 401 names in `WWW-Authenticate`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Challenge {
@@ -82,7 +127,7 @@ pub struct Challenge {
     /// `Bearer` can: a certificate suffices, or unbound tokens pass.
     pub bearer: bool,
     /// Algorithms for `algs`.
-    pub algorithms: crate::policy::jose::AlgorithmSet,
+    pub algorithms: AlgorithmSet,
 }
 
 /// A decision and what it rests on.
@@ -101,93 +146,343 @@ pub const RETRY_AFTER: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Demands of default, tenants and audiences.
-    pub rules: crate::policy::rule::Rules,
+    pub rules: Rules,
     /// The issuers, by index.
-    pub issuers: Vec<crate::policy::token::IssuerRules>,
+    pub issuers: Vec<IssuerRules>,
     /// Every external origin of a route, by index.
-    pub origins: Vec<crate::policy::target::Origin>,
+    pub origins: Vec<Origin>,
     /// Times, nonces.
-    pub proof: crate::policy::proof::ProofRules,
+    pub proof: ProofRules,
     /// Bytes of one `Authorization` value.
     pub authorization_bytes: usize,
     /// Bytes of one `DPoP` value.
     pub proof_bytes: usize,
     /// Verified tokens remembered.
     pub token_cache_entries: usize,
-    /// Live proofs remembered.
-    pub replay_entries: usize,
-    /// Fresh randomness: nonces and replay keys of this process are keyed by it.
-    pub process_key: [u8; 32],
+    /// Fresh randomness: the nonces of this process are keyed by it, so that what was made for
+    /// another process, or this one before a restart, is none here.
+    pub nonce_secret: [u8; 32],
     /// When this process started.
-    pub started: crate::policy::time::UnixTime,
+    pub started: UnixTime,
+}
+
+/// An external origin, with the nonces that are good there.
+#[derive(Debug)]
+struct Site {
+    origin: Origin,
+    nonce_key: Option<NonceKey>,
 }
 
 /// Admits, or says why not.
 #[derive(Debug)]
 pub struct Gate {
-    settings: Settings,
+    rules: Rules,
+    issuers: Vec<IssuerRules>,
+    keys: Vec<ArcSwap<KeySet>>,
+    sites: Vec<Site>,
+    proof: ProofRules,
+    authorization_bytes: usize,
+    proof_bytes: usize,
+    tokens: TokenMemory,
+    replay: Arc<dyn ReplayLog>,
+    started: UnixTime,
 }
 
 impl Gate {
     /// A gate without keys: every token is refused until [`Gate::replace_keys`] brought its issuer's.
     #[must_use]
-    pub fn new(settings: Settings) -> Self {
-        Self { settings }
+    pub fn new(settings: Settings, replay: Arc<dyn ReplayLog>) -> Self {
+        let nonces = settings.proof.nonce_ttl.is_some();
+        let site = |origin: Origin| Site {
+            nonce_key: nonces.then(|| NonceKey::derive(&settings.nonce_secret, &origin)),
+            origin,
+        };
+        Self {
+            keys: settings.issuers.iter().map(|_| ArcSwap::default()).collect(),
+            sites: settings.origins.into_iter().map(site).collect(),
+            rules: settings.rules,
+            issuers: settings.issuers,
+            proof: settings.proof,
+            authorization_bytes: settings.authorization_bytes,
+            proof_bytes: settings.proof_bytes,
+            tokens: TokenMemory::new(settings.token_cache_entries),
+            replay,
+            started: settings.started,
+        }
     }
 
-    /// Puts an issuer's key set in the place of the one before. Tokens remembered under a key that
-    /// is no longer there are forgotten.
-    pub fn replace_keys(&self, _issuer: usize, _keys: crate::policy::token::KeySet) {}
+    /// Puts an issuer's key set in the place of the one before. Tokens that a key verified which is
+    /// not in it are no longer taken from memory.
+    pub fn replace_keys(&self, issuer: usize, keys: KeySet) {
+        if let Some(current) = self.keys.get(issuer) {
+            current.store(Arc::new(keys));
+        }
+    }
 
-    /// Decides. `origin` is the external origin that the route and the request's host give (`None`
-    /// on public routes only).
+    /// How many keys an issuer has; 0 until they were brought.
+    #[must_use]
+    pub fn key_count(&self, issuer: usize) -> usize {
+        self.keys.get(issuer).map_or(0, |keys| keys.load().len())
+    }
+
+    /// Decides. `origin` is the index of the external origin that route and host give (`None` on
+    /// public routes only).
     ///
-    /// Nothing is remembered of a refused request, its proof's replay apart: calling it again after
-    /// [`Denial::TokenKeyUnknown`], with fresh keys, is safe.
+    /// A refused request leaves nothing behind but, for a replay, what was there before; asking
+    /// again after [`Denial::TokenKeyUnknown`], with fresh keys, is safe.
     pub async fn admit(
         &self,
-        _view: &crate::policy::request::RequestView<'_>,
-        _route: &crate::policy::rule::RouteRule,
-        _origin: Option<usize>,
-        _now: crate::policy::time::UnixTime,
+        view: &RequestView<'_>,
+        route: &RouteRule,
+        origin: Option<usize>,
+        now: UnixTime,
     ) -> Decision {
-        let _ = &self.settings;
-        Decision {
-            verdict: Err(Denial::StoreDown),
-            facts: Facts {
-                tenant: None,
-                token: None,
-                dpop: false,
-                presented_jkt: None,
-                presented_x5t: None,
-                nonce: NonceStatus::NotChecked,
-                clock_offset_ms: None,
-                observed: None,
-                wants_nonce: false,
-                issuer: None,
-                challenge: Challenge {
-                    dpop: true,
-                    bearer: false,
-                    algorithms: crate::policy::jose::AlgorithmSet::default(),
-                },
-            },
+        let requirement = self.rules.requirement(None, &[], route);
+        let mut facts = Facts::new(view, self.challenge(&requirement, route));
+        if route.role == Role::Public {
+            let verdict = Ok(Admitted { bound_by: BoundBy::Public, token: None });
+            return Decision { verdict, facts };
+        }
+        let Some(site) = origin.and_then(|index| self.sites.get(index)) else {
+            return Decision { verdict: Err(Denial::HostInvalid), facts };
+        };
+        let case = Case { view, route, site, now };
+        let verdict = self.decide(&case, requirement, &mut facts).await;
+        Decision { verdict, facts }
+    }
+
+    async fn decide(
+        &self,
+        case: &Case<'_>,
+        mut requirement: Requirement,
+        facts: &mut Facts,
+    ) -> Result<Admitted, Denial> {
+        let verdict = match self.token(case, facts) {
+            Ok((credentials, token)) => {
+                let (tenant, audiences) = (token.tenant(), token.audiences());
+                requirement = self.rules.requirement(tenant, audiences, case.route);
+                facts.challenge = self.challenge(&requirement, case.route);
+                self.hold(case, &requirement, &credentials, token, facts).await
+            }
+            Err(denial) => Err(denial),
+        };
+        facts.wants_nonce = self.wants_nonce(&requirement, &verdict, facts);
+        verdict
+    }
+
+    /// The token: as presented, from memory while it stands, else verified; and for this route.
+    fn token(
+        &self,
+        case: &Case<'_>,
+        facts: &mut Facts,
+    ) -> Result<(Presented, Arc<VerifiedToken>), Denial> {
+        let credentials = presented::credentials(case.view, self.authorization_bytes)?;
+        facts.scheme = Some(credentials.scheme);
+        facts.dpop |= credentials.scheme == Scheme::Dpop;
+        let hash = Sha256::of(credentials.token.as_bytes());
+        let token = match self.recall(&hash, case.now) {
+            Some(token) => token,
+            None => self.verify(&credentials, hash, case.now, facts)?,
+        };
+        facts.issuer = Some(token.issuer());
+        facts.tenant = token.tenant();
+        facts.dpop |= token.confirmation().jkt.is_some();
+        facts.token = Some(Arc::clone(&token));
+        let audiences = &case.route.audiences;
+        if !audiences.is_empty() && !token.audiences().iter().any(|one| audiences.contains(one)) {
+            return Err(Denial::RouteAudience);
+        }
+        Ok((Presented { scheme: credentials.scheme, hash }, token))
+    }
+
+    fn recall(&self, hash: &Sha256, now: UnixTime) -> Option<Arc<VerifiedToken>> {
+        let token = self.tokens.recall(hash)?;
+        let keys = self.keys.get(token.issuer())?.load();
+        if token.stands(&keys, now) {
+            return Some(token);
+        }
+        self.tokens.forget(hash);
+        None
+    }
+
+    fn verify(
+        &self,
+        credentials: &Credentials<'_>,
+        hash: Sha256,
+        now: UnixTime,
+        facts: &mut Facts,
+    ) -> Result<Arc<VerifiedToken>, Denial> {
+        let (jws, issuer) = token::read(credentials.token, &self.issuers)?;
+        facts.issuer = Some(issuer);
+        let entry = self.issuers.get(issuer).ok_or(Denial::TokenIssuer)?;
+        let keys = self.keys.get(issuer).ok_or(Denial::TokenKeyUnknown)?.load();
+        let token = Arc::new(token::verify(&jws, issuer, entry, &keys, &self.rules, now)?);
+        self.tokens.remember(hash, Arc::clone(&token));
+        Ok(token)
+    }
+
+    /// Holds the sender against token and rule, then the proof against the replay log; `observe`
+    /// lets pass what it may.
+    async fn hold(
+        &self,
+        case: &Case<'_>,
+        requirement: &Requirement,
+        presented: &Presented,
+        token: Arc<VerifiedToken>,
+        facts: &mut Facts,
+    ) -> Result<Admitted, Denial> {
+        let held = match self.sender(case, requirement, presented, &token, facts) {
+            Ok((by, proof)) => {
+                scopes(case.route, &token)?;
+                self.first_use(proof, case.now).await.map(|()| by)
+            }
+            Err(denial) => Err(denial),
+        };
+        match held {
+            Ok(bound_by) => Ok(Admitted { bound_by, token: Some(token) }),
+            Err(denial) if requirement.mode == Mode::Observe && denial.observable() => {
+                scopes(case.route, &token)?;
+                facts.observed = Some(denial);
+                Ok(Admitted { bound_by: BoundBy::Observed, token: Some(token) })
+            }
+            Err(denial) => Err(denial),
+        }
+    }
+
+    /// Proof and certificate, as far as they can be judged without memory.
+    fn sender(
+        &self,
+        case: &Case<'_>,
+        requirement: &Requirement,
+        presented: &Presented,
+        token: &VerifiedToken,
+        facts: &mut Facts,
+    ) -> Result<(BoundBy, Option<VerifiedProof>), Denial> {
+        let confirmation = token.confirmation();
+        if confirmation.jkt.is_some() && !self.rules.dpop_enabled {
+            return Err(Denial::DpopDisabled);
+        }
+        if confirmation.x5t.is_some() && !self.rules.mtls_enabled {
+            return Err(Denial::MtlsDisabled);
+        }
+        let proof = if binding::proof_needed(confirmation, presented.scheme)? {
+            Some(self.proof(case, requirement, presented.hash, facts)?)
+        } else {
+            None
+        };
+        let sender = case.view.sender;
+        let allow_unbound = case.route.allow_unbound;
+        let bound =
+            binding::bind(confirmation, proof.as_ref(), sender, requirement, allow_unbound)?;
+        Ok((bound.by(), proof))
+    }
+
+    fn proof(
+        &self,
+        case: &Case<'_>,
+        requirement: &Requirement,
+        token_hash: Sha256,
+        facts: &mut Facts,
+    ) -> Result<VerifiedProof, Denial> {
+        let expected = proof::Expected {
+            method: case.view.method,
+            origin: &case.site.origin,
+            path: case.view.path,
+            token_hash,
+            algorithms: requirement.algorithms,
+            nonce_key: case.site.nonce_key.as_ref(),
+            nonce_required: requirement.nonce,
+            rules: &self.proof,
+            max_bytes: self.proof_bytes,
+            started: self.started,
+            now: case.now,
+        };
+        let mut seen = proof::Seen::default();
+        let verified = proof::verify(case.view.headers, &expected, &mut seen);
+        facts.presented_jkt = seen.jkt;
+        facts.clock_offset_ms = seen.clock_offset_ms;
+        facts.nonce = match (&verified, seen.nonce) {
+            (_, Some(nonce)) => NonceStatus::Fresh { age: nonce.age },
+            (Err(Denial::NonceAbsent), None) => NonceStatus::Absent,
+            (Err(Denial::NonceExpired), None) => NonceStatus::Expired,
+            (Err(Denial::NonceUnknown), None) => NonceStatus::Unknown,
+            (Ok(_) | Err(_), None) => NonceStatus::NotChecked,
+        };
+        verified
+    }
+
+    async fn first_use(&self, proof: Option<VerifiedProof>, now: UnixTime) -> Result<(), Denial> {
+        let Some(proof) = proof else {
+            return Ok(());
+        };
+        let noted = self.replay.check_and_insert(proof.jkt(), proof.jti(), now).await;
+        noted.map_err(|fault| match fault {
+            ReplayFault::Replayed => Denial::Replayed,
+            ReplayFault::AtCapacity => Denial::ReplayCapacity,
+        })
+    }
+
+    fn challenge(&self, requirement: &Requirement, route: &RouteRule) -> Challenge {
+        let demand = requirement.demand;
+        let certificate = self.rules.mtls_enabled && demand.met_by(false, true);
+        Challenge {
+            dpop: self.rules.dpop_enabled && demand != Demand::Mtls,
+            bearer: certificate || route.allow_unbound || demand == Demand::None,
+            algorithms: requirement.algorithms,
+        }
+    }
+
+    /// Whether the answer must bring a nonce: after a refusal where one is needed, and, so that a
+    /// steady client is never challenged twice, once the client's own is past half its time.
+    fn wants_nonce(
+        &self,
+        requirement: &Requirement,
+        verdict: &Result<Admitted, Denial>,
+        facts: &Facts,
+    ) -> bool {
+        let Some(ttl) = self.proof.nonce_ttl else {
+            return false;
+        };
+        let needed = requirement.nonce && facts.challenge.dpop;
+        match (verdict, facts.nonce) {
+            (Err(_), NonceStatus::Absent | NonceStatus::Expired | NonceStatus::Unknown) => true,
+            (Err(_), NonceStatus::NotChecked | NonceStatus::Fresh { .. }) => needed,
+            (Ok(_), NonceStatus::Fresh { age }) => age > ttl / 2,
+            (Ok(_), _) => needed && facts.observed.is_some(),
         }
     }
 
     /// A fresh nonce for `origin`; `None` when nonces are off.
     #[must_use]
-    pub fn nonce(
-        &self,
-        _origin: usize,
-        _now: crate::policy::time::UnixTime,
-        _random: [u8; 8],
-    ) -> Option<String> {
-        None
+    pub fn nonce(&self, origin: usize, now: UnixTime, random: [u8; 8]) -> Option<String> {
+        Some(self.sites.get(origin)?.nonce_key.as_ref()?.make(now, random))
     }
 
     /// Live proofs remembered, for the metrics.
     #[must_use]
     pub fn live_proofs(&self) -> usize {
-        0
+        self.replay.live()
+    }
+}
+
+/// One request at one route.
+struct Case<'a> {
+    view: &'a RequestView<'a>,
+    route: &'a RouteRule,
+    site: &'a Site,
+    now: UnixTime,
+}
+
+/// A token as it was presented.
+struct Presented {
+    scheme: Scheme,
+    hash: Sha256,
+}
+
+fn scopes(route: &RouteRule, token: &VerifiedToken) -> Result<(), Denial> {
+    if route.scopes.iter().all(|scope| token.scopes().contains(scope)) {
+        Ok(())
+    } else {
+        Err(Denial::ScopeMissing)
     }
 }

@@ -6,4 +6,5 @@ pub mod config;
 pub mod edge;
 pub mod gate;
 pub mod policy;
+pub mod store;
 pub mod telemetry;

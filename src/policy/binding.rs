@@ -1,5 +1,12 @@
 //! `cnf` × proof × certificate × rule → bound.
 
+use super::denial::Denial;
+use super::presented::Scheme;
+use super::proof::VerifiedProof;
+use super::request::Sender;
+use super::rule::Requirement;
+use super::token::Confirmation;
+
 /// What an admission rests on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BoundBy {
@@ -30,4 +37,75 @@ impl BoundBy {
             Self::Observed => Some("observe"),
         }
     }
+}
+
+/// Whether a proof must be shown for a token of this confirmation and scheme.
+///
+/// # Errors
+/// [`Denial::Downgrade`] for a token bound to a key that came as `Bearer` (RFC 9449 section 7.2),
+/// [`Denial::TokenUnbound`] for `DPoP` with a token that is bound to no key (section 7.1).
+pub fn proof_needed(confirmation: Confirmation, scheme: Scheme) -> Result<bool, Denial> {
+    match (confirmation.jkt, scheme) {
+        (Some(_), Scheme::Dpop) => Ok(true),
+        (Some(_), Scheme::Bearer) => Err(Denial::Downgrade),
+        (None, Scheme::Dpop) => Err(Denial::TokenUnbound),
+        (None, Scheme::Bearer) => Ok(false),
+    }
+}
+
+/// A sender that holds what its token is bound to, and a binding that meets the rule. Only [`bind`]
+/// makes one.
+#[derive(Clone, Copy, Debug)]
+pub struct Bound {
+    by: BoundBy,
+}
+
+impl Bound {
+    /// What it rests on.
+    #[must_use]
+    pub fn by(self) -> BoundBy {
+        self.by
+    }
+}
+
+/// Holds the confirmation against proof and certificate, and against the rule. Whatever the token is
+/// bound to is enforced, required or not.
+///
+/// # Errors
+/// [`Denial::KeyMismatch`] (RFC 9449 section 4.3, number 12b), the three certificate denials
+/// (RFC 8705 section 3), and [`Denial::BindingTooWeak`] where the rule demands more than the token
+/// is bound to, or the token is bound to what nobody here can check.
+pub fn bind(
+    confirmation: Confirmation,
+    proof: Option<&VerifiedProof>,
+    sender: Sender<'_>,
+    requirement: &Requirement,
+    allow_unbound: bool,
+) -> Result<Bound, Denial> {
+    if let Some(jkt) = confirmation.jkt {
+        let proof = proof.ok_or(Denial::ProofMissing)?;
+        if !proof.jkt().0.same(&jkt.0) {
+            return Err(Denial::KeyMismatch);
+        }
+    }
+    if let Some(x5t) = confirmation.x5t {
+        match sender {
+            Sender::NoContext => return Err(Denial::CertificateContextMissing),
+            Sender::NoCertificate => return Err(Denial::CertificateMissing),
+            Sender::Certificate(shown) if !shown.x5t().0.same(&x5t.0) => {
+                return Err(Denial::CertificateMismatch);
+            }
+            Sender::Certificate(_) => {}
+        }
+    }
+    let (key, certificate) = (confirmation.jkt.is_some(), confirmation.x5t.is_some());
+    let met = requirement.demand.met_by(key, certificate);
+    let by = match (key, certificate) {
+        (true, true) if met => BoundBy::Both,
+        (true, false) if met => BoundBy::Dpop,
+        (false, true) if met => BoundBy::Mtls,
+        (false, false) if confirmation.is_unbound() && (met || allow_unbound) => BoundBy::Unbound,
+        (true | false, true | false) => return Err(Denial::BindingTooWeak),
+    };
+    Ok(Bound { by })
 }

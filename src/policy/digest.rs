@@ -42,10 +42,8 @@ impl Sha256 {
 impl fmt::Display for Sha256 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut text = [0; 43];
-        match URL_SAFE_NO_PAD.encode_slice(self.0, &mut text) {
-            Ok(written) => f.write_str(std::str::from_utf8(&text[..written]).unwrap_or_default()),
-            Err(_) => Err(fmt::Error),
-        }
+        URL_SAFE_NO_PAD.encode_slice(self.0, &mut text).map_err(|_| fmt::Error)?;
+        f.write_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
     }
 }
 

@@ -2,6 +2,16 @@
 
 use std::time::Duration;
 
+use http::HeaderMap;
+
+use super::denial::Denial;
+use super::digest::{Jkt, Sha256};
+use super::jose::{Algorithm, AlgorithmSet, CompactJws, KeyFault, PublicKey};
+use super::json;
+use super::nonce::{FreshNonce, NonceFault, NonceKey};
+use super::target::{Origin, htu_matches};
+use super::time::UnixTime;
+
 /// A claim that a proof must have (RFC 9449 section 4.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {
@@ -45,4 +55,248 @@ pub struct ProofRules {
     pub nonce_ttl: Option<Duration>,
     /// Whether a valid nonce decides freshness alone.
     pub nonce_replaces_iat: bool,
+}
+
+/// The most bytes of a `jti`.
+const JTI_BYTES: usize = 256;
+
+/// What a proof is held against.
+#[derive(Clone, Copy, Debug)]
+pub struct Expected<'a> {
+    /// The request's method.
+    pub method: &'a str,
+    /// The route's external origin.
+    pub origin: &'a Origin,
+    /// The request's normalised path.
+    pub path: &'a str,
+    /// SHA-256 of the token that came with it.
+    pub token_hash: Sha256,
+    /// Allowed algorithms.
+    pub algorithms: AlgorithmSet,
+    /// The nonces of this origin; `None` when nonces are off.
+    pub nonce_key: Option<&'a NonceKey>,
+    /// Whether a nonce must be there. One that is there must hold in any case.
+    pub nonce_required: bool,
+    /// Times.
+    pub rules: &'a ProofRules,
+    /// The most bytes of a proof.
+    pub max_bytes: usize,
+    /// When this process started: nothing remembers proofs from before.
+    pub started: UnixTime,
+    /// The time.
+    pub now: UnixTime,
+}
+
+/// What was learnt of a proof before it failed or passed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seen {
+    /// The key, once the signature verified.
+    pub jkt: Option<Jkt>,
+    /// now − `iat` in milliseconds, once the signature verified.
+    pub clock_offset_ms: Option<i64>,
+    /// The nonce, once it was checked and holds.
+    pub nonce: Option<FreshNonce>,
+}
+
+/// A proof that passed every check that needs no memory. Whether it is new only the replay log
+/// knows. Only [`verify`] makes one.
+#[derive(Clone, Debug)]
+pub struct VerifiedProof {
+    jkt: Jkt,
+    jti: String,
+}
+
+impl VerifiedProof {
+    /// The thumbprint of its key.
+    #[must_use]
+    pub fn jkt(&self) -> Jkt {
+        self.jkt
+    }
+
+    /// Its `jti`, 1 to 256 bytes.
+    #[must_use]
+    pub fn jti(&self) -> &str {
+        &self.jti
+    }
+}
+
+/// Runs the checks of RFC 9449 section 4.3 in their order, but for 7, which needs no signature and
+/// comes before 6, and 12b and the replay, which are the binding's and the store's.
+///
+/// # Errors
+/// The first check that fails, each with its own denial. `seen` holds what was learnt until then.
+pub fn verify(
+    headers: &HeaderMap,
+    expected: &Expected<'_>,
+    seen: &mut Seen,
+) -> Result<VerifiedProof, Denial> {
+    let text = one_field(headers)?;
+    let jws = well_formed(text, expected.max_bytes)?;
+    let claims = required_claims(&jws)?;
+    typ(&jws)?;
+    let algorithm = algorithm(&jws, expected.algorithms)?;
+    let key = public_key(&jws, algorithm)?;
+    signature(&jws, &key, algorithm)?;
+    seen.jkt = Some(key.jkt());
+    seen.clock_offset_ms = Some(expected.now.millis_since(claims.issued));
+    method(&claims, expected.method)?;
+    target(&claims, expected)?;
+    seen.nonce = nonce(&claims, expected)?;
+    freshness(&claims, seen.nonce, expected)?;
+    token_hash(&claims, expected)?;
+    Ok(VerifiedProof { jkt: key.jkt(), jti: claims.jti.to_owned() })
+}
+
+/// Whether a `DPoP` field is there at all.
+#[must_use]
+pub fn is_presented(headers: &HeaderMap) -> bool {
+    headers.contains_key("dpop")
+}
+
+/// Check 1: there is not more than one `DPoP` field.
+fn one_field(headers: &HeaderMap) -> Result<&[u8], Denial> {
+    let mut fields = headers.get_all("dpop").iter();
+    let field = fields.next().ok_or(Denial::ProofMissing)?;
+    if fields.next().is_some() {
+        return Err(Denial::ProofRepeated);
+    }
+    Ok(field.as_bytes())
+}
+
+/// Check 2: it is a single, well-formed JWT, of no more than `max_bytes`, whose header demands no
+/// extension that is not understood (RFC 7515 section 4.1.11: none is).
+fn well_formed(field: &[u8], max_bytes: usize) -> Result<CompactJws<'_>, Denial> {
+    if field.len() > max_bytes {
+        return Err(Denial::ProofTooLarge);
+    }
+    let text = std::str::from_utf8(field).map_err(|_| Denial::ProofMalformed)?;
+    let jws = CompactJws::parse(text).ok_or(Denial::ProofMalformed)?;
+    if jws.header.contains_key("crit") {
+        return Err(Denial::ProofCritical);
+    }
+    Ok(jws)
+}
+
+/// The claims of RFC 9449 section 4.2.
+struct Claims<'a> {
+    jti: &'a str,
+    htm: &'a str,
+    htu: &'a str,
+    issued: UnixTime,
+    ath: &'a str,
+    nonce: Option<&'a str>,
+}
+
+/// Check 3: all required claims are there, each of its type. `ath` is one of them, as every proof
+/// here comes with a token.
+fn required_claims<'a>(jws: &'a CompactJws<'_>) -> Result<Claims<'a>, Denial> {
+    let text = |name: &str, claim: Claim| match json::string(&jws.payload, name) {
+        Ok(found) => Ok(found),
+        Err(json::WrongType) => Err(Denial::ProofClaim(claim)),
+    };
+    let required = |name: &str, claim: Claim| {
+        text(name, claim)?.filter(|value| !value.is_empty()).ok_or(Denial::ProofClaim(claim))
+    };
+    let jti = required("jti", Claim::Jti)?;
+    if jti.len() > JTI_BYTES {
+        return Err(Denial::ProofClaim(Claim::Jti));
+    }
+    let issued = json::numeric_date(&jws.payload, "iat").ok().flatten();
+    Ok(Claims {
+        jti,
+        htm: required("htm", Claim::Htm)?,
+        htu: required("htu", Claim::Htu)?,
+        issued: issued.ok_or(Denial::ProofClaim(Claim::Iat))?,
+        ath: required("ath", Claim::Ath)?,
+        nonce: text("nonce", Claim::Nonce)?,
+    })
+}
+
+/// Check 4: `typ` is `dpop+jwt`.
+fn typ(jws: &CompactJws<'_>) -> Result<(), Denial> {
+    match json::string(&jws.header, "typ") {
+        Ok(Some("dpop+jwt")) => Ok(()),
+        Ok(_) | Err(json::WrongType) => Err(Denial::ProofType),
+    }
+}
+
+/// Check 5: `alg` names an asymmetric algorithm that is allowed.
+fn algorithm(jws: &CompactJws<'_>, allowed: AlgorithmSet) -> Result<Algorithm, Denial> {
+    jws.algorithm().filter(|algorithm| allowed.contains(*algorithm)).ok_or(Denial::ProofAlgorithm)
+}
+
+/// Checks 5 and 7: `jwk` is a public key that `alg` can use, and has no private member.
+fn public_key(jws: &CompactJws<'_>, algorithm: Algorithm) -> Result<PublicKey, Denial> {
+    let jwk = jws.header.get("jwk").and_then(serde_json::Value::as_object);
+    let key = PublicKey::from_jwk(jwk.ok_or(Denial::ProofKey)?).map_err(|fault| match fault {
+        KeyFault::Private => Denial::ProofPrivateKey,
+        KeyFault::Unusable => Denial::ProofKey,
+    })?;
+    if key.fits(algorithm) { Ok(key) } else { Err(Denial::ProofAlgorithm) }
+}
+
+/// Check 6: the signature verifies with that key.
+fn signature(jws: &CompactJws<'_>, key: &PublicKey, algorithm: Algorithm) -> Result<(), Denial> {
+    if jws.verified_by(key, algorithm) { Ok(()) } else { Err(Denial::ProofSignature) }
+}
+
+/// Check 8: `htm` is the method, to the letter.
+fn method(claims: &Claims<'_>, method: &str) -> Result<(), Denial> {
+    if claims.htm == method { Ok(()) } else { Err(Denial::ProofMethod) }
+}
+
+/// Check 9: `htu` is the target, without query and fragment.
+fn target(claims: &Claims<'_>, expected: &Expected<'_>) -> Result<(), Denial> {
+    if htu_matches(claims.htu, expected.origin, expected.path) {
+        Ok(())
+    } else {
+        Err(Denial::ProofTarget)
+    }
+}
+
+/// Check 10: the nonce is one that this edge gave out for this origin and is still good.
+fn nonce(claims: &Claims<'_>, expected: &Expected<'_>) -> Result<Option<FreshNonce>, Denial> {
+    let Some(key) = expected.nonce_key else {
+        return Ok(None);
+    };
+    let Some(nonce) = claims.nonce else {
+        return if expected.nonce_required { Err(Denial::NonceAbsent) } else { Ok(None) };
+    };
+    let ttl = expected.rules.nonce_ttl.unwrap_or_default();
+    key.check(nonce, expected.now, ttl).map(Some).map_err(|fault| match fault {
+        NonceFault::Expired => Denial::NonceExpired,
+        NonceFault::Unknown => Denial::NonceUnknown,
+    })
+}
+
+/// Check 11: `iat` lies within the proof's lifetime and the clocks' skew, or the nonce vouches for
+/// it. A proof without a nonce of this process must also be younger than the process: a proof that
+/// an earlier one admitted is remembered nowhere.
+fn freshness(
+    claims: &Claims<'_>,
+    nonce: Option<FreshNonce>,
+    expected: &Expected<'_>,
+) -> Result<(), Denial> {
+    let (rules, now) = (expected.rules, expected.now);
+    if nonce.is_some() && rules.nonce_replaces_iat {
+        return Ok(());
+    }
+    if claims.issued > now.plus(rules.clock_skew) {
+        return Err(Denial::ProofFuture);
+    }
+    if claims.issued < now.minus(rules.proof_lifetime).minus(rules.clock_skew) {
+        return Err(Denial::ProofStale);
+    }
+    if nonce.is_none() && claims.issued <= UnixTime::from_secs(expected.started.secs()) {
+        return Err(Denial::ProofBeforeStart);
+    }
+    Ok(())
+}
+
+/// Check 12a: `ath` is the hash of the token.
+fn token_hash(claims: &Claims<'_>, expected: &Expected<'_>) -> Result<(), Denial> {
+    match Sha256::from_base64url(claims.ath) {
+        Some(ath) if ath.same(&expected.token_hash) => Ok(()),
+        Some(_) | None => Err(Denial::ProofTokenHash),
+    }
 }

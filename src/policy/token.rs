@@ -1,8 +1,14 @@
 //! JWT access tokens (RFC 9068): token, key set and time in, [`VerifiedToken`] out.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::jose::AlgorithmSet;
+use super::denial::Denial;
+use super::digest::{Jkt, Sha256, X5tS256};
+use super::jose::{Algorithm, AlgorithmSet, CompactJws, KeyFault, PublicKey};
+use super::json::{self, Object};
+use super::rule::{Rules, TenantId};
+use super::time::UnixTime;
 
 /// Which `typ` an issuer's tokens have.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,40 +35,57 @@ pub struct IssuerRules {
     /// How far the issuer's clock may be from ours, for `exp` and `nbf`.
     pub clock_skew: Duration,
     /// The tenant of its tokens, where no claim names one.
-    pub tenant: Option<super::rule::TenantId>,
+    pub tenant: Option<TenantId>,
 }
 
 /// What a token is bound to (`cnf`, RFC 7800).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Confirmation {
     /// `jkt` (RFC 9449 section 6.1).
-    pub jkt: Option<super::digest::Jkt>,
+    pub jkt: Option<Jkt>,
     /// `x5t#S256` (RFC 8705 section 3.1).
-    pub x5t: Option<super::digest::X5tS256>,
+    pub x5t: Option<X5tS256>,
+    /// There are members, and none is one of these two: bound to what nobody here can check.
+    pub foreign: bool,
 }
 
-/// A token whose signature and claims hold at the time it was verified; `exp` is checked again on
-/// every use. Only this module makes one.
+impl Confirmation {
+    /// Whether nothing binds the token.
+    #[must_use]
+    pub fn is_unbound(self) -> bool {
+        self.jkt.is_none() && self.x5t.is_none() && !self.foreign
+    }
+}
+
+/// A token whose signature and claims held at the time when it was verified. Only [`verify`] makes
+/// one. Whether it still stands says [`VerifiedToken::stands`].
 #[derive(Clone, Debug)]
 pub struct VerifiedToken {
-    pub(super) issuer: usize,
-    pub(super) subject: Option<String>,
-    pub(super) client: Option<String>,
-    pub(super) tenant: Option<super::rule::TenantId>,
-    pub(super) audiences: Vec<String>,
-    pub(super) scopes: Vec<String>,
-    pub(super) confirmation: Confirmation,
-    pub(super) expires: super::time::UnixTime,
+    issuer: usize,
+    signed_by: Jkt,
+    subject: Option<String>,
+    client: Option<String>,
+    tenant: Option<TenantId>,
+    audiences: Vec<String>,
+    scopes: Vec<String>,
+    confirmation: Confirmation,
+    expires: UnixTime,
 }
 
 impl VerifiedToken {
+    /// Index of its issuer.
+    #[must_use]
+    pub fn issuer(&self) -> usize {
+        self.issuer
+    }
+
     /// `sub`.
     #[must_use]
     pub fn subject(&self) -> Option<&str> {
         self.subject.as_deref()
     }
 
-    /// `client_id` (or `azp`).
+    /// `client_id`.
     #[must_use]
     pub fn client(&self) -> Option<&str> {
         self.client.as_deref()
@@ -70,8 +93,20 @@ impl VerifiedToken {
 
     /// The configured tenant that it belongs to.
     #[must_use]
-    pub fn tenant(&self) -> Option<super::rule::TenantId> {
+    pub fn tenant(&self) -> Option<TenantId> {
         self.tenant
+    }
+
+    /// `aud`, never empty.
+    #[must_use]
+    pub fn audiences(&self) -> &[String] {
+        &self.audiences
+    }
+
+    /// `scope`, split at its spaces.
+    #[must_use]
+    pub fn scopes(&self) -> &[String] {
+        &self.scopes
     }
 
     /// What it is bound to.
@@ -80,22 +115,37 @@ impl VerifiedToken {
         self.confirmation
     }
 
-    /// `exp`.
+    /// `exp`, the issuer's skew added: the time from which it is refused.
     #[must_use]
-    pub fn expires(&self) -> super::time::UnixTime {
+    pub fn expires(&self) -> UnixTime {
         self.expires
+    }
+
+    /// Whether a remembered token still holds: it has not expired, and its key is still its
+    /// issuer's.
+    #[must_use]
+    pub fn stands(&self, keys: &KeySet, now: UnixTime) -> bool {
+        now < self.expires && keys.keys.iter().any(|key| key.public.jkt() == self.signed_by)
     }
 }
 
 /// An issuer's public keys. Made from a JWK set (RFC 7517 section 5).
 #[derive(Clone, Debug, Default)]
-pub struct KeySet {}
+pub struct KeySet {
+    keys: Arc<[SetKey]>,
+}
+
+#[derive(Debug)]
+struct SetKey {
+    kid: Option<String>,
+    public: PublicKey,
+}
 
 /// What makes a whole JWK set unusable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeySetError {
-    /// Not a JSON object with a `keys` array, or duplicate members.
-    #[error("not a JWK set: a JSON object with an array `keys` is expected")]
+    /// Not a JSON object with a `keys` array of objects, or duplicate members.
+    #[error("not a JWK set: a JSON object with an array `keys` of objects is expected")]
     Malformed,
     /// More keys than any issuer needs.
     #[error("more than {MAX_KEYS} keys")]
@@ -114,12 +164,174 @@ pub enum KeySetError {
 pub const MAX_KEYS: usize = 64;
 
 impl KeySet {
-    /// Reads a JWK set. Keys that no verification can use (encryption keys, unknown types) are left
-    /// out.
+    /// Reads a JWK set. Keys that no verification can use (encryption keys, unknown types, weak
+    /// keys) are left out.
     ///
     /// # Errors
     /// When the text is no JWK set, or no key is left, or a key is not public.
-    pub fn from_json(_text: &[u8]) -> Result<Self, KeySetError> {
-        Ok(Self {})
+    pub fn from_json(text: &[u8]) -> Result<Self, KeySetError> {
+        let set = json::object(text).ok_or(KeySetError::Malformed)?;
+        let listed = set.get("keys").and_then(serde_json::Value::as_array);
+        let listed = listed.ok_or(KeySetError::Malformed)?;
+        if listed.len() > MAX_KEYS {
+            return Err(KeySetError::TooMany);
+        }
+        let mut keys = Vec::with_capacity(listed.len());
+        for jwk in listed {
+            let jwk = jwk.as_object().ok_or(KeySetError::Malformed)?;
+            let kid = json::string(jwk, "kid").map_err(|_| KeySetError::Malformed)?;
+            match PublicKey::from_jwk(jwk) {
+                Ok(public) => keys.push(SetKey { kid: kid.map(str::to_owned), public }),
+                Err(KeyFault::Private) => return Err(KeySetError::PrivateKey),
+                Err(KeyFault::Unusable) => {}
+            }
+        }
+        if keys.is_empty() {
+            return Err(KeySetError::NoUsableKey);
+        }
+        Ok(Self { keys: keys.into() })
     }
+
+    /// How many keys it has.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Whether it has none: the set of an issuer whose keys were not fetched yet.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// The key for a token's `kid` and `alg`. Without a `kid` only a single fitting key will do:
+    /// trying all of them would let a stranger choose how many signatures are verified.
+    fn find(&self, kid: Option<&str>, algorithm: Algorithm) -> Option<&PublicKey> {
+        let mut fitting = self.keys.iter().filter(|key| {
+            key.public.fits(algorithm) && (kid.is_none() || key.kid.as_deref() == kid)
+        });
+        let found = fitting.next()?;
+        (kid.is_some() || fitting.next().is_none()).then_some(&found.public)
+    }
+}
+
+/// Reads a token far enough to know whose it claims to be: the index of its `iss`.
+///
+/// # Errors
+/// [`Denial::TokenMalformed`], [`Denial::TokenClaim`], [`Denial::TokenIssuer`].
+pub fn read<'a>(
+    token: &'a str,
+    issuers: &[IssuerRules],
+) -> Result<(CompactJws<'a>, usize), Denial> {
+    let jws = CompactJws::parse(token).ok_or(Denial::TokenMalformed)?;
+    let issuer = json::string(&jws.payload, "iss").ok().flatten().ok_or(Denial::TokenClaim)?;
+    let index = issuers.iter().position(|known| known.issuer == issuer);
+    Ok((jws, index.ok_or(Denial::TokenIssuer)?))
+}
+
+/// Verifies a token of `issuer` (its index, as [`read`] found it): RFC 9068 section 4, RFC 8725.
+///
+/// # Errors
+/// The first check that fails.
+pub fn verify(
+    jws: &CompactJws<'_>,
+    issuer: usize,
+    entry: &IssuerRules,
+    keys: &KeySet,
+    rules: &Rules,
+    now: UnixTime,
+) -> Result<VerifiedToken, Denial> {
+    if jws.header.contains_key("crit") {
+        return Err(Denial::TokenCritical);
+    }
+    typ(&jws.header, &entry.token_type)?;
+    let algorithm = jws.algorithm().filter(|algorithm| entry.algorithms.contains(*algorithm));
+    let algorithm = algorithm.ok_or(Denial::TokenAlgorithm)?;
+    let kid = json::string(&jws.header, "kid").map_err(|_| Denial::TokenMalformed)?;
+    let key = keys.find(kid, algorithm).ok_or(Denial::TokenKeyUnknown)?;
+    if !jws.verified_by(key, algorithm) {
+        return Err(Denial::TokenSignature);
+    }
+    let claims = &jws.payload;
+    let expires = times(claims, entry, now)?;
+    let audiences = json::strings(claims, "aud").map_err(|_| Denial::TokenClaim)?;
+    if !audiences.iter().any(|audience| entry.audiences.contains(audience)) {
+        return Err(Denial::TokenAudience);
+    }
+    let text = |name: &str| match json::string(claims, name) {
+        Ok(value) => Ok(value.map(str::to_owned)),
+        Err(json::WrongType) => Err(Denial::TokenClaim),
+    };
+    text("jti")?;
+    let scope = text("scope")?.unwrap_or_default();
+    Ok(VerifiedToken {
+        issuer,
+        signed_by: key.jkt(),
+        subject: text("sub")?,
+        client: text("client_id")?,
+        tenant: tenant(claims, entry, rules)?,
+        audiences,
+        scopes: scope.split(' ').filter(|name| !name.is_empty()).map(str::to_owned).collect(),
+        confirmation: confirmation(claims)?,
+        expires,
+    })
+}
+
+fn typ(header: &Object, allowed: &TokenType) -> Result<(), Denial> {
+    let shown = json::string(header, "typ").map_err(|_| Denial::TokenType)?.unwrap_or_default();
+    let shown = shown.to_ascii_lowercase();
+    let shown = shown.strip_prefix("application/").unwrap_or(&shown);
+    let fits = match allowed {
+        TokenType::AccessToken => shown == "at+jwt",
+        TokenType::OneOf(names) => names.iter().any(|name| {
+            let name = name.to_ascii_lowercase();
+            name.strip_prefix("application/").unwrap_or(&name) == shown
+        }),
+        TokenType::Any => true,
+    };
+    if fits { Ok(()) } else { Err(Denial::TokenType) }
+}
+
+/// `exp` must be there and ahead, `nbf` behind, `iat` a number. The answer is `exp` with the skew.
+fn times(claims: &Object, entry: &IssuerRules, now: UnixTime) -> Result<UnixTime, Denial> {
+    let date = |name: &str| json::numeric_date(claims, name).map_err(|_| Denial::TokenClaim);
+    date("iat")?;
+    let expires = date("exp")?.ok_or(Denial::TokenClaim)?.plus(entry.clock_skew);
+    if expires <= now {
+        return Err(Denial::TokenExpired);
+    }
+    match date("nbf")? {
+        Some(from) if from > now.plus(entry.clock_skew) => Err(Denial::TokenNotYetValid),
+        Some(_) | None => Ok(expires),
+    }
+}
+
+fn tenant(claims: &Object, entry: &IssuerRules, rules: &Rules) -> Result<Option<TenantId>, Denial> {
+    let Some(claim) = &rules.tenant_claim else {
+        return Ok(entry.tenant);
+    };
+    let named = json::string(claims, claim).map_err(|_| Denial::TokenClaim)?;
+    let found = named.and_then(|name| rules.tenants.iter().position(|known| known.name == name));
+    match found {
+        Some(index) => Ok(Some(TenantId(index))),
+        None if named.is_none() && entry.tenant.is_some() => Ok(entry.tenant),
+        None if rules.unknown_tenant_allowed => Ok(None),
+        None => Err(Denial::TenantUnknown),
+    }
+}
+
+/// `cnf`, when it is there, is an object; what it says of a key or certificate can be read.
+fn confirmation(claims: &Object) -> Result<Confirmation, Denial> {
+    let Some(cnf) = claims.get("cnf") else {
+        return Ok(Confirmation::default());
+    };
+    let cnf = cnf.as_object().ok_or(Denial::TokenConfirmation)?;
+    let digest = |name: &str| match json::string(cnf, name) {
+        Ok(None) => Ok(None),
+        Ok(Some(text)) => Sha256::from_base64url(text).map(Some).ok_or(Denial::TokenConfirmation),
+        Err(json::WrongType) => Err(Denial::TokenConfirmation),
+    };
+    let (jkt, x5t) = (digest("jkt")?.map(Jkt), digest("x5t#S256")?.map(X5tS256));
+    let foreign = jkt.is_none() && x5t.is_none() && !cnf.is_empty();
+    Ok(Confirmation { jkt, x5t, foreign })
 }

@@ -1,0 +1,4 @@
+//! Shared state: one trait a file, each with its implementations beside it.
+
+pub mod replay;
+pub mod tokens;

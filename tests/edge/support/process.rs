@@ -1,0 +1,135 @@
+//! The real program: started with a configuration, listened to, and ended by its own id.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::client::plain_get;
+
+/// Polls of 20 ms before a wait is given up: 30 s.
+const POLLS: usize = 1500;
+
+/// The program under test.
+pub(crate) struct Process {
+    child: Child,
+    lines: Arc<Mutex<Vec<String>>>,
+}
+
+impl Process {
+    /// Starts `holdfast run` and waits until it says that it is ready.
+    pub(crate) async fn start(directory: &Path, config: &Value, admin: u16) -> Self {
+        let file = directory.join("authority.yaml");
+        let text = serde_json::to_string_pretty(config).expect("JSON, which is YAML");
+        fs::write(&file, text).expect("a writable directory");
+        let mut process = Self::spawn(&["run", "--config"], &file);
+        for _ in 0..POLLS {
+            if let Some(status) = process.child.try_wait().expect("a child") {
+                panic!("ended at start with {status}:\n{}", process.output());
+            }
+            if plain_get(admin, "/readyz").await.is_ok_and(|answer| answer.status() == 200) {
+                return process;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("not ready within 30 s:\n{}", process.output());
+    }
+
+    fn spawn(arguments: &[&str], file: &Path) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_holdfast"))
+            .args(arguments)
+            .arg(file)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program");
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        keep(child.stdout.take().expect("a pipe"), &lines);
+        keep(child.stderr.take().expect("a pipe"), &lines);
+        Self { child, lines }
+    }
+
+    /// Everything it wrote so far.
+    pub(crate) fn output(&self) -> String {
+        self.lines.lock().expect("whole lines").join("\n")
+    }
+
+    /// The records so far that `wanted` takes.
+    pub(crate) fn records(&self, wanted: impl Fn(&Value) -> bool) -> Vec<Value> {
+        let lines = self.lines.lock().expect("whole lines");
+        let records = lines.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        records.filter(|record| wanted(record)).collect()
+    }
+
+    /// The first record that `wanted` takes, once it is written.
+    pub(crate) async fn record(&self, wanted: impl Fn(&Value) -> bool) -> Option<Value> {
+        for _ in 0..POLLS / 10 {
+            if let Some(record) = self.records(&wanted).into_iter().next() {
+                return Some(record);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        None
+    }
+
+    /// Sends SIGTERM.
+    pub(crate) fn terminate(&self) {
+        let command = format!("kill -TERM {}", self.child.id());
+        let status = Command::new("sh").args(["-c", &command]).status().expect("a shell");
+        assert!(status.success(), "SIGTERM could not be sent");
+    }
+
+    /// Waits for its end.
+    pub(crate) async fn ended(&mut self) -> Option<ExitStatus> {
+        for _ in 0..POLLS {
+            if let Some(status) = self.child.try_wait().expect("a child") {
+                return Some(status);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        None
+    }
+
+    /// SIGTERM, and its end.
+    pub(crate) async fn stop(mut self) -> Option<ExitStatus> {
+        self.terminate();
+        self.ended().await
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn keep(pipe: impl Read + Send + 'static, lines: &Arc<Mutex<Vec<String>>>) {
+    let lines = Arc::clone(lines);
+    std::thread::spawn(move || {
+        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+            lines.lock().expect("whole lines").push(line);
+        }
+    });
+}
+
+/// A loopback port that was free a moment ago, outside the range that outgoing connections take,
+/// so that nobody else is likely to take it before the program does.
+pub(crate) fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let spread = u16::try_from(std::process::id() % 500).expect("small") * 20;
+    for _ in 0..2000 {
+        let port = 20_000 + (spread + NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no free port between 20000 and 32000");
+}
