@@ -59,9 +59,7 @@ fn the_house_is_tidy() {
 
 fn top_level_faults<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String> {
     names
-        .filter(|name| {
-            !name.starts_with('.') && !TOP_LEVEL.contains(name) && *name != BUILD_OUTPUT
-        })
+        .filter(|name| !name.starts_with('.') && !TOP_LEVEL.contains(name) && *name != BUILD_OUTPUT)
         .map(|name| format!("{name}: the top level is fixed (tests/tidy.rs)"))
         .collect()
 }

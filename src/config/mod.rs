@@ -1,16 +1,97 @@
 //! One YAML file, resolved into typed parts or into every error at once.
 //!
-//! [`raw`] reads the text: values by `serde_yaml`, positions by a YAML event parser. [`resolve`]
-//! turns that into [`Config`]; nothing after it parses a string again.
+//! `raw` reads the text: values by `serde_yaml`, positions by a YAML event parser. `section` reads
+//! typed values key by key. `resolve` turns them into [`Config`]; nothing after it parses a string
+//! again. [`load`] is the way in.
+
+#![expect(clippy::disallowed_methods, reason = "loading reads files and the environment")]
+
+mod files;
+mod finding;
+mod raw;
+mod resolve;
+mod section;
+mod value;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+pub use finding::{Finding, Severity};
+pub use value::show_duration;
+
+use finding::{Place, Sink};
+use section::Section;
 
 use crate::policy::proof::ProofRules;
 use crate::policy::rule::{RouteRule, Rules};
 use crate::policy::target::Origin;
 use crate::policy::token::IssuerRules;
+
+/// What [`load`] made of a file.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The configuration; `None` when a finding is an error.
+    pub config: Option<Config>,
+    /// Every error and warning, in the order of lines.
+    pub findings: Vec<Finding>,
+    /// The path of every key that this build reads, as far as the file made it look: list indices
+    /// as `[]`, names that the user chose as `<name>`.
+    pub known_keys: std::collections::BTreeSet<String>,
+}
+
+/// Loads the file at `path`. Relative paths in it start at its directory.
+#[must_use]
+pub fn load(path: &Path) -> Loaded {
+    let name = path.display().to_string();
+    let limit = u64::try_from(raw::MAX_BYTES).unwrap_or(u64::MAX);
+    let text = files::read(path, limit)
+        .and_then(|bytes| String::from_utf8(bytes).map_err(|_| std::io::Error::other("not UTF-8")));
+    let base = path.parent().unwrap_or(Path::new(""));
+    match text {
+        Ok(text) => load_named(&name, &text, base),
+        Err(error) => {
+            let sink = Sink::new(&name, base);
+            sink.push(Severity::Error, Place::default(), format!("cannot read it: {error}"));
+            give_out(sink, None)
+        }
+    }
+}
+
+/// Loads `text`, with relative paths in it starting at `base`. Findings name the file
+/// `authority.yaml`.
+#[must_use]
+pub fn load_str(text: &str, base: &Path) -> Loaded {
+    load_named("authority.yaml", text, base)
+}
+
+fn load_named(name: &str, text: &str, base: &Path) -> Loaded {
+    let sink = Sink::new(name, base);
+    match raw::parse(text) {
+        Ok(document) => {
+            let root = Section::root(&sink, &document.value, &document.spot);
+            let config = resolve::resolve(root);
+            give_out(sink, config)
+        }
+        Err(faults) => {
+            for (place, message) in faults {
+                sink.push(Severity::Error, place, message);
+            }
+            give_out(sink, None)
+        }
+    }
+}
+
+fn give_out(sink: Sink, config: Option<Config>) -> Loaded {
+    let config = config.filter(|_| !sink.has_errors());
+    let (findings, known_keys) = sink.into_parts();
+    Loaded { config, findings, known_keys }
+}
+
+/// The environment variable `name`, when it is set and UTF-8.
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
 
 /// The whole configuration, resolved: names are indices, durations are durations, files exist.
 #[derive(Clone, Debug)]
@@ -174,8 +255,8 @@ pub enum AuthorizationPolicy {
 pub struct Route {
     /// Its name in logs and in `explain`.
     pub name: String,
-    /// The hosts it answers for, each with the external origin that `htu` is compared with. Empty
-    /// only on a `public` route without hosts, which answers for every host.
+    /// The hosts it answers for, each with the external origin that `htu` is compared with. Never
+    /// empty: a route without hosts in the file has one entry without a name.
     pub hosts: Vec<RouteHost>,
     /// The paths it answers for.
     pub path: PathPattern,
@@ -196,21 +277,23 @@ pub struct Route {
 /// A host of a route and the external origin of requests to it.
 #[derive(Clone, Debug)]
 pub struct RouteHost {
-    /// The host in lower case without port, or `None` for any host (then the origin is configured).
+    /// The host in lower case without port, an IPv6 literal in brackets; `None` for any host (then
+    /// the origin is configured).
     pub name: Option<String>,
-    /// The port that the `Host` must have, where the file names one.
+    /// The port that the `Host` must have, where the file names one; a `Host` without port has 443.
     pub port: Option<u16>,
     /// Index into [`Config::origins`]; `None` on public routes only.
     pub origin: Option<usize>,
 }
 
 /// Which paths a route answers for; compared with the normalised path.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum PathPattern {
     /// This path.
     Exact(String),
-    /// This path and everything below it: `/orders` or `/orders/` match `/orders/1`, never
-    /// `/orders-old`; written with a trailing `/*` in the file (`/orders/*`). Kept without the `/*`.
+    /// This path and everything below it: `/orders` stands for `/orders`, `/orders/` and
+    /// `/orders/1`, never for `/orders-old`. Written with a trailing `/*` in the file (`/orders/*`)
+    /// and kept without it: empty for every path.
     Prefix(String),
 }
 

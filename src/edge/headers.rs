@@ -92,9 +92,11 @@ pub fn upstream_request(request: &mut RequestHeader, onward: &Onward<'_>) -> pin
 /// Whether only the edge may set `name`. Many services read `_` and `-` as one character.
 fn reserved(name: &str) -> bool {
     let name = name.replace('_', "-");
-    RESERVED.iter().any(|&(known, prefix)| {
-        if prefix { name.starts_with(known) } else { name == known }
-    })
+    RESERVED.iter().any(
+        |&(known, prefix)| {
+            if prefix { name.starts_with(known) } else { name == known }
+        },
+    )
 }
 
 fn remove_reserved(request: &mut RequestHeader) {
@@ -300,11 +302,9 @@ mod tests {
 
     #[test]
     fn an_answer_carries_our_fields_once() {
-        for (issues, nonce, expect) in [
-            (false, None, Some("theirs")),
-            (true, None, None),
-            (true, Some("ours"), Some("ours")),
-        ] {
+        for (issues, nonce, expect) in
+            [(false, None, Some("theirs")), (true, None, None), (true, Some("ours"), Some("ours"))]
+        {
             let mut response = ResponseHeader::build(200, None).unwrap();
             for (name, value) in [
                 ("DPoP-Nonce", "theirs"),

@@ -132,7 +132,11 @@ impl KeySets {
     ///
     /// # Errors
     /// When a file cannot be read or is no key set.
-    pub fn new(issuers: &[Issuer], gate: Arc<Gate>, metrics: Arc<Metrics>) -> Result<Self, JwksError> {
+    pub fn new(
+        issuers: &[Issuer],
+        gate: Arc<Gate>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, JwksError> {
         let mut sources = Vec::with_capacity(issuers.len());
         for (index, issuer) in issuers.iter().enumerate() {
             let mut progress = Progress::default();

@@ -191,7 +191,11 @@ impl Drop for Place<'_> {
 
 #[async_trait]
 impl ServerApp for TlsFront {
-    async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+    async fn process_new(
+        self: &Arc<Self>,
+        stream: Stream,
+        shutdown: &ShutdownWatch,
+    ) -> Option<Stream> {
         let Some(_place) = self.enter() else {
             self.lost(ConnectionLoss::Full);
             return None;
@@ -220,7 +224,10 @@ struct Handshake {
 
 #[async_trait]
 impl TlsAccept for Handshake {
-    async fn handshake_complete_callback(&self, tls: &TlsRef) -> Option<Arc<dyn Any + Send + Sync>> {
+    async fn handshake_complete_callback(
+        &self,
+        tls: &TlsRef,
+    ) -> Option<Arc<dyn Any + Send + Sync>> {
         let chain = tls.peer_cert_chain_der().unwrap_or_default();
         // A leaf that webpki took and we cannot read counts as none: what is bound to it is refused.
         let certificate = chain.split_first().and_then(|(leaf, rest)| {
@@ -298,7 +305,11 @@ impl AsyncRead for Guarded {
 }
 
 impl AsyncWrite for Guarded {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 

@@ -29,7 +29,7 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 
 use super::headers::{self, Onward};
 use super::jwks::KeySets;
-use super::respond::{self, Answer, Asked, ErrorCode, Scheme};
+use super::respond::{self, Answer, Asked, ErrorCode};
 use super::route::{Miss, RouteTable};
 use super::upstream::{self, Servers};
 use super::view::{self, Target};
@@ -161,11 +161,12 @@ impl Parts {
         self.gate.nonce(origin, now(), random)
     }
 
-    fn refusal(&self, session: &Session, ctx: &Ctx, denial: Denial) -> Answer {
+    fn refusal(&self, ctx: &Ctx, denial: Denial) -> Answer {
+        let facts = ctx.facts.as_ref();
         let scopes = self.route(ctx).map_or(&[][..], |route| &route.rule.scopes);
         let asked = Asked {
-            challenge: ctx.facts.as_ref().map(|facts| facts.challenge),
-            scheme: Scheme::of(&session.req_header().headers),
+            challenge: facts.map(|facts| facts.challenge),
+            scheme: facts.and_then(|facts| facts.scheme),
             nonce: ctx.nonce.as_deref(),
             allow: &ctx.allow,
             scopes,
@@ -200,7 +201,12 @@ impl Parts {
         record::tell(&told, &self.metrics, &self.log);
     }
 
-    fn onward<'a>(&'a self, session: &'a Session, ctx: &'a Ctx, target: &'a str) -> Option<Onward<'a>> {
+    fn onward<'a>(
+        &'a self,
+        session: &'a Session,
+        ctx: &'a Ctx,
+        target: &'a str,
+    ) -> Option<Onward<'a>> {
         let admitted = ctx.admitted.as_ref()?;
         let (upstream, _) = self.upstream(ctx)?;
         let certificate = view::certificate(session).map(Arc::as_ref);
@@ -322,7 +328,7 @@ impl ProxyHttp for Edge {
             }
             Err(denial) => {
                 ctx.refused = Some(denial);
-                let answer = self.parts.refusal(session, ctx, denial);
+                let answer = self.parts.refusal(ctx, denial);
                 respond::send(session, &answer, &ctx.id).await?;
                 Ok(true)
             }
@@ -335,7 +341,8 @@ impl ProxyHttp for Edge {
         }
         let servers = self.parts.upstream(ctx).map(|(_, servers)| servers);
         let turn = ctx.turn.or_else(|| servers.map(Servers::turn));
-        let peer = servers.zip(turn).and_then(|(servers, turn)| servers.peer(turn, ctx.unreachable));
+        let peer =
+            servers.zip(turn).and_then(|(servers, turn)| servers.peer(turn, ctx.unreachable));
         ctx.turn = turn;
         match peer {
             Some(peer) => Ok(Box::new(peer)),
@@ -351,7 +358,8 @@ impl ProxyHttp for Edge {
         mut e: Box<Error>,
     ) -> Box<Error> {
         ctx.unreachable += 1;
-        let more = self.parts.upstream(ctx).is_some_and(|(_, servers)| servers.more(ctx.unreachable));
+        let more =
+            self.parts.upstream(ctx).is_some_and(|(_, servers)| servers.more(ctx.unreachable));
         tracing::warn!(server = %peer._address, error = e.etype().as_str(), more, "no connection");
         // Nothing was sent, so that any method may try another server.
         e.set_retry(more);
@@ -399,7 +407,10 @@ impl ProxyHttp for Edge {
         let error = failure(e);
         let upstream = self.parts.upstream(ctx).map(|(upstream, _)| upstream.name.as_str());
         tracing::info!(
-            decision_id = ctx.id, upstream, kind = e.etype().as_str(), side = e.esource().as_str(),
+            decision_id = ctx.id,
+            upstream,
+            kind = e.etype().as_str(),
+            side = e.esource().as_str(),
             "request failed"
         );
         let mut error_code = 0;

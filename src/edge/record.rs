@@ -41,7 +41,8 @@ pub fn tell(told: &Told<'_>, metrics: &Metrics, log: &Log) {
     }
     let dpop = told.facts.is_some_and(|facts| facts.dpop);
     let refused_resource = told.refused.is_some() && told.role == Role::Resource;
-    if (dpop || refused_resource) && (result != DpopResult::Ok || sampled(told.id, told.ok_sample)) {
+    if (dpop || refused_resource) && (result != DpopResult::Ok || sampled(told.id, told.ok_sample))
+    {
         log.request(&request(told, fault, result));
     }
     if let Some((denial, facts)) = fault.zip(told.facts)
@@ -51,7 +52,13 @@ pub fn tell(told: &Told<'_>, metrics: &Metrics, log: &Log) {
     }
 }
 
-fn count(told: &Told<'_>, facts: &Facts, fault: Option<Denial>, result: DpopResult, metrics: &Metrics) {
+fn count(
+    told: &Told<'_>,
+    facts: &Facts,
+    fault: Option<Denial>,
+    result: DpopResult,
+    metrics: &Metrics,
+) {
     if facts.dpop {
         let tenant = match facts.tenant {
             Some(tenant) => Tenant::Known(tenant),
@@ -115,7 +122,7 @@ fn request<'a>(told: &Told<'a>, fault: Option<Denial>, result: DpopResult) -> Re
 fn nonce_status(nonce: NonceStatus) -> &'static str {
     match nonce {
         NonceStatus::NotChecked => "not_checked",
-        NonceStatus::Fresh => "fresh",
+        NonceStatus::Fresh { .. } => "fresh",
         NonceStatus::Absent => "absent",
         NonceStatus::Expired => "expired",
         NonceStatus::Unknown => "unknown",
@@ -123,7 +130,11 @@ fn nonce_status(nonce: NonceStatus) -> &'static str {
 }
 
 /// The record of a sender that is not the token's; `None` for every other fault.
-fn constraint<'a>(told: &Told<'a>, denial: Denial, facts: &'a Facts) -> Option<ConstraintRecord<'a>> {
+fn constraint<'a>(
+    told: &Told<'a>,
+    denial: Denial,
+    facts: &'a Facts,
+) -> Option<ConstraintRecord<'a>> {
     let token = facts.token.as_deref();
     let confirmation = token.map(|token| token.confirmation()).unwrap_or_default();
     let certificate = certificate_miss(denial).is_some();
@@ -163,6 +174,7 @@ mod tests {
             tenant: None,
             token: None,
             dpop: true,
+            scheme: None,
             presented_jkt: None,
             presented_x5t: None,
             nonce: NonceStatus::Absent,

@@ -17,6 +17,7 @@ use serde::Serialize;
 use super::headers::{DPOP_NONCE, REQUEST_ID};
 use crate::gate::{self, Challenge};
 use crate::policy::denial::Denial;
+use crate::policy::presented::Scheme;
 
 /// Bytes of a refused request's body that are read, so that the connection can be kept and the
 /// answer is not lost to a reset.
@@ -116,40 +117,13 @@ impl ErrorCode {
     }
 }
 
-/// The scheme that a request's `Authorization` names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scheme {
-    /// `DPoP`
-    Dpop,
-    /// `Bearer`
-    Bearer,
-    /// None, or another.
-    Other,
-}
-
-impl Scheme {
-    /// Of the first `Authorization`; schemes have no case (RFC 9110 section 11.1).
-    #[must_use]
-    pub fn of(headers: &http::HeaderMap) -> Self {
-        let value = headers.get(http::header::AUTHORIZATION).map_or(&[][..], |value| value.as_bytes());
-        let scheme = value.split(|&byte| byte == b' ').next().unwrap_or_default();
-        if scheme.eq_ignore_ascii_case(b"dpop") {
-            Self::Dpop
-        } else if scheme.eq_ignore_ascii_case(b"bearer") {
-            Self::Bearer
-        } else {
-            Self::Other
-        }
-    }
-}
-
 /// What of a request its refusal depends on, the denial apart.
 #[derive(Clone, Copy, Debug)]
 pub struct Asked<'a> {
     /// What satisfies the route; `None` before a token was asked for.
     pub challenge: Option<Challenge>,
-    /// The scheme that was used.
-    pub scheme: Scheme,
+    /// The scheme of the token, where one was read.
+    pub scheme: Option<Scheme>,
     /// A fresh nonce, where the client will need one.
     pub nonce: Option<&'a str>,
     /// Methods that the route takes.
@@ -226,7 +200,9 @@ fn error_of(denial: Denial, nonce: bool) -> ErrorCode {
         | Denial::CertificateMismatch => ErrorCode::InvalidToken,
         Denial::ScopeMissing => ErrorCode::InsufficientScope,
         Denial::ProofMissing if nonce => ErrorCode::UseDpopNonce,
-        Denial::NonceAbsent | Denial::NonceExpired | Denial::NonceUnknown => ErrorCode::UseDpopNonce,
+        Denial::NonceAbsent | Denial::NonceExpired | Denial::NonceUnknown => {
+            ErrorCode::UseDpopNonce
+        }
         Denial::ProofMissing
         | Denial::ProofRepeated
         | Denial::ProofTooLarge
@@ -258,7 +234,7 @@ fn challenges(denial: Denial, error: ErrorCode, asked: &Asked<'_>) -> Vec<String
     let about_proof = matches!(error, ErrorCode::InvalidDpopProof | ErrorCode::UseDpopNonce);
     let on_dpop = about_proof
         || denial == Denial::Downgrade
-        || asked.scheme == Scheme::Dpop
+        || asked.scheme == Some(Scheme::Dpop)
         || !challenge.bearer;
     let attributes = (error != ErrorCode::Unauthorized).then(|| attributes(error, asked.scopes));
     let on = |dpop: bool| attributes.as_deref().filter(|_| dpop == on_dpop);
@@ -276,7 +252,8 @@ fn challenges(denial: Denial, error: ErrorCode, asked: &Asked<'_>) -> Vec<String
 }
 
 fn dpop_challenge(attributes: Option<&str>, challenge: Challenge) -> String {
-    let algorithms: Vec<_> = challenge.algorithms.iter().map(|algorithm| algorithm.name()).collect();
+    let algorithms: Vec<_> =
+        challenge.algorithms.iter().map(|algorithm| algorithm.name()).collect();
     let algorithms = algorithms.join(" ");
     match attributes {
         Some(attributes) => format!("DPoP {attributes}, algs=\"{algorithms}\""),
@@ -356,7 +333,8 @@ fn can_keep(session: &mut Session) -> bool {
     }
     let headers = &session.req_header().headers;
     let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
-    let short = length.and_then(|length| length.parse().ok()).is_some_and(|n: usize| n <= DRAIN_BYTES);
+    let short =
+        length.and_then(|length| length.parse().ok()).is_some_and(|n: usize| n <= DRAIN_BYTES);
     short && !headers.contains_key(EXPECT)
 }
 
@@ -384,7 +362,11 @@ mod tests {
         Challenge { dpop, bearer, algorithms }
     }
 
-    fn asked<'a>(challenge: Challenge, scheme: Scheme, nonce: Option<&'a str>) -> Asked<'a> {
+    fn asked<'a>(
+        challenge: Challenge,
+        scheme: Option<Scheme>,
+        nonce: Option<&'a str>,
+    ) -> Asked<'a> {
         Asked { challenge: Some(challenge), scheme, nonce, allow: &[], scopes: &[] }
     }
 
@@ -453,13 +435,14 @@ mod tests {
     #[test]
     fn every_denial_has_its_answer() {
         for &(denial, status, error) in TABLE {
-            for scheme in [Scheme::Dpop, Scheme::Bearer, Scheme::Other] {
+            for scheme in [Some(Scheme::Dpop), Some(Scheme::Bearer), None] {
                 for (dpop, bearer) in [(true, false), (true, true), (false, true), (false, false)] {
                     let answer = answer(denial, &asked(challenge(dpop, bearer), scheme, None));
                     let context = format!("{denial:?} {scheme:?} {dpop} {bearer}");
                     assert_eq!(answer.error.status().as_u16(), status, "{context}");
                     assert_eq!(answer.error.words().0, error, "{context}");
-                    let with_error = answer.challenges.iter().filter(|c| c.contains("error=")).count();
+                    let with_error =
+                        answer.challenges.iter().filter(|c| c.contains("error=")).count();
                     if status == 401 {
                         assert!(!answer.challenges.is_empty(), "{context}");
                         assert_eq!(with_error, usize::from(denial != Denial::TokenMissing));
@@ -477,49 +460,50 @@ mod tests {
     #[test]
     fn challenges_name_what_satisfies_and_where_the_error_is() {
         use Denial as D;
-        use Scheme as S;
-        let token = "error=\"invalid_token\", error_description=\"the access token is not valid here\"";
+        let (none, with_dpop, with_bearer) = (None, Some(Scheme::Dpop), Some(Scheme::Bearer));
+        let token =
+            "error=\"invalid_token\", error_description=\"the access token is not valid here\"";
         let proof =
             "error=\"invalid_dpop_proof\", error_description=\"the DPoP proof is not valid here\"";
         for (denial, scheme, dpop, bearer, expect) in [
-            (D::TokenMissing, S::Other, true, false, vec!["DPoP algs=\"ES256 EdDSA\"".to_owned()]),
+            (D::TokenMissing, none, true, false, vec!["DPoP algs=\"ES256 EdDSA\"".to_owned()]),
             (
                 D::TokenMissing,
-                S::Other,
+                none,
                 true,
                 true,
                 vec!["DPoP algs=\"ES256 EdDSA\"".to_owned(), "Bearer".to_owned()],
             ),
-            (D::TokenMissing, S::Other, false, true, vec!["Bearer".to_owned()]),
+            (D::TokenMissing, none, false, true, vec!["Bearer".to_owned()]),
             (
                 D::TokenExpired,
-                S::Bearer,
+                with_bearer,
                 true,
                 true,
                 vec!["DPoP algs=\"ES256 EdDSA\"".to_owned(), format!("Bearer {token}")],
             ),
             (
                 D::TokenExpired,
-                S::Dpop,
+                with_dpop,
                 true,
                 true,
                 vec![format!("DPoP {token}, algs=\"ES256 EdDSA\""), "Bearer".to_owned()],
             ),
             (
                 D::Downgrade,
-                S::Bearer,
+                with_bearer,
                 true,
                 true,
                 vec![format!("DPoP {token}, algs=\"ES256 EdDSA\""), "Bearer".to_owned()],
             ),
             (
                 D::ProofTarget,
-                S::Bearer,
+                with_bearer,
                 true,
                 true,
                 vec![format!("DPoP {proof}, algs=\"ES256 EdDSA\""), "Bearer".to_owned()],
             ),
-            (D::CertificateMissing, S::Bearer, false, true, vec![format!("Bearer {token}")]),
+            (D::CertificateMissing, with_bearer, false, true, vec![format!("Bearer {token}")]),
         ] {
             let answer = answer(denial, &asked(challenge(dpop, bearer), scheme, None));
             assert_eq!(answer.challenges, expect, "{denial:?} {scheme:?}");
@@ -528,7 +512,7 @@ mod tests {
 
     #[test]
     fn a_missing_proof_asks_for_a_nonce_where_nonces_are_on() {
-        let asked = asked(challenge(true, false), Scheme::Dpop, Some("n-1"));
+        let asked = asked(challenge(true, false), Some(Scheme::Dpop), Some("n-1"));
         let answer = answer(Denial::ProofMissing, &asked);
         assert_eq!(answer.error, ErrorCode::UseDpopNonce);
         assert_eq!(head(&answer, "id", 0).unwrap().headers.get(DPOP_NONCE).unwrap(), "n-1");
@@ -541,30 +525,12 @@ mod tests {
         let asked = Asked {
             scopes: &scopes,
             allow: &allow,
-            ..asked(challenge(true, false), Scheme::Dpop, None)
+            ..asked(challenge(true, false), Some(Scheme::Dpop), None)
         };
         let refused = answer(Denial::ScopeMissing, &asked);
         assert!(refused.challenges[0].contains("scope=\"read write\""));
         let refused = answer(Denial::MethodNotAllowed, &Asked { challenge: None, ..asked });
         assert_eq!(refused.allow.as_deref(), Some("GET, POST"));
         assert!(refused.challenges.is_empty());
-    }
-
-    #[test]
-    fn schemes_have_no_case() {
-        for (value, expect) in [
-            (Some("DPoP x"), Scheme::Dpop),
-            (Some("dpop x"), Scheme::Dpop),
-            (Some("bEARER x"), Scheme::Bearer),
-            (Some("Basic x"), Scheme::Other),
-            (Some(""), Scheme::Other),
-            (None, Scheme::Other),
-        ] {
-            let mut headers = http::HeaderMap::new();
-            if let Some(value) = value {
-                headers.insert(http::header::AUTHORIZATION, value.parse().unwrap());
-            }
-            assert_eq!(Scheme::of(&headers), expect, "{value:?}");
-        }
     }
 }

@@ -15,7 +15,9 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::danger::ClientCertVerifier;
-use rustls::server::{ClientHello, ResolvesServerCert, ServerSessionMemoryCache, WebPkiClientVerifier};
+use rustls::server::{
+    ClientHello, ResolvesServerCert, ServerSessionMemoryCache, WebPkiClientVerifier,
+};
 use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
@@ -114,10 +116,9 @@ fn client_verifier(
     let mut roots = RootCertStore::empty();
     for path in &tls.client_authorities {
         for certificate in certificates(path)? {
-            roots.add(certificate).map_err(|error| TlsError::Pem {
-                path: path.clone(),
-                reason: error.to_string(),
-            })?;
+            roots
+                .add(certificate)
+                .map_err(|error| TlsError::Pem { path: path.clone(), reason: error.to_string() })?;
         }
     }
     let builder = WebPkiClientVerifier::builder_with_provider(roots.into(), Arc::clone(provider));

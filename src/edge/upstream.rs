@@ -103,7 +103,8 @@ mod tests {
     #[test]
     fn servers_take_turns_and_attempts_move_on() {
         let servers = Servers::new(0, &upstream(&["10.0.0.1:80", "10.0.0.2:80"]));
-        let address = |turn, attempt| servers.peer(turn, attempt).map(|peer| peer._address.to_string());
+        let address =
+            |turn, attempt| servers.peer(turn, attempt).map(|peer| peer._address.to_string());
         let (first, second) = (servers.turn(), servers.turn());
         assert_ne!(address(first, 0), address(second, 0));
         assert_eq!(address(first, 1), address(second, 0));

@@ -14,12 +14,12 @@ use super::listener::Connection;
 use crate::policy::certificate::SenderCertificate;
 use crate::policy::denial::Denial;
 use crate::policy::request::{RequestView, Sender};
-use crate::policy::target::normalise_path;
+use crate::policy::target::{normalise_path, split_authority};
 
 /// A request's target, owned, for as long as the request lives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// `Host` or `:authority` in lower case: `api.example.com`, `[::1]:8443`.
+    /// `Host` or `:authority`, the host normalised: `api.example.com`, `[::1]:8443`.
     pub authority: String,
     /// The normalised path.
     pub path: String,
@@ -56,8 +56,8 @@ impl Target {
     }
 }
 
-/// The one authority of a request (RFC 9110 section 7.2, RFC 9113 section 8.3.1): where `Host` and
-/// `:authority` are both there they must agree.
+/// The one authority of a request (RFC 9110 section 7.2, RFC 9113 section 8.3.1), normalised: where
+/// `Host` and `:authority` are both there they must agree.
 fn authority(request: &RequestHeader) -> Result<String, Denial> {
     let mut hosts = request.headers.get_all(HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
@@ -65,40 +65,14 @@ fn authority(request: &RequestHeader) -> Result<String, Denial> {
         (Some(host), None) => Some(host.to_str().map_err(|_| Denial::HostInvalid)?),
         (Some(_), Some(_)) => return Err(Denial::HostInvalid),
     };
-    let named = match (host, request.uri.authority().map(http::uri::Authority::as_str)) {
-        (Some(host), Some(authority)) if !host.eq_ignore_ascii_case(authority) => {
-            return Err(Denial::HostInvalid);
-        }
-        (Some(named), _) | (None, Some(named)) => named,
+    let pseudo = request.uri.authority().map(http::uri::Authority::as_str);
+    let split = |text: &str| split_authority(text).ok_or(Denial::HostInvalid);
+    let (host, port) = match (host.map(split).transpose()?, pseudo.map(split).transpose()?) {
+        (Some(host), Some(pseudo)) if host != pseudo => return Err(Denial::HostInvalid),
+        (Some(one), _) | (None, Some(one)) => one,
         (None, None) => return Err(Denial::HostInvalid),
     };
-    if host_and_port(named) { Ok(named.to_ascii_lowercase()) } else { Err(Denial::HostInvalid) }
-}
-
-/// Whether `text` is `uri-host [":" port]` (RFC 9110 section 7.2): a name of letters, digits and
-/// `-._`, or an IPv6 address in brackets.
-fn host_and_port(text: &str) -> bool {
-    let (host, port) = match text.strip_prefix('[').map(|rest| rest.split_once(']')) {
-        Some(Some((address, rest))) => {
-            if address.parse::<std::net::Ipv6Addr>().is_err() {
-                return false;
-            }
-            match rest.strip_prefix(':') {
-                Some(port) => ("v6", Some(port)),
-                None if rest.is_empty() => ("v6", None),
-                None => return false,
-            }
-        }
-        Some(None) => return false,
-        None => match text.split_once(':') {
-            Some((host, port)) => (host, Some(port)),
-            None => (text, None),
-        },
-    };
-    let name_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
-    let good_port =
-        |port: &str| port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok();
-    (1..=255).contains(&host.len()) && host.bytes().all(name_byte) && port.is_none_or(good_port)
+    Ok(port.map_or_else(|| host.clone(), |port| format!("{host}:{port}")))
 }
 
 /// Bytes of the request head as HTTP/1.1 would write it.
@@ -174,7 +148,8 @@ mod tests {
             (&[":443"], Err(Denial::HostInvalid)),
             (&["a.example", "a.example"], Err(Denial::HostInvalid)),
             (&["user@a.example"], Err(Denial::HostInvalid)),
-            (&["a.example:"], Err(Denial::HostInvalid)),
+            (&["a.example:"], Ok("a.example")),
+            (&["a%2Eexample"], Ok("a.example")),
             (&["a.example:99999"], Err(Denial::HostInvalid)),
             (&["a.example:+80"], Err(Denial::HostInvalid)),
             (&["a.example:80:80"], Err(Denial::HostInvalid)),
@@ -183,7 +158,7 @@ mod tests {
             (&["[::1"], Err(Denial::HostInvalid)),
             (&["[::1]x"], Err(Denial::HostInvalid)),
             (&["[evil]"], Err(Denial::HostInvalid)),
-            (&["a%2eexample"], Err(Denial::HostInvalid)),
+            (&["a%2Fexample"], Err(Denial::HostInvalid)),
         ] {
             let target = Target::of(&request("/", hosts)).map(|target| target.authority);
             assert_eq!(target.as_deref().map_err(|denial| *denial), expect, "{hosts:?}");

@@ -237,7 +237,8 @@ impl Log {
     }
 
     fn message(&self, level: &str, target: &str, message: &str, fields: &str) {
-        let mut line = format!("{{\"ts\":\"{}\",\"event\":\"process\"", Timestamp(SystemTime::now()));
+        let mut line =
+            format!("{{\"ts\":\"{}\",\"event\":\"process\"", Timestamp(SystemTime::now()));
         for (name, value) in [("level", level), ("target", target), ("message", message)] {
             push_field(&mut line, name, value);
         }
@@ -287,7 +288,8 @@ fn report_suppressed(suppressed: &AtomicU64, out: &mut impl Write) {
     let count = suppressed.swap(0, Ordering::Relaxed);
     if count > 0 {
         let ts = Timestamp(SystemTime::now());
-        let _ = writeln!(out, r#"{{"ts":"{ts}","event":"holdfast.log.suppressed","count":{count}}}"#);
+        let _ =
+            writeln!(out, r#"{{"ts":"{ts}","event":"holdfast.log.suppressed","count":{count}}}"#);
     }
 }
 

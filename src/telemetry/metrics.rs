@@ -76,7 +76,8 @@ pub enum CertificateMiss {
 }
 
 impl CertificateMiss {
-    const ALL: [Self; 3] = [Self::ContextMissing, Self::MissingCertificate, Self::ThumbprintMismatch];
+    const ALL: [Self; 3] =
+        [Self::ContextMissing, Self::MissingCertificate, Self::ThumbprintMismatch];
 
     fn name(self) -> &'static str {
         match self {
@@ -334,7 +335,12 @@ struct Definer<'a> {
 }
 
 impl Definer<'_> {
-    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+    fn counters(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> prometheus::Result<IntCounterVec> {
         let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
         self.registry.register(Box::new(counters.clone()))?;
         Ok(counters)
@@ -347,7 +353,8 @@ impl Definer<'_> {
     }
 
     fn constants(&self, shape: &Shape<'_>) -> prometheus::Result<()> {
-        let capacity = self.gauge("holdfast_replay_capacity", "Live proofs that can be remembered")?;
+        let capacity =
+            self.gauge("holdfast_replay_capacity", "Live proofs that can be remembered")?;
         capacity.set(i64::try_from(shape.replay_capacity).unwrap_or(i64::MAX));
         let bypass = Gauge::new("holdfast_bypass_active", "1 while the temporary bypass is on")?;
         self.registry.register(Box::new(bypass))
@@ -377,7 +384,12 @@ impl Definer<'_> {
         Ok((by_role, by_result))
     }
 
-    fn reasons(&self, name: &str, help: &str, reasons: &[&str]) -> prometheus::Result<Vec<IntCounter>> {
+    fn reasons(
+        &self,
+        name: &str,
+        help: &str,
+        reasons: &[&str],
+    ) -> prometheus::Result<Vec<IntCounter>> {
         let counters = self.counters(name, help, &["reason"])?;
         Ok(reasons.iter().map(|reason| counters.with_label_values(&[reason])).collect())
     }
@@ -410,7 +422,10 @@ impl Definer<'_> {
         Ok(histogram)
     }
 
-    fn connections(&self, shape: &Shape<'_>) -> prometheus::Result<(Vec<IntGauge>, Vec<IntCounter>)> {
+    fn connections(
+        &self,
+        shape: &Shape<'_>,
+    ) -> prometheus::Result<(Vec<IntGauge>, Vec<IntCounter>)> {
         let opts = Opts::new("holdfast_connections", "Open connections");
         let open = IntGaugeVec::new(opts, &["listener"])?;
         self.registry.register(Box::new(open.clone()))?;
@@ -472,8 +487,9 @@ mod tests {
         let text = text(&metrics());
         for tenant in ["acme", "umbrella", "default", "other"] {
             for role in Role::ALL.map(Role::name) {
-                let line =
-                    format!("authority_dpop_requests_total{{role=\"{role}\",tenant=\"{tenant}\"}} 0\n");
+                let line = format!(
+                    "authority_dpop_requests_total{{role=\"{role}\",tenant=\"{tenant}\"}} 0\n"
+                );
                 assert!(text.contains(&line), "{line}");
                 for result in DpopResult::ALL.map(DpopResult::name) {
                     let line = format!(

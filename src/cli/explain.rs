@@ -1,0 +1,478 @@
+//! `holdfast explain`: which listener, route, upstream and rule would serve a request, and what its
+//! sender must present.
+
+mod text;
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::check;
+use crate::config::{self, ClientCertificates, Config, Listener, Route, Severity, show_duration};
+use crate::edge::route::{Miss, RouteTable};
+use crate::policy::denial::Denial;
+use crate::policy::jose::AlgorithmSet;
+use crate::policy::rule::{Demand, Requirement, Role, Scope, TenantId};
+use crate::policy::target::{Origin, normalise_path, split_authority};
+
+/// What is asked.
+#[derive(Clone, Copy, Debug)]
+pub struct Query<'a> {
+    /// The configuration file.
+    pub config: &'a Path,
+    /// The request's method.
+    pub method: &'a str,
+    /// The request's URL, as a client would write it.
+    pub url: &'a str,
+    /// The tenant of the token, where it has one.
+    pub tenant: Option<&'a str>,
+    /// An audience (`aud`) of the token.
+    pub audience: Option<&'a str>,
+    /// Whether the answer is one JSON document.
+    pub json: bool,
+}
+
+/// The answer.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Explanation {
+    method: String,
+    url: String,
+    /// Why the request is refused whatever it presents.
+    refused: Option<Refused>,
+    listeners: Vec<ListenerShown>,
+    route: Option<RouteShown>,
+    upstream: Option<UpstreamShown>,
+    tenant: Option<String>,
+    rule: Vec<Contribution>,
+    requirement: Option<RequirementShown>,
+    token: Option<TokenShown>,
+    /// Each is enough.
+    present: Vec<Present>,
+    notes: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Refused {
+    status: u16,
+    code: &'static str,
+    why: String,
+}
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ListenerShown {
+    name: String,
+    address: String,
+    client_certificates: &'static str,
+}
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct RouteShown {
+    name: String,
+    line: usize,
+    role: &'static str,
+    allow_unbound: bool,
+}
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct UpstreamShown {
+    name: String,
+    servers: Vec<String>,
+    credentials: &'static str,
+}
+
+/// What one scope adds.
+#[derive(Clone, Debug, Serialize)]
+struct Contribution {
+    scope: String,
+    says: Vec<String>,
+    overrides: bool,
+}
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct RequirementShown {
+    require: &'static str,
+    mode: &'static str,
+    nonce: bool,
+    algorithms: Vec<&'static str>,
+}
+
+/// What a token must say.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct TokenShown {
+    issuers: Vec<IssuerShown>,
+    /// `aud` must name one of these too; empty: no more than the issuer's entry demands.
+    audiences: Vec<String>,
+    scopes: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct IssuerShown {
+    issuer: String,
+    audiences: Vec<String>,
+}
+
+/// One way to be let in.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Present {
+    authorization: &'static str,
+    /// What the token's `cnf` holds.
+    cnf: Vec<&'static str>,
+    proof: Option<ProofShown>,
+    client_certificate: bool,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct ProofShown {
+    htm: String,
+    htu: String,
+    iat: String,
+    ath: &'static str,
+    nonce: bool,
+    algorithms: Vec<&'static str>,
+}
+
+/// Writes the answer, as text or as one JSON document. Gives the exit status: 0 when something would
+/// serve the request, 1 when nothing would or the configuration has errors.
+///
+/// # Errors
+/// When `out` cannot be written to.
+pub fn run(out: &mut impl Write, query: &Query<'_>) -> io::Result<u8> {
+    let loaded = config::load(query.config);
+    let Some(config) = loaded.config else {
+        let errors = loaded.findings.iter().filter(|finding| finding.severity == Severity::Error);
+        if query.json {
+            let findings: Vec<_> = errors.map(check::finding_json).collect();
+            writeln!(out, "{:#}", serde_json::json!({ "findings": findings }))?;
+        } else {
+            check::write_findings(out, &errors.cloned().collect::<Vec<_>>())?;
+        }
+        return Ok(1);
+    };
+    let explanation = explain(&config, query);
+    if query.json {
+        writeln!(out, "{:#}", serde_json::to_value(&explanation)?)?;
+    } else {
+        text::write(out, &explanation, &query.config.display().to_string())?;
+    }
+    Ok(u8::from(explanation.refused.is_some()))
+}
+
+fn explain(config: &Config, query: &Query<'_>) -> Explanation {
+    let mut shown = Explanation {
+        method: query.method.to_owned(),
+        url: query.url.to_owned(),
+        refused: None,
+        listeners: Vec::new(),
+        route: None,
+        upstream: None,
+        tenant: None,
+        rule: Vec::new(),
+        requirement: None,
+        token: None,
+        present: Vec::new(),
+        notes: Vec::new(),
+    };
+    if let Err(refused) = fill(config, query, &mut shown) {
+        shown.refused = Some(refused);
+    }
+    shown
+}
+
+fn refused(status: u16, denial: Denial, why: impl Into<String>) -> Refused {
+    Refused { status, code: denial.code(), why: why.into() }
+}
+
+/// A URL cut into what a client sends.
+struct Target<'a> {
+    authority: &'a str,
+    path: &'a str,
+    query: Option<&'a str>,
+}
+
+fn target(url: &str) -> Option<Target<'_>> {
+    let (scheme, rest) = url.split_once("://")?;
+    if !scheme.eq_ignore_ascii_case("https") {
+        return None;
+    }
+    // A client keeps the fragment to itself (RFC 9110 section 7.1).
+    let rest = rest.split_once('#').map_or(rest, |(rest, _)| rest);
+    let (rest, query) = match rest.split_once('?') {
+        Some((rest, query)) => (rest, Some(query)),
+        None => (rest, None),
+    };
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    Some(Target { authority, path: if path.is_empty() { "/" } else { path }, query })
+}
+
+fn fill(config: &Config, query: &Query<'_>, shown: &mut Explanation) -> Result<(), Refused> {
+    const NO_URL: &str = "a URL is expected, as in https://api.example.com/orders";
+    let host = |why: &str| refused(400, Denial::HostInvalid, why);
+    let target = target(query.url).ok_or_else(|| host(NO_URL))?;
+    let (_, port) = split_authority(target.authority).ok_or_else(|| host(NO_URL))?;
+    shown.listeners = listeners(config, port.unwrap_or(443), &mut shown.notes);
+
+    let normal = normalise_path(target.path).ok_or_else(|| {
+        let why = "the path has a broken escape, a control byte, a space or a byte outside ASCII";
+        refused(400, Denial::PathInvalid, why)
+    })?;
+    let path = normal.path.as_ref();
+    let found = RouteTable::new(&config.routes).find(target.authority, path, query.method);
+    let found = found.map_err(|miss| missed(&miss, target.authority, path))?;
+    let Some(route) = config.routes.get(found.route) else { return Ok(()) };
+    shown.route = Some(RouteShown {
+        name: route.name.clone(),
+        line: route.line,
+        role: route.rule.role.name(),
+        allow_unbound: route.rule.allow_unbound,
+    });
+    shown.upstream = upstream(config, route);
+    if normal.ambiguous && !route.ambiguous_paths {
+        let why = "the path has an encoded slash, a backslash or an empty segment, and the route \
+                   does not say `allowAmbiguousPaths: true`";
+        return Err(refused(400, Denial::PathInvalid, why));
+    }
+    if route.rule.role == Role::Public {
+        return Ok(());
+    }
+    let in_query = |query: &str| query.split('&').any(|pair| pair.starts_with("access_token="));
+    if target.query.is_some_and(in_query) {
+        return Err(refused(400, Denial::TokenInQuery, "a token in the query is refused"));
+    }
+    let origin = route.hosts.get(found.host).and_then(|host| host.origin);
+    let origin = origin.and_then(|origin| config.origins.get(origin));
+    rule(config, query, route, &format!("{}{path}", origin.map_or("", Origin::as_str)), shown)
+}
+
+fn missed(miss: &Miss, authority: &str, path: &str) -> Refused {
+    match miss {
+        Miss::Unknown => {
+            let why = format!("no route has the host `{authority}` and the path `{path}`");
+            refused(404, Denial::RouteUnknown, why)
+        }
+        Miss::Method(allowed) => {
+            let why = format!("the route takes only {}", allowed.join(", "));
+            refused(405, Denial::MethodNotAllowed, why)
+        }
+    }
+}
+
+/// The listeners with this port; all of them, with a note, where none has it.
+fn listeners(config: &Config, port: u16, notes: &mut Vec<String>) -> Vec<ListenerShown> {
+    let show = |listener: &Listener| ListenerShown {
+        name: listener.name.clone(),
+        address: listener.address.to_string(),
+        client_certificates: match listener.tls.client_certificates {
+            ClientCertificates::Off => "off",
+            ClientCertificates::Request => "request",
+            ClientCertificates::Require => "require",
+        },
+    };
+    let all = &config.edge.listeners;
+    let fitting = all.iter().filter(|listener| listener.address.port() == port);
+    let fitting: Vec<_> = fitting.map(show).collect();
+    if fitting.is_empty() {
+        notes.push(format!("no listener has port {port}: something in front must map it"));
+        return all.iter().map(show).collect();
+    }
+    fitting
+}
+
+fn upstream(config: &Config, route: &Route) -> Option<UpstreamShown> {
+    use config::AuthorizationPolicy::{Bearer, Forward, Strip};
+    let upstream = config.upstreams.get(route.upstream)?;
+    let credentials = match (route.rule.role, upstream.authorization) {
+        (Role::Public, _) if route.pass_credentials => "passed on as received, unread",
+        (Role::Public, _) => "removed",
+        (Role::Resource, Forward) => "forwarded as received",
+        (Role::Resource, Bearer) => "forwarded as Bearer, without the proof",
+        (Role::Resource, Strip) => "removed",
+    };
+    Some(UpstreamShown {
+        name: upstream.name.clone(),
+        servers: upstream.servers.iter().map(ToString::to_string).collect(),
+        credentials,
+    })
+}
+
+fn rule(
+    config: &Config,
+    query: &Query<'_>,
+    route: &Route,
+    htu: &str,
+    shown: &mut Explanation,
+) -> Result<(), Refused> {
+    let tenant = tenant(config, query, &mut shown.notes)?;
+    let tenant_rule = tenant.and_then(|TenantId(index)| config.rules.tenants.get(index));
+    shown.tenant = tenant_rule.map(|tenant| tenant.name.clone());
+    let audiences: Vec<_> = query.audience.iter().map(|&audience| audience.to_owned()).collect();
+    let requirement = config.rules.requirement(tenant, &audiences, &route.rule);
+
+    shown.rule.push(default_said(&config.rules.default));
+    if let Some(tenant) = tenant_rule {
+        shown.rule.push(contribution(format!("tenant {}", tenant.name), &tenant.scope));
+    }
+    shown.rule.extend(audience_said(config, query));
+    shown.rule.push(contribution(format!("route {}", route.name), &route.rule.scope));
+    shown.requirement = Some(RequirementShown {
+        require: requirement.demand.name(),
+        mode: requirement.mode.name(),
+        nonce: requirement.nonce,
+        algorithms: names(requirement.algorithms),
+    });
+    shown.token = Some(TokenShown {
+        issuers: config
+            .issuers
+            .iter()
+            .map(|issuer| IssuerShown {
+                issuer: issuer.rules.issuer.clone(),
+                audiences: issuer.rules.audiences.clone(),
+            })
+            .collect(),
+        audiences: route.rule.audiences.clone(),
+        scopes: route.rule.scopes.clone(),
+    });
+    if let Some(audience) = query.audience {
+        let listed = &route.rule.audiences;
+        if !listed.is_empty() && !listed.iter().any(|known| known == audience) {
+            let why = format!("the route takes no token for `{audience}` alone");
+            return Err(refused(401, Denial::RouteAudience, why));
+        }
+    }
+    present(config, query, route, &requirement, htu, shown);
+    Ok(())
+}
+
+fn tenant(
+    config: &Config,
+    query: &Query<'_>,
+    notes: &mut Vec<String>,
+) -> Result<Option<TenantId>, Refused> {
+    let rules = &config.rules;
+    let Some(name) = query.tenant else {
+        if rules.tenant_claim.is_some() && !rules.unknown_tenant_allowed {
+            notes.push(
+                "no --tenant: a token without one is refused unless its issuer's entry names one"
+                    .to_owned(),
+            );
+        }
+        return Ok(None);
+    };
+    let found = rules.tenants.iter().position(|tenant| tenant.name == name);
+    if found.is_some() {
+        return Ok(found.map(TenantId));
+    }
+    if rules.tenant_claim.is_some() && rules.unknown_tenant_allowed {
+        notes.push(format!("tenant `{name}` is not configured: the default rule holds"));
+        return Ok(None);
+    }
+    let why = format!("tenant `{name}` is not configured");
+    Err(refused(401, Denial::TenantUnknown, why))
+}
+
+fn default_said(default: &Requirement) -> Contribution {
+    let scope = Scope {
+        require: Some(default.demand),
+        mode: Some(default.mode),
+        algorithms: Some(default.algorithms),
+        nonce: Some(default.nonce),
+        overrides: false,
+    };
+    contribution("default".to_owned(), &scope)
+}
+
+fn audience_said(config: &Config, query: &Query<'_>) -> Option<Contribution> {
+    let rules = &config.rules;
+    let listed = |list: &[String]| list.iter().any(|known| Some(known.as_str()) == query.audience);
+    let mut says = Vec::new();
+    if !rules.nonce_audiences.is_empty() && rules.default.nonce && !listed(&rules.nonce_audiences) {
+        says.push("nonce false (not among requiredAudiences)".to_owned());
+    }
+    if listed(&rules.certificate_audiences) {
+        says.push("require mtls (enforceForAudiences)".to_owned());
+    }
+    let scope = query
+        .audience
+        .map_or_else(|| "no --audience".to_owned(), |audience| format!("audience {audience}"));
+    (query.audience.is_some() || !says.is_empty()).then_some(Contribution {
+        scope,
+        says,
+        overrides: false,
+    })
+}
+
+fn contribution(name: String, scope: &Scope) -> Contribution {
+    let says = [
+        scope.require.map(|demand| format!("require {}", demand.name())),
+        scope.mode.map(|mode| format!("mode {}", mode.name())),
+        scope.nonce.map(|nonce| format!("nonce {nonce}")),
+        scope.algorithms.map(|set| format!("allowedAlgorithms {}", names(set).join(" "))),
+    ];
+    Contribution {
+        scope: name,
+        says: says.into_iter().flatten().collect(),
+        overrides: scope.overrides,
+    }
+}
+
+/// The ways in that the demand leaves open.
+fn present(
+    config: &Config,
+    query: &Query<'_>,
+    route: &Route,
+    requirement: &Requirement,
+    htu: &str,
+    shown: &mut Explanation,
+) {
+    let times = &config.dpop;
+    let skew = show_duration(times.clock_skew);
+    let proof = || ProofShown {
+        htm: query.method.to_owned(),
+        htu: htu.to_owned(),
+        iat: format!("at most {} old, {skew} either way", show_duration(times.proof_lifetime)),
+        ath: "base64url(SHA-256(token))",
+        nonce: requirement.nonce,
+        algorithms: names(requirement.algorithms),
+    };
+    let asks = shown.listeners.iter().any(|listener| listener.client_certificates != "off");
+    let dpop = config.rules.dpop_enabled;
+    let mtls = config.rules.mtls_enabled && asks;
+    let key = Present {
+        authorization: "DPoP",
+        cnf: vec!["jkt"],
+        proof: Some(proof()),
+        client_certificate: false,
+    };
+    let certificate = Present {
+        authorization: "Bearer",
+        cnf: vec!["x5t#S256"],
+        proof: None,
+        client_certificate: true,
+    };
+    let both = Present { cnf: vec!["jkt", "x5t#S256"], client_certificate: true, ..key.clone() };
+    let unbound = Present { cnf: Vec::new(), client_certificate: false, ..certificate.clone() };
+    let demand = requirement.demand;
+    let ways = [
+        (key, dpop && demand.met_by(true, false)),
+        (certificate, mtls && demand.met_by(false, true)),
+        (both, dpop && mtls && demand == Demand::Both),
+        (unbound, demand == Demand::None || route.rule.allow_unbound),
+    ];
+    shown.present = ways.into_iter().filter(|(_, open)| *open).map(|(way, _)| way).collect();
+    if config.rules.mtls_enabled && !asks && demand != Demand::Dpop {
+        let note = "a certificate cannot be shown on this listener: it asks for none";
+        shown.notes.push(note.to_owned());
+    }
+    shown.notes.push("whatever a token is bound to must be shown, demanded or not".to_owned());
+}
+
+fn names(algorithms: AlgorithmSet) -> Vec<&'static str> {
+    algorithms.iter().map(|algorithm| algorithm.name()).collect()
+}

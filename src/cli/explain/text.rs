@@ -1,0 +1,117 @@
+//! The answer of `holdfast explain`, for people.
+
+use std::io::{self, Write};
+
+use super::{Contribution, Explanation, Present, TokenShown};
+
+/// Writes it. `file` is the configuration's name.
+pub(super) fn write(out: &mut impl Write, shown: &Explanation, file: &str) -> io::Result<()> {
+    writeln!(out, "{} {}", shown.method, shown.url)?;
+    for listener in &shown.listeners {
+        let (name, address) = (&listener.name, &listener.address);
+        let asked = listener.client_certificates;
+        writeln!(out, "listener   {name} ({address}, client certificates: {asked})")?;
+    }
+    if let Some(route) = &shown.route {
+        let unbound = if route.allow_unbound { ", unbound tokens pass" } else { "" };
+        let (name, line, role) = (&route.name, route.line, route.role);
+        writeln!(out, "route      {name} ({file}:{line}), {role}{unbound}")?;
+    }
+    if let Some(upstream) = &shown.upstream {
+        let servers = upstream.servers.join(", ");
+        writeln!(
+            out,
+            "upstream   {} ({servers}), credentials {}",
+            upstream.name, upstream.credentials
+        )?;
+    }
+    if let Some(tenant) = &shown.tenant {
+        writeln!(out, "tenant     {tenant}")?;
+    }
+    write_rule(out, shown)?;
+    if let Some(token) = &shown.token {
+        write_token(out, token)?;
+    }
+    for (index, way) in shown.present.iter().enumerate() {
+        write_way(out, way, if index == 0 { "present" } else { "or" })?;
+    }
+    let serves_anyone = shown.route.is_some() && shown.token.is_none() && shown.refused.is_none();
+    if serves_anyone {
+        writeln!(out, "present    nothing: the route reads no token")?;
+    }
+    for note in &shown.notes {
+        writeln!(out, "note       {note}")?;
+    }
+    if let Some(refused) = &shown.refused {
+        writeln!(out, "refused    {} {}: {}", refused.status, refused.code, refused.why)?;
+    }
+    Ok(())
+}
+
+fn write_rule(out: &mut impl Write, shown: &Explanation) -> io::Result<()> {
+    let width = shown.rule.iter().map(|said| said.scope.len()).max().unwrap_or_default();
+    for (index, said) in shown.rule.iter().enumerate() {
+        let head = if index == 0 { "rule" } else { "" };
+        writeln!(out, "{head:10} {:width$}  {}", said.scope, says(said))?;
+    }
+    if let Some(all) = &shown.requirement {
+        let algorithms = all.algorithms.join(" ");
+        let nonce = all.nonce;
+        writeln!(
+            out,
+            "{:10} {:width$}  require {}, mode {}, nonce {nonce}, allowedAlgorithms {algorithms}",
+            "", "in all", all.require, all.mode
+        )?;
+    }
+    Ok(())
+}
+
+fn says(said: &Contribution) -> String {
+    let overrides = if said.overrides { " (overrides)" } else { "" };
+    match said.says.as_slice() {
+        [] => "adds nothing".to_owned(),
+        says => format!("{}{overrides}", says.join(", ")),
+    }
+}
+
+fn write_token(out: &mut impl Write, token: &TokenShown) -> io::Result<()> {
+    for (index, issuer) in token.issuers.iter().enumerate() {
+        let head = if index == 0 { "token" } else { "or" };
+        writeln!(
+            out,
+            "{head:10} iss {}, aud with {}",
+            issuer.issuer,
+            issuer.audiences.join(" or ")
+        )?;
+    }
+    if !token.audiences.is_empty() {
+        writeln!(out, "{:10} aud also with {}", "", token.audiences.join(" or "))?;
+    }
+    if !token.scopes.is_empty() {
+        writeln!(out, "{:10} scope with {}", "", token.scopes.join(" and "))?;
+    }
+    Ok(())
+}
+
+fn write_way(out: &mut impl Write, way: &Present, head: &str) -> io::Result<()> {
+    let bound = match way.cnf.as_slice() {
+        [] => "not bound".to_owned(),
+        members => format!("cnf: {}", members.join(" and ")),
+    };
+    writeln!(out, "{head:10} Authorization: {} <token, {bound}>", way.authorization)?;
+    if let Some(proof) = &way.proof {
+        writeln!(out, "{:10} DPoP: <proof by the key of jkt, {}>", "", proof.algorithms.join(" "))?;
+        writeln!(out, "{:13} htm   {}", "", proof.htm)?;
+        writeln!(out, "{:13} htu   {}", "", proof.htu)?;
+        writeln!(out, "{:13} iat   {}", "", proof.iat)?;
+        writeln!(out, "{:13} jti   new each time", "")?;
+        writeln!(out, "{:13} ath   {}", "", proof.ath)?;
+        if proof.nonce {
+            writeln!(out, "{:13} nonce the last DPoP-Nonce of this origin", "")?;
+        }
+    }
+    if way.client_certificate {
+        writeln!(out, "{:10} the client certificate of x5t#S256 on the TLS connection", "")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,5 @@
+//! The commands: one module each. Only `main` exits; a command says with which status.
+
+pub mod check;
+pub mod explain;
+pub mod run;

@@ -1,0 +1,116 @@
+//! From sections of the file to [`Config`], with every error on the way.
+
+mod demands;
+mod edge;
+mod issuers;
+mod routes;
+mod scope;
+mod security;
+mod tenants;
+mod upstreams;
+
+use super::finding::Place;
+use super::section::{Section, Words};
+use super::{Config, Telemetry};
+use crate::policy::rule::{Role, Rules};
+
+/// The version of the file's layout that this build reads.
+const SCHEMA_VERSION: u64 = 1;
+
+const LEVELS: Words<tracing::Level> = &[
+    ("error", tracing::Level::ERROR),
+    ("warn", tracing::Level::WARN),
+    ("info", tracing::Level::INFO),
+    ("debug", tracing::Level::DEBUG),
+    ("trace", tracing::Level::TRACE),
+];
+
+/// Resolves the whole file. `None` when an error keeps the parts from being put together; after any
+/// other error the outcome is not to be used.
+pub(super) fn resolve(root: Section<'_>) -> Option<Config> {
+    if !root.has("schemaVersion") {
+        let message = format!("is required; this build reads version {SCHEMA_VERSION}");
+        root.error("schemaVersion", message);
+    }
+    root.number("schemaVersion", SCHEMA_VERSION, SCHEMA_VERSION..=SCHEMA_VERSION);
+    root.later(&["capsules", "store", "audit"]);
+
+    let edge = edge::resolve(&root.section("edge"));
+    let upstreams = upstreams::resolve(&root);
+    let security = security::resolve(&root);
+    let tenancy = tenants::resolve(&root);
+    let issuers = issuers::resolve(&root, &tenancy);
+    let names: Vec<_> = upstreams.iter().map(|(upstream, _)| upstream.name.as_str()).collect();
+    let (drafts, origins) = routes::resolve(&root, &names, edge.as_ref());
+    let telemetry = telemetry(&root.section("telemetry"));
+
+    let reads_tokens = drafts.iter().any(|draft| draft.route.rule.role == Role::Resource);
+    issuers::check_use(&root, &issuers, reads_tokens);
+    upstreams::check_use(root.sink(), &upstreams, &drafts);
+    tenants::check_use(&tenancy, &issuers, reads_tokens);
+    let rules = Rules {
+        default: security.default,
+        dpop_enabled: security.dpop_enabled,
+        mtls_enabled: security.mtls_enabled,
+        certificate_audiences: security.certificate_audiences.clone(),
+        nonce_audiences: security.nonce_audiences.clone(),
+        tenants: tenancy.tenants.iter().map(|(tenant, _)| tenant.clone()).collect(),
+        tenant_claim: tenancy.claim.clone(),
+        unknown_tenant_allowed: tenancy.unknown_allowed,
+    };
+    demands::check(&demands::Demands {
+        rules: &rules,
+        security: &security,
+        tenancy: &tenancy,
+        drafts: &drafts,
+        edge: edge.as_ref(),
+    });
+
+    Some(Config {
+        edge: edge?,
+        upstreams: upstreams.into_iter().map(|(upstream, _)| upstream).collect(),
+        routes: drafts.into_iter().map(|draft| draft.route).collect(),
+        origins,
+        issuers: issuers.into_iter().map(|(issuer, _)| issuer).collect(),
+        rules,
+        dpop: security.proof,
+        telemetry,
+    })
+}
+
+fn telemetry(section: &Section<'_>) -> Telemetry {
+    let logs = section.section("logs");
+    Telemetry {
+        ok_sample: logs.item("okSample").and_then(|item| item.fraction()).unwrap_or(1.0),
+        level: logs.word("level", LEVELS).unwrap_or(tracing::Level::INFO),
+    }
+}
+
+/// Says of each name that came before that it is taken.
+#[derive(Debug, Default)]
+struct Names(std::collections::HashMap<String, Place>);
+
+impl Names {
+    /// Takes `name` for what stands at `place`; where it is taken already, by what stands there.
+    fn take(&mut self, name: &str, place: Place) -> Option<Place> {
+        match self.0.entry(name.to_owned()) {
+            std::collections::hash_map::Entry::Occupied(taken) => Some(taken.get().clone()),
+            std::collections::hash_map::Entry::Vacant(free) => {
+                free.insert(place);
+                None
+            }
+        }
+    }
+}
+
+/// A name of the user's own under `key`: required, of few characters, given once.
+fn own_name(section: &Section<'_>, key: &'static str, names: &mut Names) -> String {
+    let Some(text) = section.required(key) else { return String::new() };
+    if !super::value::is_name(&text.value) {
+        text.error("1 to 64 letters, digits, `_`, `-` and `.` are expected");
+    }
+    if let Some(taken) = names.take(&text.value, text.item.place.clone()) {
+        text.error(format!("`{}` is taken on line {}", text.written, taken.line));
+    }
+    text.value
+}

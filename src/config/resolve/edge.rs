@@ -1,0 +1,151 @@
+//! `edge`: listeners, admin, limits.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use crate::config::files;
+use crate::config::section::{Section, Text, Words};
+use crate::config::{ClientCertificates, Edge, Limits, Listener, ListenerTls};
+
+use super::{Names, own_name};
+
+const CLIENT_CERTIFICATES: Words<ClientCertificates> = &[
+    ("off", ClientCertificates::Off),
+    ("request", ClientCertificates::Request),
+    ("require", ClientCertificates::Require),
+];
+
+/// Whether TLS 1.2 is offered.
+const MIN_VERSIONS: Words<bool> = &[("1.2", true), ("1.3", false)];
+
+/// Whether a protocol is `h2`.
+const ALPN: Words<bool> = &[("h2", true), ("http/1.1", false)];
+
+const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9901);
+
+/// Resolves `edge`. `None` when a listener has no usable address.
+pub(super) fn resolve(edge: &Section<'_>) -> Option<Edge> {
+    let listeners = edge.list("listeners", 64).unwrap_or_default();
+    if listeners.is_empty() {
+        edge.error("listeners", "at least one listener is needed");
+    }
+    let mut names = Names::default();
+    let mut addresses = Names::default();
+    let listeners: Vec<_> = listeners
+        .into_iter()
+        .map(|item| listener(&item.section(), &mut names, &mut addresses))
+        .collect();
+    let admin = admin(&edge.section("admin"), &mut addresses);
+    let limits = limits(&edge.section("limits"));
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let cores = u64::try_from(cores).unwrap_or(1).min(1024);
+    let threads = edge.size("threads", cores, 1..=1024);
+    let drain_timeout = edge.duration("drainTimeout", "30s", ["0s", "1h"]);
+    let listeners = listeners.into_iter().collect::<Option<Vec<_>>>()?;
+    Some(Edge { listeners, admin, limits, threads, drain_timeout })
+}
+
+fn listener(section: &Section<'_>, names: &mut Names, addresses: &mut Names) -> Option<Listener> {
+    let name = own_name(section, "name", names);
+    let address = section.required("address").and_then(|text| address(&text, addresses));
+    section.later(&["proxyProtocol", "trustedProxies"]);
+    if !section.has("tls") {
+        section
+            .error("tls", "is required: listeners without TLS are not available in this version");
+    }
+    Some(Listener {
+        name,
+        tls: tls(&section.section("tls")),
+        max_connections: section.size("maxConnections", 10_000, 1..=1_000_000),
+        head_timeout: section.duration("headTimeout", "15s", ["1s", "5m"]),
+        keepalive_timeout: section.duration("keepaliveTimeout", "60s", ["1s", "1h"]),
+        keepalive_requests: section.count("keepaliveRequests", 1000, 1..=1_000_000),
+        h2_max_streams: section.count("h2MaxStreams", 128, 1..=10_000),
+        body_timeout: section.duration("bodyTimeout", "30s", ["1s", "1h"]),
+        address: address?,
+    })
+}
+
+fn address(text: &Text<'_>, addresses: &mut Names) -> Option<SocketAddr> {
+    let Ok(address) = text.value.parse::<SocketAddr>() else {
+        text.error("an IP address and a port are expected, as in `0.0.0.0:8443` or `[::]:8443`");
+        return None;
+    };
+    // Port 0 lets the system choose, each time another.
+    let taken = addresses.take(&address.to_string(), text.item.place.clone());
+    if let Some(taken) = taken.filter(|_| address.port() != 0) {
+        text.error(format!("`{}` is taken on line {}", text.written, taken.line));
+    }
+    Some(address)
+}
+
+fn tls(section: &Section<'_>) -> ListenerTls {
+    let certificates = section.list("certificates", 64).unwrap_or_default();
+    if certificates.is_empty() {
+        section.error("certificates", "at least one `certificate` with its `key` is needed");
+    }
+    let certificates = certificates.into_iter();
+    let certificates = certificates.filter_map(|item| files::certificate_files(&item.section()));
+    let certificates = certificates.collect();
+
+    let asked = section.word("clientCertificates", CLIENT_CERTIFICATES);
+    let client_certificates = asked.unwrap_or(ClientCertificates::Off);
+    let authorities = section.texts("clientAuthorities", 64).unwrap_or_default();
+    if client_certificates == ClientCertificates::Off && !authorities.is_empty() {
+        let message = "has no effect: `clientCertificates` is `off`";
+        section.warn("clientAuthorities", message);
+    }
+    if client_certificates != ClientCertificates::Off && authorities.is_empty() {
+        let message = "is required: a client certificate is good only from an authority named here";
+        section.error("clientAuthorities", message);
+    }
+    ListenerTls {
+        certificates,
+        client_certificates,
+        client_authorities: files::authorities(authorities),
+        tls12: section.word("minVersion", MIN_VERSIONS).unwrap_or(true),
+        h2: alpn(section),
+        handshake_timeout: section.duration("handshakeTimeout", "10s", ["100ms", "1m"]),
+    }
+}
+
+/// Whether `h2` is offered beside `http/1.1`, which always is.
+fn alpn(section: &Section<'_>) -> bool {
+    let Some(item) = section.item("alpn") else { return true };
+    let offered: Vec<_> = item.list(2).iter().filter_map(|item| item.word(ALPN)).collect();
+    if !offered.contains(&false) {
+        section.error("alpn", "`http/1.1` must be in it: clients without ALPN speak it");
+    }
+    offered.contains(&true)
+}
+
+fn admin(section: &Section<'_>, addresses: &mut Names) -> SocketAddr {
+    section.later(&["tls"]);
+    let admin = section.text("address").and_then(|text| address(&text, addresses));
+    let admin = admin.unwrap_or(ADMIN);
+    if !admin.ip().is_loopback() {
+        let message = "must be a loopback address, as in `127.0.0.1:9901`: others need TLS and client \
+                       certificates, which are not available in this version";
+        section.error("address", message);
+    }
+    admin
+}
+
+fn limits(section: &Section<'_>) -> Limits {
+    let limits = Limits {
+        head_bytes: section.size("headBytes", 32 << 10, 1 << 10..=1 << 20),
+        head_fields: section.size("headFields", 100, 8..=256),
+        authorization_bytes: section.size("authorizationBytes", 16 << 10, 256..=1 << 20),
+        proof_bytes: section.size("proofBytes", 8 << 10, 512..=1 << 20),
+        token_cache_entries: section.size("tokenCacheEntries", 100_000, 1..=10_000_000),
+        replay_entries: section.size("replayEntries", 1_000_000, 1000..=100_000_000),
+    };
+    let fields =
+        [("authorizationBytes", limits.authorization_bytes), ("proofBytes", limits.proof_bytes)];
+    for (key, bytes) in fields {
+        if bytes > limits.head_bytes {
+            let message = format!("can never be reached: `headBytes` is {}", limits.head_bytes);
+            section.error(key, message);
+        }
+    }
+    limits
+}

@@ -1,0 +1,140 @@
+//! `issuers`: whose access tokens are read, and where their keys are.
+
+use std::net::IpAddr;
+
+use crate::config::finding::{Place, Severity};
+use crate::config::section::{Item, Section, Words};
+use crate::config::{Issuer, JwksSource, files};
+use crate::policy::jose::{Algorithm, AlgorithmSet};
+use crate::policy::target::split_authority;
+use crate::policy::token::{IssuerRules, TokenType};
+
+use super::Names;
+use super::scope::algorithms;
+use super::security::audiences;
+use super::tenants::Tenancy;
+
+/// The word of `types` that stands for every type.
+const ANY_TYPE: Words<()> = &[("any", ()), ("at+jwt", ())];
+
+/// The keys of `jwks` that belong to `url`.
+const FETCH_KEYS: [&str; 4] = ["authorities", "refresh", "timeout", "cooldown"];
+
+/// Resolves `issuers`.
+pub(super) fn resolve(root: &Section<'_>, tenancy: &Tenancy<'_>) -> Vec<(Issuer, Place)> {
+    let mut names = Names::default();
+    let items = root.list("issuers", 256).unwrap_or_default().into_iter();
+    items
+        .map(Item::section)
+        .map(|section| (issuer(&section, tenancy, &mut names), section.place()))
+        .collect()
+}
+
+fn issuer(section: &Section<'_>, tenancy: &Tenancy<'_>, names: &mut Names) -> Issuer {
+    section.later(&["introspection", "retrofit"]);
+    let issuer = section.required("issuer");
+    if let Some(text) = &issuer
+        && let Some(taken) = names.take(&text.value, text.item.place.clone())
+    {
+        text.error(format!("`{}` is taken on line {}", text.written, taken.line));
+    }
+    let audiences = audiences(section, "audiences");
+    if audiences.is_empty() {
+        section.error("audiences", "at least one is needed: a token's `aud` must name one of them");
+    }
+    let rules = IssuerRules {
+        issuer: issuer.map_or_else(String::new, |text| text.value),
+        audiences,
+        algorithms: section
+            .item("algorithms")
+            .and_then(algorithms)
+            .unwrap_or_else(|| AlgorithmSet::of(&Algorithm::ALL)),
+        token_type: section.item("types").map_or(TokenType::AccessToken, token_type),
+        clock_skew: section.duration("clockSkew", "30s", ["0s", "10m"]),
+        tenant: section.text("tenant").and_then(|text| tenancy.find(&text)),
+    };
+    if !section.has("jwks") {
+        section.error("jwks", "is required: the issuer's keys, by `file` or `url`");
+    }
+    Issuer { rules, jwks: jwks(&section.section("jwks"), section.has("jwks")) }
+}
+
+/// `at+jwt`, `any`, or a list in which `none` stands for a token without `typ`.
+fn token_type(item: Item<'_>) -> TokenType {
+    if !item.is_list() {
+        let any =
+            item.word(ANY_TYPE).is_some() && item.clone().text().is_some_and(|t| t.value == "any");
+        return if any { TokenType::Any } else { TokenType::AccessToken };
+    }
+    let items = item.clone().list(16);
+    if items.is_empty() {
+        item.error("at least one type is needed; `any` takes every one");
+    }
+    let texts = items.into_iter().filter_map(Item::text);
+    let types = texts.map(|text| if text.value == "none" { String::new() } else { text.value });
+    TokenType::OneOf(types.collect())
+}
+
+fn jwks(section: &Section<'_>, given: bool) -> JwksSource {
+    let file = section.text("file");
+    let url = section.text("url");
+    let authorities = section.text("authorities").map(files::authority);
+    let refresh = section.duration("refresh", "5m", ["10s", "1d"]);
+    let timeout = section.duration("timeout", "5s", ["100ms", "1m"]);
+    let cooldown = section.duration("cooldown", "30s", ["1s", "1h"]);
+    if given && !section.has("file") && !section.has("url") {
+        section.error_here("`file` or `url` is required");
+    }
+    if section.has("file") && section.has("url") {
+        section.error("url", "only one of `file` and `url` can be given");
+    }
+    match (file, url) {
+        (Some(file), None) => {
+            for key in FETCH_KEYS.into_iter().filter(|key| section.has(key)) {
+                section.error(key, "belongs to `url`");
+            }
+            JwksSource::File(files::key_set(file))
+        }
+        (_, url) => {
+            if let Some(text) = &url
+                && let Err(message) = check_url(&text.value)
+            {
+                text.error(message);
+            }
+            let url = url.map_or_else(String::new, |text| text.value);
+            JwksSource::Url { url, authorities, refresh, timeout, cooldown }
+        }
+    }
+}
+
+/// Keys decide what is let in, so they travel under TLS or not off this machine.
+fn check_url(url: &str) -> Result<(), &'static str> {
+    const FORM: &str = "a URL is expected, as in `https://as.example.com/jwks.json`";
+    if !url.is_ascii() || url.contains('#') {
+        return Err(FORM);
+    }
+    let uri: http::Uri = url.parse().map_err(|_| FORM)?;
+    let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
+        return Err(FORM);
+    };
+    let (host, _) = split_authority(authority.as_str()).ok_or(FORM)?;
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let local = host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    match scheme {
+        "https" => Ok(()),
+        "http" if local => Ok(()),
+        "http" => Err("`http` is taken only for a loopback address or `localhost`; use `https`"),
+        _ => Err(FORM),
+    }
+}
+
+/// Needs an issuer where tokens are read; warns of issuers where none are.
+pub(super) fn check_use(root: &Section<'_>, issuers: &[(Issuer, Place)], reads_tokens: bool) {
+    if reads_tokens && issuers.is_empty() {
+        root.error("issuers", "at least one is needed: a `resource` route reads tokens");
+    }
+    for (_, place) in issuers.iter().filter(|_| !reads_tokens) {
+        let message = "has no effect: no route reads tokens".to_owned();
+        root.sink().push(Severity::Warning, place.clone(), message);
+    }
+}

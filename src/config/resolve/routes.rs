@@ -1,0 +1,302 @@
+//! `routes`: which requests go where.
+
+use std::collections::HashMap;
+
+use crate::config::finding::{Place, nearest};
+use crate::config::section::{Section, Text, Words};
+use crate::config::value::is_token;
+use crate::config::{Edge, PathPattern, Route, RouteHost};
+use crate::policy::rule::{Role, RouteRule};
+use crate::policy::target::{Origin, normalise_path, split_authority};
+
+use super::scope::{SCOPE_KEYS, scope};
+use super::security::audiences;
+use super::{Names, own_name};
+
+const ROLES: Words<Role> = &[("resource", Role::Resource), ("public", Role::Public)];
+
+/// Roles of a later version.
+const LATER_ROLES: [&str; 6] =
+    ["token", "par", "introspection", "revocation", "metadata", "freshAuth"];
+
+/// Keys that say something about tokens, beside [`SCOPE_KEYS`].
+const TOKEN_KEYS: [&str; 4] = ["origin", "allowUnbound", "audiences", "scopes"];
+
+/// Methods by the names that RFC 9110 gives them.
+const METHODS: [&str; 9] =
+    ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PATCH", "CONNECT"];
+
+/// A route with its section, for findings about it.
+#[derive(Debug)]
+pub(super) struct Draft<'a> {
+    /// The route.
+    pub(super) route: Route,
+    /// Its section.
+    pub(super) section: Section<'a>,
+}
+
+/// What the routes share while they are read.
+struct Shared<'u> {
+    upstreams: &'u [&'u str],
+    /// Whether a listener has port 443; `None` when the listeners could not be read.
+    port_443: Option<bool>,
+    names: Names,
+    origins: Vec<Origin>,
+}
+
+/// Resolves `routes`, and the external origins in them.
+pub(super) fn resolve<'a>(
+    root: &Section<'a>,
+    upstreams: &[&str],
+    edge: Option<&Edge>,
+) -> (Vec<Draft<'a>>, Vec<Origin>) {
+    let items = root.list("routes", 1000).unwrap_or_default();
+    if items.is_empty() {
+        root.error("routes", "at least one is needed");
+    }
+    let port_443 =
+        edge.map(|edge| edge.listeners.iter().any(|listener| listener.address.port() == 443));
+    let names = Names::default();
+    let mut shared = Shared { upstreams, port_443, names, origins: Vec::new() };
+    let drafts: Vec<_> = items
+        .into_iter()
+        .map(|item| {
+            let section = item.section();
+            Draft { route: route(&section, &mut shared), section }
+        })
+        .collect();
+    check_clashes(&drafts);
+    (drafts, shared.origins)
+}
+
+fn route(section: &Section<'_>, shared: &mut Shared<'_>) -> Route {
+    section.later(&["cors", "streamMaxAge", "binding", "retrofit", "maxAge", "answer"]);
+    let name = own_name(section, "name", &mut shared.names);
+    let role = section.word_or_later("role", ROLES, &LATER_ROLES).unwrap_or(Role::Resource);
+    let hosts = hosts(section, role, shared);
+    let ambiguous_paths = section.flag("allowAmbiguousPaths").unwrap_or(false);
+    let path = section.required("path").map(|text| path(&text, ambiguous_paths));
+    let upstream = section.required("upstream").map(|text| upstream(&text, shared.upstreams));
+    let rule = RouteRule {
+        role,
+        scope: scope(section),
+        allow_unbound: section.flag("allowUnbound").unwrap_or(false),
+        audiences: audiences(section, "audiences"),
+        scopes: scopes(section),
+    };
+    check_role_keys(section, role);
+    Route {
+        name,
+        hosts,
+        path: path.unwrap_or(PathPattern::Exact(String::new())),
+        methods: methods(section),
+        upstream: upstream.flatten().unwrap_or(usize::MAX),
+        rule,
+        pass_credentials: section.flag("passCredentials").unwrap_or(false),
+        ambiguous_paths,
+        line: section.place().line,
+    }
+}
+
+fn check_role_keys(section: &Section<'_>, role: Role) {
+    match role {
+        Role::Public => {
+            let keys = SCOPE_KEYS.into_iter().chain(TOKEN_KEYS);
+            for key in keys.filter(|key| section.has(key)) {
+                section.error(key, "has no place on a `public` route, which reads no token");
+            }
+        }
+        Role::Resource if section.has("passCredentials") => {
+            let message =
+                "belongs to `public` routes; `authorization` of the upstream decides here";
+            section.error("passCredentials", message);
+        }
+        Role::Resource => {}
+    }
+}
+
+/// The hosts with their external origins; one entry without a name where the file has none.
+fn hosts(section: &Section<'_>, role: Role, shared: &mut Shared<'_>) -> Vec<RouteHost> {
+    let configured = section.text("origin").and_then(|text| {
+        let origin = Origin::parse(&text.value);
+        if origin.is_none() {
+            text.error("an origin is expected, as in `https://api.example.com`");
+        }
+        origin
+    });
+    let configured = configured.map(|origin| shared.origin(origin));
+    let texts = section.texts("hosts", 64).unwrap_or_default();
+    if texts.is_empty() && role == Role::Resource && !section.has("origin") {
+        let message = "`hosts` or `origin` is required: the `htu` of a proof is compared with the \
+                       route's own origin, never with one that a client's `Host` makes up";
+        section.error("hosts", message);
+    }
+    let mut seen = Names::default();
+    let mut warned = false;
+    let mut hosts = Vec::new();
+    for text in &texts {
+        let Some((name, port)) = host(text) else { continue };
+        if seen.take(&format!("{name}:{port:?}"), text.item.place.clone()).is_some() {
+            text.error(format!("`{}` is written twice", text.written));
+        }
+        let origin = match role {
+            Role::Public => None,
+            Role::Resource => configured.or_else(|| {
+                let origin = origin_of(&name, port)?;
+                if port.is_none() && shared.port_443 == Some(false) && !warned {
+                    warned = true;
+                    text.item.warn(format!(
+                        "no listener has port 443: clients must put `{origin}` into `htu`; if they \
+                         connect to another port, write `{}:PORT` here or set `origin`",
+                        text.written
+                    ));
+                }
+                Some(shared.origin(origin))
+            }),
+        };
+        hosts.push(RouteHost { name: Some(name), port, origin });
+    }
+    if texts.is_empty() {
+        hosts.push(RouteHost { name: None, port: None, origin: configured });
+    }
+    hosts
+}
+
+/// The host, without the trailing dot that an absolute name may have.
+fn host(text: &Text<'_>) -> Option<(String, Option<u16>)> {
+    let found = split_authority(&text.value).map(|(host, port)| {
+        let host = host.strip_suffix('.').map(str::to_owned).unwrap_or(host);
+        (host, port)
+    });
+    let label = |label: &str| (1..=63).contains(&label.len());
+    let found = found.filter(|(host, _)| {
+        host.starts_with('[') || (host.len() <= 253 && host.split('.').all(label))
+    });
+    if found.is_none() {
+        text.error(match text.value.contains('*') {
+            true => "wildcards are not available in this version: name each host",
+            false => "a host is expected, as in `api.example.com` or `localhost:8443`",
+        });
+    }
+    found
+}
+
+fn origin_of(host: &str, port: Option<u16>) -> Option<Origin> {
+    match port.filter(|port| *port != 443) {
+        Some(port) => Origin::parse(&format!("https://{host}:{port}")),
+        None => Origin::parse(&format!("https://{host}")),
+    }
+}
+
+impl Shared<'_> {
+    /// The index of `origin`.
+    fn origin(&mut self, origin: Origin) -> usize {
+        self.origins.iter().position(|known| *known == origin).unwrap_or_else(|| {
+            self.origins.push(origin);
+            self.origins.len() - 1
+        })
+    }
+}
+
+fn path(text: &Text<'_>, ambiguous_paths: bool) -> PathPattern {
+    let (path, prefix) = match text.value.strip_suffix("/*") {
+        Some(path) => (path, true),
+        None => (text.value.as_str(), false),
+    };
+    check_path(text, if prefix && path.is_empty() { "/" } else { path }, ambiguous_paths);
+    if prefix { PathPattern::Prefix(path.to_owned()) } else { PathPattern::Exact(path.to_owned()) }
+}
+
+/// A route is compared with normalised paths, so that any other could never match.
+fn check_path(text: &Text<'_>, path: &str, ambiguous_paths: bool) {
+    let written = text.written;
+    if path.contains(['?', '#']) {
+        return text
+            .error(format!("`{written}` has a query or fragment; only the path is compared"));
+    }
+    if path.contains('*') {
+        return text
+            .error(format!("`{written}`: `*` stands only alone at the end, as in `/orders/*`"));
+    }
+    let Some(normal) = normalise_path(path) else {
+        return text.error(format!("`{written}` is no path; `/orders` or `/orders/*` is expected"));
+    };
+    if normal.path != path {
+        text.error(format!("can never match: requests are normalised to `{}`", normal.path));
+    } else if normal.ambiguous && !ambiguous_paths {
+        text.error("can never match: such paths are refused without `allowAmbiguousPaths: true`");
+    }
+}
+
+fn methods(section: &Section<'_>) -> Vec<String> {
+    let Some(texts) = section.texts("methods", 64) else { return Vec::new() };
+    if texts.is_empty() {
+        section.error("methods", "is empty; leave it out for every method");
+    }
+    let mut methods = Vec::new();
+    for text in texts {
+        let upper = text.value.to_ascii_uppercase();
+        if !is_token(&text.value) {
+            text.error(format!("`{}` is no method", text.written));
+        } else if upper == "CONNECT" {
+            text.error("the edge takes no CONNECT");
+        } else if upper != text.value && METHODS.contains(&upper.as_str()) {
+            text.error(format!("methods are case-sensitive; write `{upper}`"));
+        } else if !methods.contains(&text.value) {
+            methods.push(text.value);
+        }
+    }
+    methods
+}
+
+fn scopes(section: &Section<'_>) -> Vec<String> {
+    let texts = section.texts("scopes", 64).unwrap_or_default();
+    for text in &texts {
+        // RFC 6749 section 3.3.
+        let token = |byte: u8| byte.is_ascii_graphic() && !b"\"\\".contains(&byte);
+        if !text.value.bytes().all(token) {
+            text.error("one scope an item is expected, without spaces, `\"` or `\\`");
+        }
+    }
+    texts.into_iter().map(|text| text.value).collect()
+}
+
+fn upstream(text: &Text<'_>, upstreams: &[&str]) -> Option<usize> {
+    let found = upstreams.iter().position(|name| *name == text.value);
+    if found.is_none() {
+        let written = text.written;
+        text.error(match nearest(&text.value, upstreams.iter().copied()) {
+            Some((near, _)) => format!("no upstream `{written}`; the nearest is `{near}`"),
+            None => format!("no upstream `{written}`: `upstreams` has none"),
+        });
+    }
+    found
+}
+
+/// Refuses two routes between which nothing decides: same host and path, and a method in both.
+fn check_clashes(drafts: &[Draft<'_>]) {
+    let mut seen: HashMap<_, Vec<&Draft<'_>>> = HashMap::new();
+    // A path that could not be read is empty.
+    let nowhere = PathPattern::Exact(String::new());
+    for draft in drafts.iter().filter(|draft| draft.route.path != nowhere) {
+        let mut clash: Option<&Draft<'_>> = None;
+        for host in &draft.route.hosts {
+            let same = seen.entry((&host.name, host.port, &draft.route.path)).or_default();
+            let overlaps =
+                |other: &&&Draft<'_>| overlap(&draft.route.methods, &other.route.methods);
+            clash = clash.or(same.iter().find(overlaps).copied());
+            same.push(draft);
+        }
+        if let Some(other) = clash.filter(|other| !std::ptr::eq(*other, draft)) {
+            let Place { line, .. } = other.section.place();
+            let name = &other.route.name;
+            let message =
+                format!("route `{name}` (line {line}) has the same host, path and method");
+            draft.section.error("path", message);
+        }
+    }
+}
+
+fn overlap(a: &[String], b: &[String]) -> bool {
+    a.is_empty() || b.is_empty() || a.iter().any(|method| b.contains(method))
+}

@@ -1,0 +1,53 @@
+//! What tenants and routes may say about sender constraints, and lists of algorithms.
+
+use crate::config::section::{Item, Section, Words};
+use crate::policy::jose::{Algorithm, AlgorithmSet};
+use crate::policy::rule::{Demand, Mode, Scope};
+
+/// The words of `mode`.
+pub(super) const MODES: Words<Mode> = &[("enforce", Mode::Enforce), ("observe", Mode::Observe)];
+
+/// The words of `require`.
+pub(super) const DEMANDS: Words<Demand> = &[
+    ("none", Demand::None),
+    ("any", Demand::Any),
+    ("dpop", Demand::Dpop),
+    ("mtls", Demand::Mtls),
+    ("both", Demand::Both),
+];
+
+/// The keys that [`scope`] reads.
+pub(super) const SCOPE_KEYS: [&str; 5] =
+    ["require", "mode", "allowedAlgorithms", "nonce", "overrides"];
+
+/// Reads what a tenant or route adds.
+pub(super) fn scope(section: &Section<'_>) -> Scope {
+    Scope {
+        require: section.word("require", DEMANDS),
+        mode: section.word("mode", MODES),
+        algorithms: section.item("allowedAlgorithms").and_then(algorithms),
+        nonce: section.flag("nonce"),
+        overrides: section.flag("overrides").unwrap_or(false),
+    }
+}
+
+/// Reads a list of signature algorithms. `None` when nothing usable is in it.
+pub(super) fn algorithms(item: Item<'_>) -> Option<AlgorithmSet> {
+    let items = item.clone().list(64);
+    if items.is_empty() {
+        item.error("at least one algorithm is needed");
+    }
+    let texts = items.into_iter().filter_map(Item::text);
+    let known: Vec<_> = texts
+        .filter_map(|text| {
+            let known = Algorithm::from_name(&text.value);
+            if known.is_none() {
+                let names: Vec<_> = Algorithm::ALL.iter().map(|known| known.name()).collect();
+                let names = names.join(", ");
+                text.error(format!("`{}` is none of {names}", text.written));
+            }
+            known
+        })
+        .collect();
+    (!known.is_empty()).then(|| AlgorithmSet::of(&known))
+}

@@ -1,0 +1,158 @@
+//! `security.senderConstraints`.
+
+use std::time::Duration;
+
+use crate::config::section::{Section, Text, Words};
+use crate::config::value::show_duration;
+use crate::policy::jose::{Algorithm, AlgorithmSet};
+use crate::policy::proof::ProofRules;
+use crate::policy::rule::{Demand, Mode, Requirement};
+
+use super::scope::{DEMANDS, MODES, algorithms};
+
+/// The algorithms allowed where the file names none.
+const ALGORITHMS: [Algorithm; 5] =
+    [Algorithm::Es256, Algorithm::Es384, Algorithm::EdDsa, Algorithm::Ed25519, Algorithm::Ps256];
+
+const REPLAY_STORES: Words<()> = &[("memory", ())];
+const NONCE_STORES: Words<()> = &[("stateless", ())];
+
+/// What the file says of sender constraints, before tenant, audience or route add to it.
+#[derive(Debug)]
+pub(super) struct Security<'a> {
+    /// The default.
+    pub(super) default: Requirement,
+    /// `dpop.enabled`.
+    pub(super) dpop_enabled: bool,
+    /// `mtls.enabled`.
+    pub(super) mtls_enabled: bool,
+    /// `mtls.enforceForAudiences`.
+    pub(super) certificate_audiences: Vec<String>,
+    /// `dpop.nonce.requiredAudiences`.
+    pub(super) nonce_audiences: Vec<String>,
+    /// `dpop`.
+    pub(super) proof: ProofRules,
+    /// `mtls`, for findings.
+    pub(super) mtls: Section<'a>,
+}
+
+/// Resolves `security`.
+pub(super) fn resolve<'a>(root: &Section<'a>) -> Security<'a> {
+    let security = root.section("security");
+    let section = security.section("senderConstraints");
+    let dpop = section.section("dpop");
+    let nonce = dpop.section("nonce");
+    let nonces = nonce.flag("enabled").unwrap_or(true);
+    let mtls = section.section("mtls");
+    let default = Requirement {
+        demand: section.word("require", DEMANDS).unwrap_or(Demand::Any),
+        mode: section.word("mode", MODES).unwrap_or(Mode::Enforce),
+        algorithms: dpop
+            .item("allowedAlgorithms")
+            .and_then(algorithms)
+            .unwrap_or_else(|| AlgorithmSet::of(&ALGORITHMS)),
+        nonce: nonces,
+    };
+    let mtls_enabled = mtls.flag("enabled").unwrap_or(true);
+    let grace = mtls.duration("rotationGrace", "0s", ["0s", "365d"]);
+    if grace > Duration::ZERO {
+        mtls.error("rotationGrace", "anything but 0 is not available in this version");
+    }
+    let certificate_audiences = audiences(&mtls, "enforceForAudiences");
+    if !certificate_audiences.is_empty() && !mtls_enabled {
+        let message =
+            "demands what `mtls.enabled: false` forbids: every token for these is refused";
+        mtls.error("enforceForAudiences", message);
+    }
+    Security {
+        default,
+        dpop_enabled: dpop.flag("enabled").unwrap_or(true),
+        mtls_enabled,
+        certificate_audiences,
+        nonce_audiences: nonce_audiences(&nonce, nonces),
+        proof: proof(&dpop, &nonce, nonces),
+        mtls,
+    }
+}
+
+/// A list of `aud` values.
+pub(super) fn audiences(section: &Section<'_>, key: &'static str) -> Vec<String> {
+    let texts = section.texts(key, 1000).unwrap_or_default();
+    texts.into_iter().map(|Text { value, .. }| value).collect()
+}
+
+fn nonce_audiences(nonce: &Section<'_>, nonces: bool) -> Vec<String> {
+    let audiences = audiences(nonce, "requiredAudiences");
+    if !audiences.is_empty() && !nonces {
+        nonce.warn("requiredAudiences", "has no effect: `nonce.enabled` is `false`");
+    }
+    audiences
+}
+
+fn proof(dpop: &Section<'_>, nonce: &Section<'_>, nonces: bool) -> ProofRules {
+    later(dpop, nonce);
+    let ttl = nonce.duration("ttl", "10m", ["10s", "1d"]);
+    let rules = ProofRules {
+        proof_lifetime: dpop.duration("proofLifetime", "2m", ["1s", "1h"]),
+        clock_skew: dpop.duration("allowedClockSkew", "30s", ["0s", "10m"]),
+        replay_window: dpop.duration("replayWindow", "5m", ["1s", "7d"]),
+        nonce_ttl: nonces.then_some(ttl),
+        nonce_replaces_iat: nonce.flag("replacesIat").unwrap_or(false),
+    };
+    check_times(dpop, nonce, &rules, ttl);
+    rules
+}
+
+/// Refuses what only a later version can serve.
+fn later(dpop: &Section<'_>, nonce: &Section<'_>) {
+    dpop.later(&["temporaryBypass"]);
+    if dpop.flag("allowTemporaryBypass") == Some(true) {
+        dpop.error("allowTemporaryBypass", "`true` is not available in this version");
+    }
+    if dpop.number("replayStatus", 401, 100..=599) != 401 {
+        let message = "anything but 401 is not available in this version: only token routes answer \
+                       otherwise";
+        dpop.error("replayStatus", message);
+    }
+    let replay = dpop.section("replay");
+    replay.word_or_later("store", REPLAY_STORES, &["redis"]);
+    nonce.word_or_later("store", NONCE_STORES, &["memory", "redis"]);
+    if nonce.flag("singleUse") == Some(true) {
+        nonce.error("singleUse", "`true` is not available in this version");
+    }
+    if nonce.number("maxIssuancePerMinute", 0, 0..=u64::MAX) != 0 {
+        nonce.error("maxIssuancePerMinute", "anything but 0 is not available in this version");
+    }
+}
+
+/// A proof must be remembered for as long as it could pass.
+fn check_times(dpop: &Section<'_>, nonce: &Section<'_>, rules: &ProofRules, ttl: Duration) {
+    let passes = rules.proof_lifetime + rules.clock_skew * 2;
+    let window = show_duration(rules.replay_window);
+    if rules.replay_window < passes {
+        let needed = show_duration(passes);
+        let message = format!(
+            "{window} is shorter than `proofLifetime` and both skews ({needed}): a proof could be \
+             replayed after it was forgotten"
+        );
+        dpop.error("replayWindow", message);
+    }
+    if rules.nonce_replaces_iat && rules.nonce_ttl.is_none() {
+        nonce.error("replacesIat", "needs `nonce.enabled: true`");
+    }
+    let passes = ttl + rules.clock_skew;
+    if rules.nonce_replaces_iat && rules.replay_window < passes {
+        let needed = show_duration(passes);
+        let message = format!(
+            "{window} is shorter than `nonce.ttl` and the skew ({needed}), for which \
+             `nonce.replacesIat` lets a proof pass"
+        );
+        dpop.error("replayWindow", message);
+    }
+    if rules.nonce_ttl.is_none() {
+        let message = "with nonces off and `replay.store: memory` a restart refuses the proofs issued \
+                       before it, and a proof from a clock that runs ahead can be replayed once within \
+                       `allowedClockSkew` after it";
+        nonce.warn("enabled", message);
+    }
+}

@@ -1,0 +1,84 @@
+//! `tenancy` and `tenants`.
+
+use crate::config::section::{Section, Text, Words};
+use crate::config::{Issuer, finding::Place, finding::nearest};
+use crate::policy::rule::{TenantId, TenantRule};
+
+use super::scope::scope;
+
+/// Whether a token of an unknown tenant is served under the default rule.
+const UNKNOWN: Words<bool> = &[("refuse", false), ("default", true)];
+
+/// What the file says of tenants.
+#[derive(Debug)]
+pub(super) struct Tenancy<'a> {
+    /// The claim that names a token's tenant.
+    pub(super) claim: Option<String>,
+    /// Whether a token of an unknown tenant is served under the default rule.
+    pub(super) unknown_allowed: bool,
+    /// The tenants, each with its place in the file.
+    pub(super) tenants: Vec<(TenantRule, Section<'a>)>,
+    section: Section<'a>,
+}
+
+impl Tenancy<'_> {
+    /// The tenant that `text` names; an error where there is none.
+    pub(super) fn find(&self, text: &Text<'_>) -> Option<TenantId> {
+        let names = || self.tenants.iter().map(|(tenant, _)| tenant.name.as_str());
+        let found = names().position(|name| name == text.value).map(TenantId);
+        if found.is_none() {
+            let written = text.written;
+            text.error(match nearest(&text.value, names()) {
+                Some((near, _)) => format!("no tenant `{written}`; the nearest is `{near}`"),
+                None => format!("no tenant `{written}`: `tenants` has none"),
+            });
+        }
+        found
+    }
+}
+
+/// Resolves `tenancy` and `tenants`.
+pub(super) fn resolve<'a>(root: &Section<'a>) -> Tenancy<'a> {
+    let section = root.section("tenancy");
+    let claim = section.text("claim").map(|text| text.value);
+    let unknown = section.word("unknown", UNKNOWN);
+    if claim.is_none() && unknown.is_some() {
+        section.warn("unknown", "has no effect without `claim`");
+    }
+    // Each is a label value of many metrics.
+    let tenants = root.named("tenants", 1000).into_iter();
+    let tenants = tenants.map(|(name, section)| (tenant(name, &section), section)).collect();
+    Tenancy { claim, unknown_allowed: unknown.unwrap_or(false), tenants, section }
+}
+
+fn tenant(name: String, section: &Section<'_>) -> TenantRule {
+    if name.is_empty() || name.len() > 128 || !name.bytes().all(|byte| byte.is_ascii_graphic()) {
+        section.error_here("a name of 1 to 128 visible ASCII characters is expected");
+    }
+    if name == "other" {
+        section.error_here("`other` is how metrics call the tenants that are not configured");
+    }
+    TenantRule { name, scope: scope(section) }
+}
+
+/// Warns of tenants that no token can belong to, and of a claim that no token will be asked for.
+pub(super) fn check_use(tenancy: &Tenancy<'_>, issuers: &[(Issuer, Place)], reads_tokens: bool) {
+    if tenancy.claim.is_some() {
+        if !reads_tokens {
+            tenancy.section.warn("claim", "has no effect: no route reads tokens");
+        } else if tenancy.tenants.is_empty() && !tenancy.unknown_allowed {
+            let message = "every token is refused that has this claim: `tenants` is empty and `unknown` \
+                           is `refuse`";
+            tenancy.section.warn("claim", message);
+        }
+        return;
+    }
+    for (index, (_, section)) in tenancy.tenants.iter().enumerate() {
+        let named = |(issuer, _): &(Issuer, _)| issuer.rules.tenant == Some(TenantId(index));
+        if !issuers.iter().any(named) {
+            section.warn_here(
+                "no token belongs to it: no issuer names it, `tenancy.claim` is not set",
+            );
+        }
+    }
+}

@@ -1,0 +1,489 @@
+//! Reads typed values out of the file, key by key.
+//!
+//! A [`Section`] knows which of its keys were read and reports the others when it is dropped, so
+//! that no reader can forget to. Reading goes on after an error: what stands in for a bad value
+//! (a default, an empty text) never leaves this room, because `load` gives out no
+//! [`Config`](super::Config) once an error was found.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_yaml::{Mapping, Value};
+
+use super::finding::{Place, Severity, Sink, nearest};
+use super::raw::Spot;
+use super::value;
+
+/// A mapping of the file, or the lack of one: then every key in it is absent.
+#[derive(Debug)]
+pub(super) struct Section<'a> {
+    sink: &'a Sink,
+    mapping: Option<&'a Mapping>,
+    spot: Option<&'a Spot>,
+    place: Place,
+    /// The key path without indices and names, for [`Sink::know`].
+    shape: String,
+    asked: RefCell<BTreeSet<&'static str>>,
+    /// Whether its keys are names that the user chose.
+    named: bool,
+}
+
+/// One value of the file.
+#[derive(Clone, Debug)]
+pub(super) struct Item<'a> {
+    sink: &'a Sink,
+    value: &'a Value,
+    spot: Option<&'a Spot>,
+    /// Where it stands.
+    pub(super) place: Place,
+    shape: String,
+}
+
+/// A text of the file.
+#[derive(Clone, Debug)]
+pub(super) struct Text<'a> {
+    /// With `${ENV:NAME}` replaced.
+    pub(super) value: String,
+    /// As the file has it: this, and never `value`, goes into messages.
+    pub(super) written: &'a str,
+    /// The value it was read from, for findings.
+    pub(super) item: Item<'a>,
+}
+
+/// The words that a key takes, with what they mean.
+pub(super) type Words<T> = &'static [(&'static str, T)];
+
+impl<'a> Section<'a> {
+    /// The whole file.
+    pub(super) fn root(sink: &'a Sink, value: &'a Value, spot: &'a Spot) -> Self {
+        let place = Place { line: 0, key: String::new() };
+        Item { sink, value, spot: Some(spot), place, shape: String::new() }.section()
+    }
+
+    /// Where it stands.
+    pub(super) fn place(&self) -> Place {
+        self.place.clone()
+    }
+
+    /// Where `key` stands, or would stand.
+    pub(super) fn place_of(&self, key: &str) -> Place {
+        let line = self.spot.and_then(|spot| spot.keys.get(key)).map(|spot| spot.line);
+        Place { line: line.unwrap_or(self.place.line), key: join(&self.place.key, key) }
+    }
+
+    /// Adds an error at the section itself.
+    pub(super) fn error_here(&self, message: impl Into<String>) {
+        self.sink.push(Severity::Error, self.place(), message.into());
+    }
+
+    /// Adds a warning at the section itself.
+    pub(super) fn warn_here(&self, message: impl Into<String>) {
+        self.sink.push(Severity::Warning, self.place(), message.into());
+    }
+
+    /// Adds an error at `key`.
+    pub(super) fn error(&self, key: &str, message: impl Into<String>) {
+        self.sink.push(Severity::Error, self.place_of(key), message.into());
+    }
+
+    /// Adds a warning at `key`.
+    pub(super) fn warn(&self, key: &str, message: impl Into<String>) {
+        self.sink.push(Severity::Warning, self.place_of(key), message.into());
+    }
+
+    /// Where findings go.
+    pub(super) fn sink(&self) -> &'a Sink {
+        self.sink
+    }
+
+    /// The value of `key`; from then on the key counts as known.
+    pub(super) fn item(&self, key: &'static str) -> Option<Item<'a>> {
+        self.asked.borrow_mut().insert(key);
+        self.sink.know(join(&self.shape, key));
+        self.child(key, join(&self.shape, key))
+    }
+
+    fn child(&self, key: &str, shape: String) -> Option<Item<'a>> {
+        let value = self.mapping?.get(key)?;
+        let spot = self.spot.and_then(|spot| spot.keys.get(key));
+        Some(Item { sink: self.sink, value, spot, place: self.place_of(key), shape })
+    }
+
+    /// Whether the file has `key`.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.mapping.is_some_and(|mapping| mapping.contains_key(key))
+    }
+
+    /// Refuses a key of a later version: it would be accepted and do nothing.
+    pub(super) fn later(&self, keys: &[&'static str]) {
+        for key in keys {
+            self.asked.borrow_mut().insert(key);
+            if self.has(key) {
+                self.error(key, "not available in this version");
+            }
+        }
+    }
+
+    /// The mapping under `key`; an empty one where it is absent.
+    pub(super) fn section(&self, key: &'static str) -> Section<'a> {
+        self.item(key).map_or_else(|| self.absent(key), Item::section)
+    }
+
+    fn absent(&self, key: &str) -> Section<'a> {
+        Section {
+            sink: self.sink,
+            mapping: None,
+            spot: None,
+            place: self.place_of(key),
+            shape: join(&self.shape, key),
+            asked: RefCell::default(),
+            named: false,
+        }
+    }
+
+    /// The sections under `key` by the names that the user chose, at most `limit`.
+    pub(super) fn named(&self, key: &'static str, limit: usize) -> Vec<(String, Section<'a>)> {
+        let mut parent = self.section(key);
+        parent.named = true;
+        let Some(mapping) = parent.mapping else { return Vec::new() };
+        if mapping.len() > limit {
+            self.error(key, format!("more than {limit} entries"));
+            return Vec::new();
+        }
+        let names = mapping.keys().filter_map(|name| {
+            if name.as_str().is_none() {
+                let message = format!("{} is no text: put the name in quotes", kind(name));
+                self.error(key, message);
+            }
+            name.as_str()
+        });
+        names
+            .filter_map(|name| {
+                let item = parent.child(name, join(&parent.shape, "<name>"))?;
+                Some((name.to_owned(), item.section()))
+            })
+            .collect()
+    }
+
+    /// The items of the list under `key`, at most `limit`; `None` where it is absent.
+    pub(super) fn list(&self, key: &'static str, limit: usize) -> Option<Vec<Item<'a>>> {
+        self.item(key).map(|item| item.list(limit))
+    }
+
+    /// The texts of the list under `key`, at most `limit`; `None` where it is absent.
+    pub(super) fn texts(&self, key: &'static str, limit: usize) -> Option<Vec<Text<'a>>> {
+        let items = self.list(key, limit)?;
+        Some(items.into_iter().filter_map(Item::text).collect())
+    }
+
+    /// `true` or `false`.
+    pub(super) fn flag(&self, key: &'static str) -> Option<bool> {
+        let item = self.item(key)?;
+        let flag = item.value.as_bool();
+        if flag.is_none() {
+            item.error(format!("`true` or `false` is expected, not {}", kind(item.value)));
+        }
+        flag
+    }
+
+    /// The text under `key`, not empty.
+    pub(super) fn text(&self, key: &'static str) -> Option<Text<'a>> {
+        self.item(key)?.text()
+    }
+
+    /// The text under `key`, which must be there.
+    pub(super) fn required(&self, key: &'static str) -> Option<Text<'a>> {
+        if !self.has(key) {
+            self.error(key, "is required");
+        }
+        self.text(key)
+    }
+
+    /// The meaning of the word under `key`.
+    pub(super) fn word<T: Copy>(&self, key: &'static str, words: Words<T>) -> Option<T> {
+        self.item(key)?.word(words)
+    }
+
+    /// [`Section::word`], with words that only a later version can serve.
+    pub(super) fn word_or_later<T: Copy>(
+        &self,
+        key: &'static str,
+        words: Words<T>,
+        later: &[&str],
+    ) -> Option<T> {
+        let item = self.item(key)?;
+        if item.is_later(later) { None } else { item.word(words) }
+    }
+
+    /// The whole number under `key`, in `range`; `default` where it is absent.
+    pub(super) fn number(
+        &self,
+        key: &'static str,
+        default: u64,
+        range: RangeInclusive<u64>,
+    ) -> u64 {
+        let Some(item) = self.item(key) else { return default };
+        match item.value.as_u64() {
+            Some(number) if range.contains(&number) => number,
+            Some(_) => {
+                item.error(format!("must be from {} to {}", range.start(), range.end()));
+                default
+            }
+            None => {
+                item.error(format!("a whole number is expected, not {}", kind(item.value)));
+                default
+            }
+        }
+    }
+
+    /// [`Section::number`] as a size.
+    pub(super) fn size(
+        &self,
+        key: &'static str,
+        default: u64,
+        range: RangeInclusive<u64>,
+    ) -> usize {
+        usize::try_from(self.number(key, default, range)).unwrap_or(usize::MAX)
+    }
+
+    /// [`Section::number`] in 32 bits.
+    pub(super) fn count(&self, key: &'static str, default: u32, range: RangeInclusive<u32>) -> u32 {
+        let range = u64::from(*range.start())..=u64::from(*range.end());
+        u32::try_from(self.number(key, default.into(), range)).unwrap_or(default)
+    }
+
+    /// The duration under `key`, in `range`; `default` where it is absent. All three as the file
+    /// would write them.
+    pub(super) fn duration(&self, key: &'static str, default: &str, range: [&str; 2]) -> Duration {
+        let known = |text| value::duration(text).unwrap_or_default();
+        let (default, [low, high]) = (known(default), range.map(known));
+        let Some(item) = self.item(key) else { return default };
+        let Some(text) = item.value.as_str() else {
+            item.error(format!("{}, not {}", value::DURATION_FORMS, kind(item.value)));
+            return default;
+        };
+        match item.expand(text).and_then(|text| value::duration(&text)) {
+            Some(duration) if (low..=high).contains(&duration) => return duration,
+            Some(_) => {
+                let [low, high] = [low, high].map(value::show_duration);
+                item.error(format!("must be from {low} to {high}"));
+            }
+            None => item.error(format!("{}, not `{text}`", value::DURATION_FORMS)),
+        }
+        default
+    }
+}
+
+impl Drop for Section<'_> {
+    fn drop(&mut self) {
+        let Some(mapping) = self.mapping.filter(|_| !self.named) else { return };
+        let asked = self.asked.borrow();
+        for key in mapping.keys() {
+            let Some(name) = key.as_str() else {
+                let message = format!("{} as a key; keys are text", kind(key));
+                self.sink.push(Severity::Error, self.place.clone(), message);
+                continue;
+            };
+            if asked.contains(name) {
+                continue;
+            }
+            let message = match nearest(name, asked.iter().copied()) {
+                Some((near, true)) => format!("unknown key; did you mean `{near}`?"),
+                Some((near, false)) => format!("unknown key; the nearest known one is `{near}`"),
+                None => "unknown key".to_owned(),
+            };
+            self.error(name, message);
+        }
+    }
+}
+
+impl<'a> Item<'a> {
+    /// Adds an error here.
+    pub(super) fn error(&self, message: impl Into<String>) {
+        self.sink.push(Severity::Error, self.place.clone(), message.into());
+    }
+
+    /// Adds a warning here.
+    pub(super) fn warn(&self, message: impl Into<String>) {
+        self.sink.push(Severity::Warning, self.place.clone(), message.into());
+    }
+
+    /// As a mapping; one without keys where it is none (an error, unless it is left empty).
+    pub(super) fn section(self) -> Section<'a> {
+        let mapping = self.value.as_mapping();
+        if mapping.is_none() && !self.value.is_null() {
+            self.error(format!("a mapping of keys is expected, not {}", kind(self.value)));
+        }
+        Section {
+            sink: self.sink,
+            mapping,
+            spot: self.spot,
+            place: self.place,
+            shape: self.shape,
+            asked: RefCell::default(),
+            named: false,
+        }
+    }
+
+    /// As a list of at most `limit` items.
+    pub(super) fn list(self, limit: usize) -> Vec<Self> {
+        let Some(values) = self.value.as_sequence() else {
+            self.error(format!("a list is expected, not {}", kind(self.value)));
+            return Vec::new();
+        };
+        if values.len() > limit {
+            self.error(format!("more than {limit} items"));
+            return Vec::new();
+        }
+        let items = values.iter().enumerate().map(|(index, value)| {
+            let spot = self.spot.and_then(|spot| spot.items.get(index));
+            let line = spot.map_or(self.place.line, |spot| spot.line);
+            let place = Place { line, key: format!("{}[{index}]", self.place.key) };
+            Item { sink: self.sink, value, spot, place, shape: format!("{}[]", self.shape) }
+        });
+        items.collect()
+    }
+
+    /// Whether it is a list.
+    pub(super) fn is_list(&self) -> bool {
+        self.value.is_sequence()
+    }
+
+    /// As a text that is not empty.
+    pub(super) fn text(self) -> Option<Text<'a>> {
+        let Some(written) = self.value.as_str() else {
+            self.error(format!("a text is expected, not {}", kind(self.value)));
+            return None;
+        };
+        let value = self.expand(written)?;
+        if value.is_empty() {
+            self.error("must not be empty");
+            return None;
+        }
+        Some(Text { value, written, item: self })
+    }
+
+    /// Refuses the words of a later version. Whether it was one.
+    pub(super) fn is_later(&self, words: &[&str]) -> bool {
+        let later = self.value.as_str().is_some_and(|text| words.contains(&text));
+        if later {
+            self.error(format!("`{}` is not available in this version", self.written()));
+        }
+        later
+    }
+
+    /// The meaning of a word. A number is taken for the word that writes it (`1.2`).
+    pub(super) fn word<T: Copy>(&self, words: Words<T>) -> Option<T> {
+        let word = match self.value {
+            Value::String(text) => self.expand(text)?,
+            Value::Number(number) => number.to_string(),
+            Value::Null
+            | Value::Bool(_)
+            | Value::Sequence(_)
+            | Value::Mapping(_)
+            | Value::Tagged(_) => {
+                self.error(format!("{} is expected, not {}", one_of(words), kind(self.value)));
+                return None;
+            }
+        };
+        let meaning = words.iter().find(|(name, _)| *name == word).map(|(_, meaning)| *meaning);
+        if meaning.is_none() {
+            self.error(format!("{} is expected, not `{}`", one_of(words), self.written()));
+        }
+        meaning
+    }
+
+    /// As a fraction from 0 to 1.
+    pub(super) fn fraction(&self) -> Option<f64> {
+        let fraction = self.value.as_f64().filter(|value| (0.0..=1.0).contains(value));
+        if fraction.is_none() {
+            self.error("a number from 0.0 to 1.0 is expected");
+        }
+        fraction
+    }
+
+    /// As the file has it, for messages.
+    fn written(&self) -> String {
+        match self.value {
+            Value::String(text) => text.clone(),
+            Value::Number(number) => number.to_string(),
+            Value::Null
+            | Value::Bool(_)
+            | Value::Sequence(_)
+            | Value::Mapping(_)
+            | Value::Tagged(_) => kind(self.value).to_owned(),
+        }
+    }
+
+    /// Replaces each `${ENV:NAME}` by the environment variable's value, once.
+    fn expand(&self, text: &str) -> Option<String> {
+        let mut expanded = String::new();
+        let mut rest = text;
+        while let Some((before, after)) = rest.split_once("${") {
+            let name = after.split_once('}').and_then(|(inside, after)| {
+                rest = after;
+                inside.strip_prefix("ENV:")
+            });
+            let Some(name) = name.filter(|name| is_variable(name)) else {
+                self.error("`${` begins `${ENV:NAME}`, with a name of letters, digits and `_`");
+                return None;
+            };
+            expanded.push_str(before);
+            match super::environment(name) {
+                Some(value) => expanded.push_str(&value),
+                None => {
+                    let message = format!("the environment variable {name} is not set, or no text");
+                    self.error(message);
+                    return None;
+                }
+            }
+        }
+        expanded.push_str(rest);
+        Some(expanded)
+    }
+}
+
+impl<'a> Text<'a> {
+    /// As a file, relative to the configuration.
+    pub(super) fn path(self) -> (PathBuf, Self) {
+        (self.item.sink.base().join(&self.value), self)
+    }
+
+    /// Adds an error here.
+    pub(super) fn error(&self, message: impl Into<String>) {
+        self.item.error(message);
+    }
+}
+
+fn is_variable(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
+/// `` `a`, `b` or `c` ``.
+fn one_of<T>(words: &[(&str, T)]) -> String {
+    let names: Vec<_> = words.iter().map(|(name, _)| format!("`{name}`")).collect();
+    match names.split_last() {
+        Some((last, [])) => last.clone(),
+        Some((last, first)) => format!("{} or {last}", first.join(", ")),
+        None => String::new(),
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "nothing",
+        Value::Bool(_) => "`true` or `false`",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Sequence(_) => "a list",
+        Value::Mapping(_) => "a mapping",
+        Value::Tagged(_) => "a tagged value",
+    }
+}
+
+fn join(path: &str, key: &str) -> String {
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+}
