@@ -180,7 +180,7 @@ pub fn start(config: &Config, log: &Log) -> Result<Running, StartError> {
         log: log.clone(),
     };
     runtime.spawn(serve_admin(socket, told));
-    runtime.block_on(async { keys.start() });
+    keys.start(runtime.handle());
     let drain = config.edge.drain_timeout;
     Ok(Running { runtime: Some(runtime), shutdown, listeners, admin, drain })
 }
@@ -263,13 +263,15 @@ fn bind(name: &str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), St
 }
 
 fn proxy(config: &Config, parts: &Arc<Parts>, listener: &Listener) -> HttpProxy<Edge> {
-    let mut conf = ServerConf::default();
-    conf.threads = config.edge.threads;
-    conf.max_retries = ATTEMPTS;
-    conf.upstream_keepalive_pool_size = UPSTREAM_POOL;
-    // Upstreams are spoken to in clear. Without a file pingora reads the system's authorities and
-    // panics where there are none.
-    conf.ca_file = Some("/dev/null".to_owned());
+    let conf = ServerConf {
+        threads: config.edge.threads,
+        max_retries: ATTEMPTS,
+        upstream_keepalive_pool_size: UPSTREAM_POOL,
+        // Upstreams are spoken to in clear. Without a file pingora reads the system's authorities
+        // and panics where there are none.
+        ca_file: Some("/dev/null".to_owned()),
+        ..ServerConf::default()
+    };
     let mut proxy = http_proxy(&Arc::new(conf), Edge::new(Arc::clone(parts), listener));
     let mut options = HttpServerOptions::default();
     options.keepalive_request_limit = Some(listener.keepalive_requests);
@@ -303,3 +305,6 @@ async fn serve_admin(socket: TcpListener, parts: admin::Parts) {
         tracing::error!(%error, "the admin listener has ended");
     }
 }
+
+#[cfg(test)]
+mod tests;

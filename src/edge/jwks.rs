@@ -169,10 +169,10 @@ impl KeySets {
     }
 
     /// Starts a task for each set that is fetched. They end with the runtime.
-    pub fn start(self: &Arc<Self>) {
+    pub fn start(self: &Arc<Self>, runtime: &tokio::runtime::Handle) {
         for index in 0..self.sources.len() {
             let sets = Arc::clone(self);
-            tokio::spawn(async move { sets.keep_fresh(index).await });
+            runtime.spawn(async move { sets.keep_fresh(index).await });
         }
     }
 

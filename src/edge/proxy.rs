@@ -37,7 +37,7 @@ use super::{record, record::Told};
 use crate::config::{Config, Limits, Listener, Route, Upstream};
 use crate::gate::{Admitted, Decision, Facts, Gate};
 use crate::policy::denial::Denial;
-use crate::policy::rule::TenantId;
+use crate::policy::rule::{Role, TenantId};
 use crate::policy::time::UnixTime;
 use crate::telemetry::log::Log;
 use crate::telemetry::metrics::{Metrics, Stage};
@@ -174,9 +174,10 @@ impl Parts {
         respond::answer(denial, &asked)
     }
 
-    /// Whether the edge issues the nonces of the request's origin.
+    /// Whether the edge issues this route's nonces. A service behind a public route may be one that
+    /// issues its own, such as an authorization server.
     fn issues(&self, ctx: &Ctx) -> bool {
-        self.nonces && ctx.origin.is_some()
+        self.nonces && self.route(ctx).is_some_and(|route| route.rule.role == Role::Resource)
     }
 
     fn tell(&self, ctx: &Ctx, status: u16) {

@@ -78,7 +78,7 @@ fn authority(request: &RequestHeader) -> Result<String, Denial> {
 /// Bytes of the request head as HTTP/1.1 would write it.
 #[must_use]
 pub fn head_bytes(request: &RequestHeader) -> usize {
-    let line = request.method.as_str().len() + request.raw_path().len() + " HTTP/1.1  \r\n".len();
+    let line = request.method.as_str().len() + request.raw_path().len() + "  HTTP/1.1\r\n".len();
     let field = |(name, value): (&http::HeaderName, &http::HeaderValue)| {
         name.as_str().len() + value.len() + ": \r\n".len()
     };

@@ -104,7 +104,6 @@ impl Serialize for Thumbprint {
     }
 }
 
-#[expect(clippy::ref_option, reason = "serde hands a reference to the field")]
 fn cut<S: serde::Serializer>(value: &Option<&str>, serializer: S) -> Result<S::Ok, S::Error> {
     match value {
         Some(value) => serializer.serialize_str(shorten(value)),
