@@ -1,19 +1,24 @@
 //! `holdfast explain`: which listener, route, upstream and rule would serve a request, and what its
 //! sender must present.
 
+mod answer;
 mod text;
 
 use std::io::{self, Write};
 use std::path::Path;
 
-use serde::Serialize;
+use answer::{
+    Contribution, Explanation, IssuerShown, ListenerShown, Present, ProofShown, Refused,
+    RequirementShown, RouteShown, TokenShown, UpstreamShown,
+};
 
 use super::check;
 use crate::config::{self, ClientCertificates, Config, Listener, Route, Severity, show_duration};
 use crate::edge::route::{Miss, RouteTable};
 use crate::policy::denial::Denial;
 use crate::policy::jose::AlgorithmSet;
-use crate::policy::rule::{Demand, Requirement, Role, Scope, TenantId};
+use crate::policy::proof::ProofRules;
+use crate::policy::rule::{Demand, Mode, Requirement, Role, Scope, TenantId};
 use crate::policy::target::{Origin, normalise_path, split_authority};
 
 /// What is asked.
@@ -31,112 +36,6 @@ pub struct Query<'a> {
     pub audience: Option<&'a str>,
     /// Whether the answer is one JSON document.
     pub json: bool,
-}
-
-/// The answer.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Explanation {
-    method: String,
-    url: String,
-    /// Why the request is refused whatever it presents.
-    refused: Option<Refused>,
-    listeners: Vec<ListenerShown>,
-    route: Option<RouteShown>,
-    upstream: Option<UpstreamShown>,
-    tenant: Option<String>,
-    rule: Vec<Contribution>,
-    requirement: Option<RequirementShown>,
-    token: Option<TokenShown>,
-    /// Each is enough.
-    present: Vec<Present>,
-    notes: Vec<String>,
-}
-
-#[derive(Clone, Debug, Serialize)]
-struct Refused {
-    status: u16,
-    code: &'static str,
-    why: String,
-}
-
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct ListenerShown {
-    name: String,
-    address: String,
-    client_certificates: &'static str,
-}
-
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct RouteShown {
-    name: String,
-    line: usize,
-    role: &'static str,
-    allow_unbound: bool,
-}
-
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct UpstreamShown {
-    name: String,
-    servers: Vec<String>,
-    credentials: &'static str,
-}
-
-/// What one scope adds.
-#[derive(Clone, Debug, Serialize)]
-struct Contribution {
-    scope: String,
-    says: Vec<String>,
-    overrides: bool,
-}
-
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct RequirementShown {
-    require: &'static str,
-    mode: &'static str,
-    nonce: bool,
-    algorithms: Vec<&'static str>,
-}
-
-/// What a token must say.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct TokenShown {
-    issuers: Vec<IssuerShown>,
-    /// `aud` must name one of these too; empty: no more than the issuer's entry demands.
-    audiences: Vec<String>,
-    scopes: Vec<String>,
-}
-
-#[derive(Clone, Debug, Serialize)]
-struct IssuerShown {
-    issuer: String,
-    audiences: Vec<String>,
-}
-
-/// One way to be let in.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Present {
-    authorization: &'static str,
-    /// What the token's `cnf` holds.
-    cnf: Vec<&'static str>,
-    proof: Option<ProofShown>,
-    client_certificate: bool,
-}
-
-#[derive(Clone, Debug, Serialize)]
-struct ProofShown {
-    htm: String,
-    htu: String,
-    iat: String,
-    ath: &'static str,
-    nonce: bool,
-    algorithms: Vec<&'static str>,
 }
 
 /// Writes the answer, as text or as one JSON document. Gives the exit status: 0 when something would
@@ -315,11 +214,13 @@ fn rule(
     let audiences: Vec<_> = query.audience.iter().map(|&audience| audience.to_owned()).collect();
     let requirement = config.rules.requirement(tenant, &audiences, &route.rule);
 
+    let [nonce_said, certificate_said] = audience_said(config, query);
     shown.rule.push(default_said(&config.rules.default));
-    if let Some(tenant) = tenant_rule {
-        shown.rule.push(contribution(format!("tenant {}", tenant.name), &tenant.scope));
-    }
-    shown.rule.extend(audience_said(config, query));
+    shown.rule.extend(nonce_said);
+    shown.rule.extend(
+        tenant_rule.map(|tenant| contribution(format!("tenant {}", tenant.name), &tenant.scope)),
+    );
+    shown.rule.extend(certificate_said);
     shown.rule.push(contribution(format!("route {}", route.name), &route.rule.scope));
     shown.requirement = Some(RequirementShown {
         require: requirement.demand.name(),
@@ -388,24 +289,21 @@ fn default_said(default: &Requirement) -> Contribution {
     contribution("default".to_owned(), &scope)
 }
 
-fn audience_said(config: &Config, query: &Query<'_>) -> Option<Contribution> {
+/// What the audiences add, before the tenant (nonce) and after it (certificate), as
+/// [`Rules::requirement`](crate::policy::rule::Rules::requirement) adds up.
+fn audience_said(config: &Config, query: &Query<'_>) -> [Option<Contribution>; 2] {
     let rules = &config.rules;
     let listed = |list: &[String]| list.iter().any(|known| Some(known.as_str()) == query.audience);
-    let mut says = Vec::new();
-    if !rules.nonce_audiences.is_empty() && rules.default.nonce && !listed(&rules.nonce_audiences) {
-        says.push("nonce false (not among requiredAudiences)".to_owned());
-    }
-    if listed(&rules.certificate_audiences) {
-        says.push("require mtls (enforceForAudiences)".to_owned());
-    }
-    let scope = query
-        .audience
-        .map_or_else(|| "no --audience".to_owned(), |audience| format!("audience {audience}"));
-    (query.audience.is_some() || !says.is_empty()).then_some(Contribution {
-        scope,
-        says,
+    let said = |said: &str| Contribution {
+        scope: query.audience.map_or("no audience".to_owned(), |name| format!("audience {name}")),
+        says: vec![said.to_owned()],
         overrides: false,
-    })
+    };
+    let unlisted = !rules.nonce_audiences.is_empty() && !listed(&rules.nonce_audiences);
+    [
+        (unlisted && rules.default.nonce).then(|| said("nonce false (not in requiredAudiences)")),
+        listed(&rules.certificate_audiences).then(|| said("require mtls (enforceForAudiences)")),
+    ]
 }
 
 fn contribution(name: String, scope: &Scope) -> Contribution {
@@ -431,12 +329,10 @@ fn present(
     htu: &str,
     shown: &mut Explanation,
 ) {
-    let times = &config.dpop;
-    let skew = show_duration(times.clock_skew);
-    let proof = || ProofShown {
+    let proof = ProofShown {
         htm: query.method.to_owned(),
         htu: htu.to_owned(),
-        iat: format!("at most {} old, {skew} either way", show_duration(times.proof_lifetime)),
+        iat: iat(&config.dpop, requirement),
         ath: "base64url(SHA-256(token))",
         nonce: requirement.nonce,
         algorithms: names(requirement.algorithms),
@@ -447,7 +343,7 @@ fn present(
     let key = Present {
         authorization: "DPoP",
         cnf: vec!["jkt"],
-        proof: Some(proof()),
+        proof: Some(proof),
         client_certificate: false,
     };
     let certificate = Present {
@@ -466,13 +362,38 @@ fn present(
         (unbound, demand == Demand::None || route.rule.allow_unbound),
     ];
     shown.present = ways.into_iter().filter(|(_, open)| *open).map(|(way, _)| way).collect();
-    if config.rules.mtls_enabled && !asks && demand != Demand::Dpop {
-        let note = "a certificate cannot be shown on this listener: it asks for none";
-        shown.notes.push(note.to_owned());
+    shown.notes.extend(present_notes(config, requirement, &shown.listeners));
+}
+
+fn iat(times: &ProofRules, requirement: &Requirement) -> String {
+    if times.nonce_replaces_iat && requirement.nonce {
+        return "any: the nonce alone decides".to_owned();
     }
-    shown.notes.push("whatever a token is bound to must be shown, demanded or not".to_owned());
+    let (lifetime, skew) = (show_duration(times.proof_lifetime), show_duration(times.clock_skew));
+    format!("at most {lifetime} old, {skew} either way")
+}
+
+fn present_notes(
+    config: &Config,
+    requirement: &Requirement,
+    listeners: &[ListenerShown],
+) -> Vec<String> {
+    let all = |word: &str| listeners.iter().all(|listener| listener.client_certificates == word);
+    let certificate = config.rules.mtls_enabled && requirement.demand != Demand::Dpop;
+    let notes = [
+        (requirement.mode == Mode::Observe)
+            .then_some("observe: what lacks any of this goes on as received, marked and recorded"),
+        (certificate && all("off"))
+            .then_some("a certificate cannot be shown on this listener: it asks for none"),
+        all("require").then_some("without a client certificate the handshake already fails"),
+        Some("whatever a token is bound to must be shown, demanded or not"),
+    ];
+    notes.into_iter().flatten().map(str::to_owned).collect()
 }
 
 fn names(algorithms: AlgorithmSet) -> Vec<&'static str> {
     algorithms.iter().map(|algorithm| algorithm.name()).collect()
 }
+
+#[cfg(test)]
+mod tests;

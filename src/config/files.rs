@@ -12,7 +12,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
 use super::CertificateFiles;
-use super::section::{Section, Text};
+use super::item::Text;
+use super::section::Section;
 use crate::policy::token::KeySet;
 
 /// The largest certificate, key or JWK set file, bytes.

@@ -8,6 +8,7 @@
 
 mod files;
 mod finding;
+mod item;
 mod raw;
 mod resolve;
 mod section;
@@ -334,3 +335,6 @@ pub struct Telemetry {
     /// The least severe process message that is written.
     pub level: tracing::Level,
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -10,7 +10,8 @@ mod tenants;
 mod upstreams;
 
 use super::finding::Place;
-use super::section::{Section, Words};
+use super::item::Words;
+use super::section::Section;
 use super::{Config, Telemetry};
 use crate::policy::rule::{Role, Rules};
 

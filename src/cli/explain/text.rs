@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::{Contribution, Explanation, Present, TokenShown};
+use super::answer::{Contribution, Explanation, Present, TokenShown};
 
 /// Writes it. `file` is the configuration's name.
 pub(super) fn write(out: &mut impl Write, shown: &Explanation, file: &str) -> io::Result<()> {

@@ -151,8 +151,8 @@ fn check_route(all: &Demands<'_, '_>, draft: &Draft<'_>) {
     for tenant in std::iter::once(None).chain(tenants) {
         let requirement = all.rules.requirement(tenant, &[], &draft.route.rule);
         let name = tenant.and_then(|TenantId(index)| all.rules.tenants.get(index));
-        let of = name.map_or_else(String::new, |tenant| format!(" of tenant `{}`", tenant.name));
-        for (key, message) in route_errors(all, draft, &requirement, &of) {
+        let whom = name.map_or_else(String::new, |tenant| format!(" for tenant `{}`", tenant.name));
+        for (key, message) in route_errors(all, draft, &requirement, &whom) {
             // One tenant is enough to show what is wrong.
             if errors.iter().all(|(known, _)| *known != key) {
                 errors.push((key, message));
@@ -168,24 +168,24 @@ fn route_errors(
     all: &Demands<'_, '_>,
     draft: &Draft<'_>,
     requirement: &Requirement,
-    of: &str,
+    whom: &str,
 ) -> Vec<(&'static str, String)> {
     let mut errors = Vec::new();
     let demand = requirement.demand;
     if demand == Demand::None && !draft.route.rule.allow_unbound {
         let message = format!(
-            "nothing is demanded{of}: demand something, or say `role: public` (reads no token) or \
+            "nothing is demanded{whom}: demand something, or say `role: public` (reads no token) or \
              `allowUnbound: true` (for a migration)"
         );
         errors.push(("require", message));
     }
     if let Some(obstacle) = obstacle(all, demand) {
-        let message = format!("`{}` is demanded{of}, but {obstacle}", demand.name());
+        let message = format!("`{}` is demanded{whom}, but {obstacle}", demand.name());
         errors.push(("require", message));
     }
     if all.rules.dpop_enabled && requirement.algorithms.is_empty() {
         let message =
-            format!("no algorithm is left{of}: lists of default, tenant and route intersect");
+            format!("no algorithm is left{whom}: lists of default, tenant and route intersect");
         errors.push(("allowedAlgorithms", message));
     }
     errors

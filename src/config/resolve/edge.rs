@@ -1,9 +1,11 @@
 //! `edge`: listeners, admin, limits.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 
 use crate::config::files;
-use crate::config::section::{Section, Text, Words};
+use crate::config::item::{Text, Words};
+use crate::config::section::Section;
 use crate::config::{ClientCertificates, Edge, Limits, Listener, ListenerTls};
 
 use super::{Names, own_name};
@@ -24,10 +26,10 @@ const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHO
 
 /// Resolves `edge`. `None` when a listener has no usable address.
 pub(super) fn resolve(edge: &Section<'_>) -> Option<Edge> {
-    let listeners = edge.list("listeners", 64).unwrap_or_default();
-    if listeners.is_empty() {
+    if edge.lacks("listeners") {
         edge.error("listeners", "at least one listener is needed");
     }
+    let listeners = edge.list("listeners", 64).unwrap_or_default();
     let mut names = Names::default();
     let mut addresses = Names::default();
     let listeners: Vec<_> = listeners
@@ -54,7 +56,7 @@ fn listener(section: &Section<'_>, names: &mut Names, addresses: &mut Names) -> 
     }
     Some(Listener {
         name,
-        tls: tls(&section.section("tls")),
+        tls: tls(&section.section("tls"), section.has("tls")),
         max_connections: section.size("maxConnections", 10_000, 1..=1_000_000),
         head_timeout: section.duration("headTimeout", "15s", ["1s", "5m"]),
         keepalive_timeout: section.duration("keepaliveTimeout", "60s", ["1s", "1h"]),
@@ -78,34 +80,42 @@ fn address(text: &Text<'_>, addresses: &mut Names) -> Option<SocketAddr> {
     Some(address)
 }
 
-fn tls(section: &Section<'_>) -> ListenerTls {
-    let certificates = section.list("certificates", 64).unwrap_or_default();
-    if certificates.is_empty() {
+fn tls(section: &Section<'_>, given: bool) -> ListenerTls {
+    if given && section.lacks("certificates") {
         section.error("certificates", "at least one `certificate` with its `key` is needed");
     }
-    let certificates = certificates.into_iter();
+    let certificates = section.list("certificates", 64).unwrap_or_default().into_iter();
     let certificates = certificates.filter_map(|item| files::certificate_files(&item.section()));
     let certificates = certificates.collect();
 
-    let asked = section.word("clientCertificates", CLIENT_CERTIFICATES);
-    let client_certificates = asked.unwrap_or(ClientCertificates::Off);
-    let authorities = section.texts("clientAuthorities", 64).unwrap_or_default();
-    if client_certificates == ClientCertificates::Off && !authorities.is_empty() {
-        let message = "has no effect: `clientCertificates` is `off`";
-        section.warn("clientAuthorities", message);
-    }
-    if client_certificates != ClientCertificates::Off && authorities.is_empty() {
-        let message = "is required: a client certificate is good only from an authority named here";
-        section.error("clientAuthorities", message);
-    }
+    let (client_certificates, client_authorities) = client_certificates(section);
     ListenerTls {
         certificates,
         client_certificates,
-        client_authorities: files::authorities(authorities),
+        client_authorities,
         tls12: section.word("minVersion", MIN_VERSIONS).unwrap_or(true),
         h2: alpn(section),
         handshake_timeout: section.duration("handshakeTimeout", "10s", ["100ms", "1m"]),
     }
+}
+
+fn client_certificates(section: &Section<'_>) -> (ClientCertificates, Vec<PathBuf>) {
+    let default = (!section.has("clientCertificates")).then_some(ClientCertificates::Off);
+    let asked = section.word("clientCertificates", CLIENT_CERTIFICATES).or(default);
+    let lacks = section.lacks("clientAuthorities");
+    match asked {
+        Some(ClientCertificates::Off) if !lacks => {
+            section.warn("clientAuthorities", "has no effect: `clientCertificates` is `off`");
+        }
+        Some(ClientCertificates::Request | ClientCertificates::Require) if lacks => {
+            let message =
+                "is required: a client certificate is good only from an authority named here";
+            section.error("clientAuthorities", message);
+        }
+        Some(_) | None => {}
+    }
+    let authorities = section.texts("clientAuthorities", 64).unwrap_or_default();
+    (asked.unwrap_or(ClientCertificates::Off), files::authorities(authorities))
 }
 
 /// Whether `h2` is offered beside `http/1.1`, which always is.

@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use crate::config::finding::{Place, Severity};
-use crate::config::section::{Item, Section, Words};
+use crate::config::item::{Item, Words};
+use crate::config::section::Section;
 use crate::config::{Issuer, JwksSource, files};
 use crate::policy::jose::{Algorithm, AlgorithmSet};
 use crate::policy::target::split_authority;
@@ -38,13 +39,12 @@ fn issuer(section: &Section<'_>, tenancy: &Tenancy<'_>, names: &mut Names) -> Is
     {
         text.error(format!("`{}` is taken on line {}", text.written, taken.line));
     }
-    let audiences = audiences(section, "audiences");
-    if audiences.is_empty() {
+    if section.lacks("audiences") {
         section.error("audiences", "at least one is needed: a token's `aud` must name one of them");
     }
     let rules = IssuerRules {
         issuer: issuer.map_or_else(String::new, |text| text.value),
-        audiences,
+        audiences: audiences(section, "audiences"),
         algorithms: section
             .item("algorithms")
             .and_then(algorithms)
@@ -130,7 +130,7 @@ fn check_url(url: &str) -> Result<(), &'static str> {
 
 /// Needs an issuer where tokens are read; warns of issuers where none are.
 pub(super) fn check_use(root: &Section<'_>, issuers: &[(Issuer, Place)], reads_tokens: bool) {
-    if reads_tokens && issuers.is_empty() {
+    if reads_tokens && root.lacks("issuers") {
         root.error("issuers", "at least one is needed: a `resource` route reads tokens");
     }
     for (_, place) in issuers.iter().filter(|_| !reads_tokens) {

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use crate::config::finding::{Place, nearest};
-use crate::config::section::{Section, Text, Words};
+use crate::config::item::{Text, Words};
+use crate::config::section::Section;
 use crate::config::value::is_token;
 use crate::config::{Edge, PathPattern, Route, RouteHost};
 use crate::policy::rule::{Role, RouteRule};
@@ -50,10 +51,10 @@ pub(super) fn resolve<'a>(
     upstreams: &[&str],
     edge: Option<&Edge>,
 ) -> (Vec<Draft<'a>>, Vec<Origin>) {
-    let items = root.list("routes", 1000).unwrap_or_default();
-    if items.is_empty() {
+    if root.lacks("routes") {
         root.error("routes", "at least one is needed");
     }
+    let items = root.list("routes", 1000).unwrap_or_default();
     let port_443 =
         edge.map(|edge| edge.listeners.iter().any(|listener| listener.address.port() == 443));
     let names = Names::default();
@@ -126,7 +127,7 @@ fn hosts(section: &Section<'_>, role: Role, shared: &mut Shared<'_>) -> Vec<Rout
     });
     let configured = configured.map(|origin| shared.origin(origin));
     let texts = section.texts("hosts", 64).unwrap_or_default();
-    if texts.is_empty() && role == Role::Resource && !section.has("origin") {
+    if section.lacks("hosts") && role == Role::Resource && !section.has("origin") {
         let message = "`hosts` or `origin` is required: the `htu` of a proof is compared with the \
                        route's own origin, never with one that a client's `Host` makes up";
         section.error("hosts", message);
@@ -230,7 +231,7 @@ fn check_path(text: &Text<'_>, path: &str, ambiguous_paths: bool) {
 
 fn methods(section: &Section<'_>) -> Vec<String> {
     let Some(texts) = section.texts("methods", 64) else { return Vec::new() };
-    if texts.is_empty() {
+    if section.lacks("methods") {
         section.error("methods", "is empty; leave it out for every method");
     }
     let mut methods = Vec::new();

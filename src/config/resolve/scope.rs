@@ -1,6 +1,7 @@
 //! What tenants and routes may say about sender constraints, and lists of algorithms.
 
-use crate::config::section::{Item, Section, Words};
+use crate::config::item::{Item, Words};
+use crate::config::section::Section;
 use crate::policy::jose::{Algorithm, AlgorithmSet};
 use crate::policy::rule::{Demand, Mode, Scope};
 

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::config::section::{Section, Text, Words};
+use crate::config::item::{Text, Words};
+use crate::config::section::Section;
 use crate::config::value::show_duration;
 use crate::policy::jose::{Algorithm, AlgorithmSet};
 use crate::policy::proof::ProofRules;
@@ -141,7 +142,7 @@ fn check_times(dpop: &Section<'_>, nonce: &Section<'_>, rules: &ProofRules, ttl:
         nonce.error("replacesIat", "needs `nonce.enabled: true`");
     }
     let passes = ttl + rules.clock_skew;
-    if rules.nonce_replaces_iat && rules.replay_window < passes {
+    if rules.nonce_replaces_iat && rules.nonce_ttl.is_some() && rules.replay_window < passes {
         let needed = show_duration(passes);
         let message = format!(
             "{window} is shorter than `nonce.ttl` and the skew ({needed}), for which \

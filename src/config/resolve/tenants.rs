@@ -1,6 +1,7 @@
 //! `tenancy` and `tenants`.
 
-use crate::config::section::{Section, Text, Words};
+use crate::config::item::{Text, Words};
+use crate::config::section::Section;
 use crate::config::{Issuer, finding::Place, finding::nearest};
 use crate::policy::rule::{TenantId, TenantRule};
 

@@ -3,7 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs as _};
 
 use crate::config::finding::{Place, Severity, Sink};
-use crate::config::section::{Section, Text, Words};
+use crate::config::item::{Text, Words};
+use crate::config::section::Section;
 use crate::config::value::is_name;
 use crate::config::{AuthorizationPolicy, Upstream, UpstreamProtocol};
 
@@ -31,11 +32,11 @@ fn upstream(name: String, section: &Section<'_>) -> Upstream {
         section.error_here("a name of 1 to 64 letters, digits, `_`, `-` and `.` is expected");
     }
     section.later(&["tls"]);
-    let servers = section.texts("servers", 64);
-    if servers.as_ref().is_none_or(Vec::is_empty) {
+    if section.lacks("servers") {
         section.error("servers", "at least one is needed, as in `[\"127.0.0.1:9000\"]`");
     }
-    let servers = servers.unwrap_or_default().iter().flat_map(server).collect();
+    let servers = section.texts("servers", 64).unwrap_or_default();
+    let servers = servers.iter().flat_map(server).collect();
     Upstream {
         name,
         servers,

@@ -125,7 +125,7 @@ pub(crate) type Outcome = Result<Message, String>;
 /// Where a client connects to and whom it trusts.
 #[derive(Clone)]
 pub(crate) struct Client {
-    port: u16,
+    pub(crate) port: u16,
     authority: Vec<u8>,
     /// What it sends as SNI.
     pub(crate) name: &'static str,
@@ -329,9 +329,8 @@ impl H2 {
                 let _ = stream.flow_control().release_capacity(chunk.len());
                 body.extend_from_slice(&chunk);
             }
-            let text = |value: &http::HeaderValue| {
-                String::from_utf8_lossy(value.as_bytes()).into_owned()
-            };
+            let text =
+                |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
             let fields = parts.headers.iter().map(|(name, value)| (name.to_string(), text(value)));
             let start = format!("HTTP/2 {}", parts.status.as_u16());
             Ok::<_, h2::Error>(Message { start, fields: fields.collect(), body })
@@ -344,7 +343,8 @@ impl H2 {
 pub(crate) async fn plain_get(port: u16, target: &str) -> Outcome {
     patiently(async {
         let mut socket = TcpStream::connect(("127.0.0.1", port)).await?;
-        let request = format!("GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        let request =
+            format!("GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         socket.write_all(request.as_bytes()).await?;
         let mut answer = Vec::new();
         socket.read_to_end(&mut answer).await?;

@@ -55,8 +55,7 @@ impl Key {
         let (mut x, mut y) = (BigNum::new().expect("memory"), BigNum::new().expect("memory"));
         key.public_key().affine_coordinates(&group, &mut x, &mut y, &mut context).expect("a point");
         let coordinate = |n: &BigNum| base64url(n.to_vec_padded(size).expect("a coordinate"));
-        let jwk =
-            json!({"kty": "EC", "crv": name, "x": coordinate(&x), "y": coordinate(&y)});
+        let jwk = json!({"kty": "EC", "crv": name, "x": coordinate(&x), "y": coordinate(&y)});
         Self { pair: PKey::from_ec_key(key).expect("a key"), algorithm, jwk }
     }
 

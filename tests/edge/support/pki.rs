@@ -43,16 +43,17 @@ pub(crate) struct Pki {
 
 impl Pki {
     pub(crate) fn new() -> Self {
-        let authority = authority("Test authority");
-        let foreign = authority_like("Test authority");
+        let own = authority("Test authority");
+        // Another one under the same name.
+        let foreign = authority("Test authority");
         Self {
-            authority_pem: authority.pem(),
-            authority_der: authority.der().to_vec(),
-            server: identity(&authority, "server", 0),
-            alice: identity(&authority, "alice", 0),
-            bob: identity(&authority, "bob", 0),
+            authority_pem: own.pem(),
+            authority_der: own.der().to_vec(),
+            server: identity(&own, "server", 0),
+            alice: identity(&own, "alice", 0),
+            bob: identity(&own, "bob", 0),
             stranger: identity(&foreign, "alice", 0),
-            expired: identity(&authority, "alice", 2020),
+            expired: identity(&own, "alice", 2020),
         }
     }
 
@@ -79,12 +80,8 @@ fn authority(name: &str) -> Authority {
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
-    CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("a certificate")
-}
-
-/// Another authority under the same name.
-fn authority_like(name: &str) -> Authority {
-    authority(name)
+    CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key"))
+        .expect("a certificate")
 }
 
 /// `ended` is the year in which it ended, 0 for one that is good.

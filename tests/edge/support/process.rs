@@ -96,12 +96,6 @@ impl Process {
         }
         None
     }
-
-    /// SIGTERM, and its end.
-    pub(crate) async fn stop(mut self) -> Option<ExitStatus> {
-        self.terminate();
-        self.ended().await
-    }
 }
 
 impl Drop for Process {

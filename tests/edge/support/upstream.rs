@@ -85,15 +85,30 @@ async fn body(socket: &mut TcpStream, unread: &mut Vec<u8>, request: &Message) -
             let line = until(socket, unread, b"\r\n").await?;
             let size = String::from_utf8_lossy(&line);
             let size = usize::from_str_radix(size.trim(), 16).ok()?;
-            let chunk = exactly(socket, unread, size + 2).await?;
             if size == 0 {
-                return Some(body);
+                return trailers(socket, unread, body).await;
             }
+            let chunk = exactly(socket, unread, size + 2).await?;
             body.extend_from_slice(&chunk[..size]);
         }
     }
     let length = request.one("content-length").and_then(|value| value.parse().ok());
     exactly(socket, unread, length.unwrap_or(0)).await
+}
+
+/// Trailers are kept behind the body, as they came.
+async fn trailers(
+    socket: &mut TcpStream,
+    unread: &mut Vec<u8>,
+    mut body: Vec<u8>,
+) -> Option<Vec<u8>> {
+    loop {
+        let line = until(socket, unread, b"\r\n").await?;
+        if line == b"\r\n" {
+            return Some(body);
+        }
+        body.extend_from_slice(&line);
+    }
 }
 
 async fn until(socket: &mut TcpStream, unread: &mut Vec<u8>, end: &[u8]) -> Option<Vec<u8>> {

@@ -1,0 +1,109 @@
+//! The parts of an answer, as its JSON form names them.
+
+use serde::Serialize;
+
+/// The answer.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Explanation {
+    pub(super) method: String,
+    pub(super) url: String,
+    /// Why the request is refused whatever it presents.
+    pub(super) refused: Option<Refused>,
+    pub(super) listeners: Vec<ListenerShown>,
+    pub(super) route: Option<RouteShown>,
+    pub(super) upstream: Option<UpstreamShown>,
+    pub(super) tenant: Option<String>,
+    pub(super) rule: Vec<Contribution>,
+    pub(super) requirement: Option<RequirementShown>,
+    pub(super) token: Option<TokenShown>,
+    /// Each is enough.
+    pub(super) present: Vec<Present>,
+    pub(super) notes: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Refused {
+    pub(super) status: u16,
+    pub(super) code: &'static str,
+    pub(super) why: String,
+}
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ListenerShown {
+    pub(super) name: String,
+    pub(super) address: String,
+    pub(super) client_certificates: &'static str,
+}
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct RouteShown {
+    pub(super) name: String,
+    pub(super) line: usize,
+    pub(super) role: &'static str,
+    pub(super) allow_unbound: bool,
+}
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct UpstreamShown {
+    pub(super) name: String,
+    pub(super) servers: Vec<String>,
+    pub(super) credentials: &'static str,
+}
+
+/// What one scope adds.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Contribution {
+    pub(super) scope: String,
+    pub(super) says: Vec<String>,
+    pub(super) overrides: bool,
+}
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct RequirementShown {
+    pub(super) require: &'static str,
+    pub(super) mode: &'static str,
+    pub(super) nonce: bool,
+    pub(super) algorithms: Vec<&'static str>,
+}
+
+/// What a token must say.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct TokenShown {
+    pub(super) issuers: Vec<IssuerShown>,
+    /// `aud` must name one of these too; empty: no more than the issuer's entry demands.
+    pub(super) audiences: Vec<String>,
+    pub(super) scopes: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct IssuerShown {
+    pub(super) issuer: String,
+    pub(super) audiences: Vec<String>,
+}
+
+/// One way to be let in.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Present {
+    pub(super) authorization: &'static str,
+    /// What the token's `cnf` holds.
+    pub(super) cnf: Vec<&'static str>,
+    pub(super) proof: Option<ProofShown>,
+    pub(super) client_certificate: bool,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct ProofShown {
+    pub(super) htm: String,
+    pub(super) htu: String,
+    pub(super) iat: String,
+    pub(super) ath: &'static str,
+    pub(super) nonce: bool,
+    pub(super) algorithms: Vec<&'static str>,
+}

@@ -1,0 +1,137 @@
+//! Whole answers, as they are printed.
+
+#![expect(clippy::disallowed_methods, reason = "commands take a file")]
+
+use super::*;
+use crate::config::tests::{SMALL, site};
+
+/// More of everything than the small file has.
+const MORE: &str = r#"  - name: health
+    hosts: ["localhost:8443"]
+    path: /health
+    upstream: api
+    role: public
+  - name: reports
+    hosts: ["localhost:8443"]
+    path: /reports/*
+    methods: [GET, POST]
+    upstream: api
+    origin: https://api.example.com
+    require: dpop
+    overrides: true
+    allowUnbound: true
+    audiences: [reports]
+    scopes: [reports.read, reports.list]
+tenancy: {claim: tenant}
+tenants:
+  acme: {require: mtls, mode: observe, allowedAlgorithms: [ES256]}
+security:
+  senderConstraints:
+    dpop: {nonce: {requiredAudiences: [signer]}}
+    mtls: {enforceForAudiences: [signer]}
+issuers:
+"#;
+
+/// What `explain` prints for `GET-or-other URL [tenant] [audience]`, and its exit status.
+fn ask(config: &str, question: &str, json: bool) -> (u8, String) {
+    let site = site();
+    let path = site.path().join("authority.yaml");
+    std::fs::write(&path, config).unwrap();
+    let mut words = question.split(' ');
+    let mut word = || words.next().filter(|word| *word != "-");
+    let query = Query {
+        config: &path,
+        method: word().unwrap(),
+        url: word().unwrap(),
+        tenant: word(),
+        audience: word(),
+        json,
+    };
+    let mut out = Vec::new();
+    let status = run(&mut out, &query).unwrap();
+    let out = String::from_utf8(out).unwrap();
+    (status, out.replace(&path.display().to_string(), "authority.yaml"))
+}
+
+/// A question and its answer a block.
+const ANSWERS: &str = include_str!("answers.txt");
+
+#[test]
+fn answers() {
+    let config = SMALL.replace("issuers:\n", MORE);
+    for case in ANSWERS.trim_end().split("\n\n") {
+        let (question, expect) = case.split_once('\n').unwrap();
+        let (status, text) = ask(&config, question, false);
+        assert_eq!(format!("{text}exit {status}"), expect, "{question}");
+    }
+}
+
+#[test]
+fn every_demand_has_its_ways() {
+    let cases = [
+        ("none", "observe", "DPoP jkt false, Bearer x5t#S256 true, Bearer  false"),
+        ("any", "enforce", "DPoP jkt false, Bearer x5t#S256 true"),
+        ("dpop", "enforce", "DPoP jkt false"),
+        ("mtls", "enforce", "Bearer x5t#S256 true"),
+        ("both", "enforce", "DPoP jkt+x5t#S256 true"),
+    ];
+    for (demand, mode, expect) in cases {
+        let unbound = demand == "none";
+        let route = format!("upstream: api\n    allowUnbound: {unbound}\nsecurity:");
+        let rule = format!("\n  senderConstraints: {{require: {demand}, mode: {mode}}}");
+        let config = SMALL.replace("upstream: api", &(route + &rule));
+        let (status, json) = ask(&config, "GET https://localhost:8443/orders", true);
+        assert_eq!(status, 0, "{json}");
+        let answer: serde_json::Value = serde_json::from_str(&json).unwrap();
+        let ways = answer["present"].as_array().unwrap().iter().map(|way| {
+            let cnf: Vec<_> = way["cnf"].as_array().unwrap().iter().map(text_of).collect();
+            let certificate = way["clientCertificate"].as_bool().unwrap();
+            format!("{} {} {certificate}", text_of(&way["authorization"]), cnf.join("+"))
+        });
+        assert_eq!(ways.collect::<Vec<_>>().join(", "), expect, "{demand}");
+        assert_eq!(answer["requirement"]["require"], demand);
+        assert_eq!(answer["requirement"]["mode"], mode);
+    }
+}
+
+fn text_of(value: &serde_json::Value) -> &str {
+    value.as_str().unwrap()
+}
+
+#[test]
+fn a_bad_file_is_not_explained() {
+    let config = SMALL.replace("path:", "pth:");
+    let (status, text) = ask(&config, "GET https://localhost:8443/orders", false);
+    let expect = "authority.yaml:14: routes[0].path: is required\n\
+                  authority.yaml:16: routes[0].pth: unknown key; did you mean `path`?\n";
+    assert_eq!((status, text.as_str()), (1, expect));
+    let (status, json) = ask(&config, "GET https://localhost:8443/orders", true);
+    let answer: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((status, &answer["findings"][1]["key"]), (1, &"routes[0].pth".into()));
+}
+
+#[test]
+fn check_lists_errors_first_and_sums_up() {
+    let site = site();
+    let path = site.path().join("authority.yaml");
+    let check = |json| {
+        let mut out = Vec::new();
+        let status = check::run(&mut out, &path, json).unwrap();
+        let out = String::from_utf8(out).unwrap();
+        (status, out.replace(&path.display().to_string(), "F"))
+    };
+    std::fs::write(&path, SMALL).unwrap();
+    assert_eq!(check(false), (0, "F: no errors, no warnings\n".to_owned()));
+
+    let changed = SMALL.replace("upstream: api", "upstream: apo").replace("path:", "pth:");
+    std::fs::write(&path, changed).unwrap();
+    let expect = "F:14: routes[0].path: is required\n\
+                  F:16: routes[0].pth: unknown key; did you mean `path`?\n\
+                  F:17: routes[0].upstream: no upstream `apo`; the nearest is `api`\n\
+                  F:11: warning: upstreams.api: no route uses it\n\
+                  F: 3 errors, 1 warning\n";
+    assert_eq!(check(false), (1, expect.to_owned()));
+    let answer: serde_json::Value = serde_json::from_str(&check(true).1).unwrap();
+    assert_eq!((&answer["ok"], &answer["errors"]), (&false.into(), &3.into()));
+    assert_eq!(answer["findings"][0]["severity"], "warning");
+}

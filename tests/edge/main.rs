@@ -1,0 +1,32 @@
+//! The real program over real sockets. Each test makes its own world: keys, tokens, certificates,
+//! an upstream that remembers, and the edge between them. Tables name their rows `ok/…` and
+//! `fail/…`; a refusal is checked by status, error code and the reason in its record.
+
+#![expect(clippy::disallowed_methods, reason = "a test has a clock, files and threads")]
+
+// `cfg(test)` lets the lints see that these are tests.
+#[cfg(test)]
+mod support;
+
+#[cfg(test)]
+mod admission;
+#[cfg(test)]
+mod binding;
+#[cfg(test)]
+mod end_to_end;
+#[cfg(test)]
+mod headers;
+#[cfg(test)]
+mod proof;
+#[cfg(test)]
+mod replay;
+#[cfg(test)]
+mod rules;
+#[cfg(test)]
+mod running;
+#[cfg(test)]
+mod signals;
+#[cfg(test)]
+mod target;
+#[cfg(test)]
+mod token;

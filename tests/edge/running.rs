@@ -1,0 +1,202 @@
+//! The edge as a server: HTTP/1.1, HTTP/2, bodies, TLS versions, upstreams, and its end.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::support::Table;
+use super::support::client::Request;
+use super::support::upstream::Upstream;
+use super::support::world::{Expect, World, expect_eq, get};
+
+use Expect::{Admitted, Public, Refused};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http_2() {
+    let world = World::start().await;
+    let token = world.bound();
+    let nonce = world.nonce().await;
+    let good = |method: &str| {
+        let proof = world.proof(method, "/orders/1").token(&token).nonce(&nonce).sign();
+        let mut request = get("/orders/1", &token, &proof);
+        request.method = method.to_owned();
+        request
+    };
+    let connection = world.client.connect_h2(None).await.expect("h2");
+    let mut table = Table::default();
+    let used = good("GET");
+    let lower = used.clone().without("DPoP");
+    for (name, request, expect) in [
+        ("ok/get", used.clone(), Admitted("dpop")),
+        ("fail/again", used, Refused("proof_replayed")),
+        ("ok/with a body", good("POST").body(b"hello"), Admitted("dpop")),
+        ("fail/no proof", lower, Refused("proof_missing")),
+        ("fail/two proofs", good("GET").field("DPoP", "x"), Refused("proof_repeated")),
+        (
+            "fail/two tokens",
+            good("GET").field("Authorization", "DPoP x"),
+            Refused("authorization_repeated"),
+        ),
+        ("fail/another host", good("GET").host("evil.example"), Refused("route_unknown")),
+        ("ok/public", Request::new("GET", "/public/1"), Public),
+        ("fail/path", Request::new("GET", "/public/%2F"), Refused("path_invalid")),
+    ] {
+        let answer = connection.send(&request).await;
+        table.row(name, world.judge(answer, expect).await);
+    }
+    table.row("body", expect_eq("body", &world.upstream.last_body().as_slice(), &b"hello"));
+    let certified = world.token().x5t(&world.pki.alice.x5t()).sign();
+    let request = super::support::world::bearer("/orders/1", &certified);
+    let alice = world.client.connect_h2(Some(&world.pki.alice)).await.expect("h2");
+    table.row("ok/mtls", world.judge(alice.send(&request).await, Admitted("mtls")).await);
+    let refused = Refused("missing-certificate");
+    table.row("fail/mtls", world.judge(connection.send(&request).await, refused).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_connection_many_requests_each_judged() {
+    let world = World::start().await;
+    let token = world.bound();
+    let nonce = world.nonce().await;
+    let mut connection = world.client.connect(None).await.expect("a connection");
+    let mut table = Table::default();
+    for round in 0..5 {
+        let proof = world.proof("GET", "/orders/1").token(&token).nonce(&nonce).sign();
+        let good = get("/orders/1", &token, &proof);
+        let refused = good.clone().without("DPoP");
+        let answer = connection.send(&good.bytes()).await;
+        table.row(&format!("ok/{round}"), world.judge(answer, Admitted("dpop")).await);
+        let answer = connection.send(&refused.bytes()).await;
+        table.row(&format!("fail/{round}"), world.judge(answer, Refused("proof_missing")).await);
+    }
+    // A refused body is not taken for the next request.
+    let hidden = Request::new("GET", "/orders/hidden").bytes();
+    let post = Request::new("POST", "/orders/1").body(&hidden);
+    let answer = connection.send(&post.bytes()).await;
+    table.row("fail/body", world.judge(answer, Refused("token_missing")).await);
+    let count = world.upstream.count();
+    table.row("upstream", expect_eq("requests", &count, &5));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies() {
+    let world = World::start().await;
+    let mut table = Table::default();
+    let large: Vec<u8> = (0..3_000_000_u32).map(|index| (index % 251) as u8).collect();
+    let request = Request::new("PUT", "/public/large").body(&large);
+    let answer = world.send(&request).await;
+    table.row("ok/3 MB", world.judge(answer, Public).await);
+    table.row("ok/3 MB", expect_eq("same", &(world.upstream.last_body() == large), &true));
+    let mut chunked = Request::new("POST", "/public/chunked").field("Transfer-Encoding", "chunked");
+    chunked.body = b"5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n".to_vec();
+    let answer = world.send(&chunked).await;
+    table.row("ok/chunked", world.judge(answer, Public).await);
+    let body = world.upstream.last_body();
+    table.row("ok/chunked", expect_eq("body", &body.as_slice(), &b"hello world"));
+    let answer = world.send(&Request::new("HEAD", "/public/1")).await.expect("an answer");
+    table.row("ok/HEAD", expect_eq("status", &answer.status(), &200));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_versions_and_names() {
+    static TLS12: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS12];
+    static TLS13: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS13];
+    let request = Request::new("GET", "/public/1");
+    let mut table = Table::default();
+    for (minimum, versions, passes) in
+        [("1.2", TLS12, true), ("1.2", TLS13, true), ("1.3", TLS12, false), ("1.3", TLS13, true)]
+    {
+        let world = World::start_with(|config| {
+            config["edge"]["listeners"][0]["tls"]["minVersion"] = json!(minimum);
+        })
+        .await;
+        let mut client = world.client.clone();
+        client.versions = versions;
+        let answer = client.send(None, &request).await;
+        let name = format!("at least {minimum}, offered {:?}", versions[0].version);
+        table.row(&name, expect_eq("passes", &answer.is_ok(), &passes));
+        client.versions = TLS13;
+        client.name = "other.example";
+        let answer = client.send(None, &request).await;
+        table.row("another name of the certificate", world.judge(answer, Public).await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_servers_take_turns() {
+    let second = Upstream::start().await;
+    let port = second.port;
+    let world = World::start_with(|config| {
+        let servers = config["upstreams"]["echo"]["servers"].as_array_mut().expect("servers");
+        servers.push(json!(format!("127.0.0.1:{port}")));
+    })
+    .await;
+    let mut table = Table::default();
+    for _ in 0..10 {
+        let answer = world.send(&Request::new("GET", "/public/1")).await;
+        table.row("ok", world.judge(answer, Public).await);
+    }
+    table.row("turns", expect_eq("requests", &(world.upstream.count(), second.count()), &(5, 5)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_is_not_there() {
+    let world = World::start_with(|config| {
+        let port = super::support::process::free_port();
+        config["upstreams"]["gone"] = json!({"servers": [format!("127.0.0.1:{port}")]});
+        config["routes"][1]["upstream"] = json!("gone");
+    })
+    .await;
+    let answer = world.send(&Request::new("GET", "/public/1")).await.expect("an answer");
+    let mut table = Table::default();
+    table.row("gone", expect_eq("status", &answer.status(), &502));
+    table.row("gone", expect_eq("error", &answer.json()["error"].is_string(), &true));
+    let told = String::from_utf8_lossy(&answer.body).contains("127.0.0.1");
+    table.row("gone", expect_eq("tells where", &told, &false));
+}
+
+/// What is under way is finished, what is new is not taken, and then it ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_drains() {
+    let mut world = World::start().await;
+    let client = world.client.clone();
+    let slow = Request::new("GET", "/public/slow").field("X-Test-Delay", "1500");
+    let under_way = tokio::spawn(async move { client.send(None, &slow).await });
+    while world.upstream.count() == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    world.process.terminate();
+    let answer = under_way.await.expect("a task");
+    let mut table = Table::default();
+    table.row("ok/under way", world.judge(answer, Public).await);
+    let status = world.process.ended().await;
+    table.row("ended", expect_eq("well", &status.is_some_and(|status| status.success()), &true));
+    let answer = world.send(&Request::new("GET", "/public/1")).await;
+    table.row("fail/after", expect_eq("refused", &answer.is_err(), &true));
+}
+
+/// A head that never ends does not hold a connection for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_heads_and_idle_connections_are_closed() {
+    let world = World::start_with(|config| {
+        let listener = &mut config["edge"]["listeners"][0];
+        listener["headTimeout"] = json!("1s");
+        listener["keepaliveTimeout"] = json!("1s");
+    })
+    .await;
+    let mut table = Table::default();
+    let mut trickled = world.client.connect(None).await.expect("a connection");
+    let _ = trickled.write(b"GET /public/1 HTTP/1.1\r\nHost: api.example\r\n").await;
+    for index in 0..8 {
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        let _ = trickled.write(format!("X-{index}: x\r\n").as_bytes()).await;
+    }
+    let _ = trickled.write(b"\r\n").await;
+    let answer = trickled.answer(false).await;
+    let served = answer.is_ok_and(|answer| answer.status() == 200);
+    table.row("trickled", expect_eq("served", &served, &false));
+    let mut idle = world.client.connect(None).await.expect("a connection");
+    let answer = idle.send(&Request::new("GET", "/public/1").bytes()).await;
+    table.row("idle", world.judge(answer, Public).await);
+    table.row("idle", expect_eq("closed", &idle.is_closed().await, &true));
+}

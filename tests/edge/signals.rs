@@ -1,0 +1,211 @@
+//! Metrics, health and records.
+
+use serde_json::{Value, json};
+
+use super::support::Table;
+use super::support::client::Request;
+use super::support::keys::Key;
+use super::support::proof::Proof;
+use super::support::world::{Expect, World, bearer, expect_eq, get};
+
+use Expect::{Admitted, Public, Refused};
+
+const REQUESTS: &str = "authority_dpop_requests_total";
+const RESULTS: &str = "authority_dpop_result_total";
+const NONCES: &str = "authority_dpop_nonce_miss_total";
+const CERTIFICATES: &str = "authority_mtls_mismatch_total";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_series_is_there_from_the_start() {
+    let world = World::start_with(|config| {
+        config["tenancy"] = json!({"claim": "tenant", "unknown": "default"});
+        config["tenants"] = json!({"acme": {}});
+    })
+    .await;
+    let text = String::from_utf8(world.admin("/metrics").await.body).expect("UTF-8");
+    let mut table = Table::default();
+    let mut there = |name: &str, labels: &[&str]| {
+        let found = text.lines().find(|line| {
+            line.split('{').next() == Some(name) && labels.iter().all(|label| line.contains(label))
+        });
+        let zero = found.and_then(|line| line.rsplit(' ').next()) == Some("0");
+        table.row(&format!("{name} {labels:?}"), expect_eq("at 0", &zero, &true));
+    };
+    for tenant in ["tenant=\"acme\"", "tenant=\"other\""] {
+        there(REQUESTS, &[tenant, "role=\"resource\""]);
+        for result in
+            ["ok", "missing", "invalid", "nonce", "replay", "mismatch", "bypass", "observe"]
+        {
+            there(RESULTS, &[tenant, "role=\"resource\"", &format!("result=\"{result}\"")]);
+        }
+    }
+    for reason in ["absent", "expired", "unknown", "replayed"] {
+        there(NONCES, &[&format!("reason=\"{reason}\"")]);
+    }
+    for reason in ["context-missing", "missing-certificate", "thumbprint-mismatch"] {
+        there(CERTIFICATES, &[&format!("reason=\"{reason}\"")]);
+    }
+    there("holdfast_clock_skew_seconds_count", &[]);
+    there("holdfast_request_duration_seconds_count", &["role=\"resource\""]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_decision_is_counted_once() {
+    let world = World::start().await;
+    let token = world.bound();
+    let nonce = world.nonce().await;
+    let proof = |nonce: &str| world.proof("GET", "/orders/1").token(&token).nonce(nonce).sign();
+    let used = proof(&nonce);
+    let stranger = {
+        let url = "https://api.example/orders/1";
+        Proof::new(&Key::new("ES256"), "GET", url).token(&token).nonce(&nonce).sign()
+    };
+    let certified = world.token().x5t(&world.pki.alice.x5t()).sign();
+    let mut table = Table::default();
+    let total = world.metric(REQUESTS, &[]).await;
+    let mut sent = 0.0;
+    for (result, request) in [
+        ("ok", get("/orders/1", &token, &used)),
+        ("replay", get("/orders/1", &token, &used)),
+        ("missing", get("/orders/1", &token, "").without("DPoP")),
+        ("invalid", get("/orders/1", &token, "nonsense")),
+        ("nonce", get("/orders/1", &token, &proof("made up"))),
+        ("mismatch", get("/orders/1", &token, &stranger)),
+    ] {
+        let label = format!("result=\"{result}\"");
+        let before = world.metric(RESULTS, &[&label]).await;
+        let answer = world.send(&request).await;
+        table.row(result, answer.map(|_| ()));
+        sent += 1.0;
+        let after = settled(&world, RESULTS, &[&label], before + 1.0).await;
+        table.row(result, expect_eq("counted", &after, &(before + 1.0)));
+        let requests = world.metric(REQUESTS, &[]).await - total;
+        table.row(result, expect_eq("requests", &requests, &sent));
+    }
+    for (reason, who) in
+        [("missing-certificate", None), ("thumbprint-mismatch", Some(&world.pki.bob))]
+    {
+        let answer = world.client.send(who, &bearer("/orders/1", &certified)).await;
+        table.row(reason, world.judge(answer, Refused(reason)).await);
+        let label = format!("reason=\"{reason}\"");
+        let count = settled(&world, CERTIFICATES, &[&label], 1.0).await;
+        table.row(reason, expect_eq("counted", &count, &1.0));
+    }
+    let skew = world.metric("holdfast_clock_skew_seconds_count", &[]).await;
+    table.row("skew", expect_eq("observed", &(skew > 0.0), &true));
+}
+
+/// A counter once it is where it must be, or where it stayed. Counting follows the answer.
+async fn settled(world: &World, name: &str, labels: &[&str], expect: f64) -> f64 {
+    for _ in 0..50 {
+        if world.metric(name, labels).await == expect {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    world.metric(name, labels).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_say_what_happened_and_no_secret() {
+    let world = World::start().await;
+    let token = world.bound();
+    let nonce = world.nonce().await;
+    let good = world.proof("GET", "/orders/1").token(&token).nonce(&nonce).sign();
+    let other = Key::new("ES256");
+    let stranger = Proof::new(&other, "GET", "https://api.example/orders/1")
+        .token(&token)
+        .nonce(&nonce)
+        .sign();
+    let certified = world.token().x5t(&world.pki.alice.x5t()).sign();
+    let mut table = Table::default();
+
+    let answer = world.send(&get("/orders/1", &token, &good)).await.expect("an answer");
+    let record = find(&world, answer.one("x-request-id"), "authority.dpop.request").await;
+    let jkt = world.key.jkt();
+    for (member, value) in [
+        ("client", json!("client-1")),
+        ("role", json!("resource")),
+        ("cnf_jkt", json!(jkt)),
+        ("result", json!("ok")),
+    ] {
+        table.row("ok record", expect_eq(member, &record[member], &value));
+    }
+    table.row("ok record", expect_eq("latency_us", &record["latency_us"].is_u64(), &true));
+
+    let answer = world.send(&get("/orders/1", &token, &stranger)).await.expect("an answer");
+    let event = "authority.security.senderConstraint";
+    let record = find(&world, answer.one("x-request-id"), event).await;
+    for (member, value) in [
+        ("kind", json!("dpop")),
+        ("reason", json!("key_mismatch")),
+        ("expected", json!(jkt)),
+        ("presented", json!(other.jkt())),
+        ("senderCertificateMismatch", json!(false)),
+    ] {
+        table.row("key record", expect_eq(member, &record[member], &value));
+    }
+
+    let answer = world.send_as(&world.pki.bob, &bearer("/orders/1", &certified)).await;
+    let answer = answer.expect("an answer");
+    let record = find(&world, answer.one("x-request-id"), event).await;
+    for (member, value) in [
+        ("kind", json!("mtls")),
+        ("reason", json!("thumbprint-mismatch")),
+        ("expected", json!(world.pki.alice.x5t())),
+        ("presented", json!(world.pki.bob.x5t())),
+        ("senderCertificateMismatch", json!(true)),
+    ] {
+        table.row("certificate record", expect_eq(member, &record[member], &value));
+    }
+
+    let metrics = String::from_utf8_lossy(&world.admin("/metrics").await.body).into_owned();
+    let output = world.process.output() + &metrics;
+    for (name, secret) in [
+        ("token", &token),
+        ("certified token", &certified),
+        ("proof", &good),
+        ("another's proof", &stranger),
+        ("nonce", &nonce),
+    ] {
+        // Its signature alone would do.
+        let end = secret.rsplit('.').next().unwrap_or(secret);
+        table.row(name, expect_eq("in the output", &output.contains(end), &false));
+    }
+}
+
+async fn find(world: &World, id: Option<&str>, event: &str) -> Value {
+    let id = id.unwrap_or_default();
+    let wanted = |record: &Value| record["decision_id"] == id && record["event"] == event;
+    world.process.record(wanted).await.unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health() {
+    let world = World::start().await;
+    let mut table = Table::default();
+    let healthy = world.admin("/healthz").await;
+    table.row("healthz", expect_eq("status", &healthy.status(), &200));
+    let ready = world.admin("/readyz").await;
+    table.row("readyz", expect_eq("status", &ready.status(), &200));
+    table.row("readyz", expect_eq("ready", &ready.json()["ready"], &json!(true)));
+    let text = String::from_utf8_lossy(&ready.body).into_owned();
+    for part in ["listeners", "issuers", "replay", "main", "https://as.example"] {
+        table.row("readyz", expect_eq(part, &text.contains(part), &true));
+    }
+    table.row("other", expect_eq("status", &world.admin("/other").await.status(), &404));
+    // The public listener has none of it.
+    for path in ["/metrics", "/healthz", "/readyz"] {
+        let answer = world.send(&Request::new("GET", path)).await;
+        table.row(path, world.judge(answer, Refused("route_unknown")).await);
+    }
+    let answer = world.send(&Request::new("GET", "/public/1")).await;
+    table.row("public", world.judge(answer, Public).await);
+    let nonce = world.nonce().await;
+    let token = world.bound();
+    let proof = world.proof("GET", "/orders/1").token(&token).nonce(&nonce).sign();
+    let answer = world.send(&get("/orders/1", &token, &proof)).await;
+    table.row("resource", world.judge(answer, Admitted("dpop")).await);
+    let replay = &world.admin("/readyz").await.json()["replay"]["entries"];
+    table.row("readyz", expect_eq("live proofs", replay, &json!(1)));
+}
