@@ -1,3 +1,76 @@
-//! The `holdfast` command.
+//! The `holdfast` command: arguments to command. The only place that exits.
 
-fn main() {}
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use holdfast::cli::{check, explain, run};
+
+/// An edge proxy that ties every access token to its sender
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(run::Args),
+    /// Every error and warning of a configuration, with file, line and key path
+    Check {
+        /// The configuration file
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Write one JSON document
+        #[arg(long)]
+        json: bool,
+    },
+    /// Which listener, route, upstream, tenant and rule would serve a request, and what a sender
+    /// must present
+    Explain {
+        /// The configuration file
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// The request's method
+        method: String,
+        /// The request's URL
+        url: String,
+        /// The tenant of the token
+        #[arg(long)]
+        tenant: Option<String>,
+        /// An audience of the token
+        #[arg(long)]
+        audience: Option<String>,
+        /// Write one JSON document
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let mut out = io::stdout().lock();
+    match Arguments::parse().command {
+        Command::Run(args) => {
+            drop(out); // the log writes to it
+            run::run(&args, &mut io::stderr())
+        }
+        Command::Check { config, json } => status(check::run(&mut out, &config, json)),
+        Command::Explain { config, method, url, tenant, audience, json } => {
+            let (tenant, audience) = (tenant.as_deref(), audience.as_deref());
+            let (method, url) = (method.as_str(), url.as_str());
+            let query = explain::Query { config: &config, method, url, tenant, audience, json };
+            status(explain::run(&mut out, &query))
+        }
+    }
+}
+
+/// The status of a command; a reader of its output that went away is no failure of it.
+fn status(done: io::Result<u8>) -> ExitCode {
+    match done {
+        Ok(status) => ExitCode::from(status),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}

@@ -1,3 +1,16 @@
-//! The edge.
+//! The network: pingora, rustls, and the way of a request through them.
+//!
+//! Nothing is decided here. [`proxy`] turns a session into a view, asks the gate, and acts on what
+//! it says.
 
+pub mod admin;
+pub mod headers;
+pub mod jwks;
+pub mod listener;
+pub mod proxy;
+pub mod record;
+pub mod respond;
 pub mod route;
+pub mod tls;
+pub mod upstream;
+pub mod view;

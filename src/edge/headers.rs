@@ -1,0 +1,326 @@
+//! What goes upstream and what comes back: fields removed, rewritten and added.
+//!
+//! Order matters: what a client sent under a name of ours is removed first, then ours are set.
+//! pingora removes what a `Connection` field nominates before any of this runs, so that a
+//! nomination can drop what the client sent and never what we add (CVE-2026-105299).
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::header::{
+    AUTHORIZATION, CACHE_CONTROL, FORWARDED, HOST, HeaderName, PROXY_AUTHORIZATION,
+};
+use http::{HeaderMap, HeaderValue};
+use pingora::http::{RequestHeader, ResponseHeader};
+
+use crate::config::AuthorizationPolicy;
+use crate::gate::Admitted;
+use crate::policy::binding::BoundBy;
+use crate::policy::certificate::SenderCertificate;
+
+/// `X-Request-Id`: the decision's id on every answer and every request upstream.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// `DPoP-Nonce` (RFC 9449 section 8).
+pub const DPOP_NONCE: HeaderName = HeaderName::from_static("dpop-nonce");
+/// `DPoP` (RFC 9449 section 4.1).
+pub const DPOP: HeaderName = HeaderName::from_static("dpop");
+const CLIENT_CERT: HeaderName = HeaderName::from_static("client-cert");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const RESULT: HeaderName = HeaderName::from_static("x-holdfast-result");
+const SUBJECT: HeaderName = HeaderName::from_static("x-holdfast-subject");
+const CLIENT: HeaderName = HeaderName::from_static("x-holdfast-client");
+const TENANT: HeaderName = HeaderName::from_static("x-holdfast-tenant");
+const CNF_JKT: HeaderName = HeaderName::from_static("x-holdfast-cnf-jkt");
+const CNF_X5T: HeaderName = HeaderName::from_static("x-holdfast-cnf-x5t");
+
+/// Names that only the edge may set: the whole name, or everything that begins so.
+const RESERVED: [(&str, bool); 8] = [
+    (IDENTITY, true),
+    ("client-cert", false),
+    ("client-cert-chain", false),
+    ("x-forwarded-", true),
+    ("forwarded", false),
+    ("x-ssl-", true),
+    ("ssl-client-", true),
+    ("x-request-id", false),
+];
+/// What the names that tell a service about the sender begin with.
+const IDENTITY: &str = "x-holdfast-";
+
+/// What the request upstream is made from.
+#[derive(Clone, Copy, Debug)]
+pub struct Onward<'a> {
+    /// The permit.
+    pub admitted: &'a Admitted,
+    /// The name of the token's tenant.
+    pub tenant: Option<&'a str>,
+    /// What becomes of the credentials.
+    pub authorization: AuthorizationPolicy,
+    /// Credentials of a public route are passed on.
+    pub pass_credentials: bool,
+    /// The certificate, where the upstream asks for it.
+    pub client_certificate: Option<&'a SenderCertificate>,
+    /// The decision's id.
+    pub request_id: &'a str,
+    /// The authority that was routed on.
+    pub authority: &'a str,
+    /// The target that was routed on.
+    pub target: &'a str,
+    /// The socket's other end.
+    pub peer: Option<IpAddr>,
+}
+
+/// Rewrites a request on its way upstream.
+///
+/// # Errors
+/// When the target cannot be written, which normalisation rules out.
+pub fn upstream_request(request: &mut RequestHeader, onward: &Onward<'_>) -> pingora::Result<()> {
+    remove_reserved(request);
+    request.remove_header(&PROXY_AUTHORIZATION);
+    request.set_raw_path(onward.target.as_bytes())?;
+    request.insert_header(HOST, onward.authority)?;
+    credentials(request, onward)?;
+    forwarded(request, onward)?;
+    request.insert_header(REQUEST_ID, onward.request_id)?;
+    identity(request, onward)
+}
+
+/// Whether only the edge may set `name`. Many services read `_` and `-` as one character.
+fn reserved(name: &str) -> bool {
+    let name = name.replace('_', "-");
+    RESERVED.iter().any(
+        |&(known, prefix)| {
+            if prefix { name.starts_with(known) } else { name == known }
+        },
+    )
+}
+
+fn remove_reserved(request: &mut RequestHeader) {
+    for name in names(&request.headers, reserved) {
+        request.remove_header(&name);
+    }
+}
+
+fn names(headers: &HeaderMap, chosen: fn(&str) -> bool) -> Vec<HeaderName> {
+    headers.keys().filter(|name| chosen(name.as_str())).cloned().collect()
+}
+
+/// Whether a service that echoes `name` would have a client take it for our word.
+fn identity_name(name: &str) -> bool {
+    name.replace('_', "-").starts_with(IDENTITY)
+}
+
+fn credentials(request: &mut RequestHeader, onward: &Onward<'_>) -> pingora::Result<()> {
+    match (onward.admitted.bound_by(), onward.authorization) {
+        (BoundBy::Public, _) if onward.pass_credentials => {}
+        // As received: what the sender showed was not proven, the service may judge it itself.
+        (BoundBy::Observed, _) => {}
+        (BoundBy::Public, _) | (_, AuthorizationPolicy::Strip) => {
+            request.remove_header(&AUTHORIZATION);
+            request.remove_header(&DPOP);
+        }
+        (_, AuthorizationPolicy::Forward) => {}
+        (_, AuthorizationPolicy::Bearer) => {
+            let token = request.headers.get(AUTHORIZATION).and_then(token).map(<[u8]>::to_vec);
+            request.remove_header(&DPOP);
+            request.remove_header(&AUTHORIZATION);
+            if let Some(token) = token {
+                let bearer = [b"Bearer ".as_slice(), &token].concat();
+                request.insert_header(AUTHORIZATION, bearer)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What follows the scheme.
+fn token(value: &HeaderValue) -> Option<&[u8]> {
+    let value = value.as_bytes();
+    let space = value.iter().position(|&byte| byte == b' ')?;
+    value.get(space..).map(<[u8]>::trim_ascii)
+}
+
+fn forwarded(request: &mut RequestHeader, onward: &Onward<'_>) -> pingora::Result<()> {
+    request.insert_header(X_FORWARDED_PROTO, "https")?;
+    request.insert_header(X_FORWARDED_HOST, onward.authority)?;
+    let node = match onward.peer {
+        Some(peer) => {
+            request.insert_header(X_FORWARDED_FOR, peer.to_string())?;
+            match peer {
+                IpAddr::V4(peer) => peer.to_string(),
+                IpAddr::V6(peer) => format!("\"[{peer}]\""),
+            }
+        }
+        None => "unknown".to_owned(),
+    };
+    let value = format!("for={node};host=\"{}\";proto=https", onward.authority);
+    request.insert_header(FORWARDED, value)
+}
+
+fn identity(request: &mut RequestHeader, onward: &Onward<'_>) -> pingora::Result<()> {
+    let bound_by = onward.admitted.bound_by();
+    if let Some(result) = bound_by.result_header() {
+        request.insert_header(RESULT, result)?;
+    }
+    if bound_by == BoundBy::Observed {
+        return Ok(());
+    }
+    if let Some(certificate) = onward.client_certificate {
+        let value = format!(":{}:", STANDARD.encode(certificate.der()));
+        request.insert_header(CLIENT_CERT, value)?;
+    }
+    let Some(token) = onward.admitted.token() else { return Ok(()) };
+    let confirmation = token.confirmation();
+    for (name, value) in [
+        (SUBJECT, token.subject().map(visible)),
+        (CLIENT, token.client().map(visible)),
+        (TENANT, onward.tenant.map(visible)),
+        (CNF_JKT, confirmation.jkt.map(|jkt| jkt.to_string())),
+        (CNF_X5T, confirmation.x5t.map(|x5t| x5t.to_string())),
+    ] {
+        if let Some(value) = value {
+            request.insert_header(name, value)?;
+        }
+    }
+    Ok(())
+}
+
+/// Percent-encodes what is outside visible ASCII, and `%` itself.
+fn visible(value: &str) -> String {
+    let mut text = String::with_capacity(value.len());
+    for byte in value.bytes() {
+        if (b'!'..=b'~').contains(&byte) && byte != b'%' {
+            text.push(char::from(byte));
+        } else {
+            let _ = write!(text, "%{byte:02X}");
+        }
+    }
+    text
+}
+
+/// Rewrites the head of an upstream's answer: its fields of our names go, ours are set. With
+/// `issues` the edge issues nonces for this origin, so that the upstream's cannot be a second one.
+///
+/// # Errors
+/// When a value cannot be written, which ours always can.
+pub fn downstream_response(
+    response: &mut ResponseHeader,
+    request_id: &str,
+    issues: bool,
+    nonce: Option<&str>,
+) -> pingora::Result<()> {
+    for name in names(&response.headers, identity_name) {
+        response.remove_header(&name);
+    }
+    if issues {
+        response.remove_header(&DPOP_NONCE);
+    }
+    response.insert_header(REQUEST_ID, request_id)?;
+    if let Some(nonce) = nonce {
+        response.insert_header(DPOP_NONCE, nonce)?;
+        response.insert_header(CACHE_CONTROL, "no-store")?;
+    }
+    Ok(())
+}
+
+/// Removes fields of our names from an answer's trailers.
+pub fn downstream_trailers(trailers: &mut HeaderMap, issues: bool) {
+    for name in names(trailers, identity_name) {
+        trailers.remove(name);
+    }
+    if issues {
+        trailers.remove(DPOP_NONCE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_only_the_edge_may_set() {
+        for (name, expect) in [
+            ("x-holdfast-subject", true),
+            ("x_holdfast_subject", true),
+            ("x-holdfast_anything-new", true),
+            ("x-holdfast", false),
+            ("client-cert", true),
+            ("client_cert", true),
+            ("client-cert-chain", true),
+            ("client-certificate", false),
+            ("x-forwarded-client-cert", true),
+            ("x_forwarded-client_cert", true),
+            ("x-forwarded-for", true),
+            ("x-forwarded-port", true),
+            ("forwarded", true),
+            ("x-ssl-client-verify", true),
+            ("ssl-client-dn", true),
+            ("ssl_client_dn", true),
+            ("x-request-id", true),
+            ("x_request_id", true),
+            ("x-real-ip", false),
+            ("authorization", false),
+            ("dpop", false),
+            ("content-type", false),
+            ("x-request-id-2", false),
+        ] {
+            assert_eq!(reserved(name), expect, "{name}");
+        }
+    }
+
+    #[test]
+    fn values_are_visible_ascii() {
+        for (value, expect) in [
+            ("alice", "alice"),
+            ("a b", "a%20b"),
+            ("100%", "100%25"),
+            ("a\r\nX-Evil: 1", "a%0D%0AX-Evil:%201"),
+            ("zoë", "zo%C3%AB"),
+            ("", ""),
+            ("\u{7f}", "%7F"),
+        ] {
+            assert_eq!(visible(value), expect);
+        }
+    }
+
+    #[test]
+    fn the_token_follows_the_scheme() {
+        for (value, expect) in [
+            ("DPoP abc", Some("abc")),
+            ("dpop   abc ", Some("abc")),
+            ("Bearer a.b.c", Some("a.b.c")),
+            ("DPoP", None),
+        ] {
+            let value = HeaderValue::from_static(value);
+            assert_eq!(token(&value), expect.map(str::as_bytes));
+        }
+    }
+
+    #[test]
+    fn an_answer_carries_our_fields_once() {
+        for (issues, nonce, expect) in
+            [(false, None, Some("theirs")), (true, None, None), (true, Some("ours"), Some("ours"))]
+        {
+            let mut response = ResponseHeader::build(200, None).unwrap();
+            for (name, value) in [
+                ("DPoP-Nonce", "theirs"),
+                ("X-Holdfast-Subject", "mallory"),
+                ("X-Request-Id", "theirs"),
+                ("Cache-Control", "max-age=60"),
+            ] {
+                response.append_header(name, value).unwrap();
+            }
+            downstream_response(&mut response, "0123", issues, nonce).unwrap();
+            let nonces: Vec<_> = response.headers.get_all(DPOP_NONCE).iter().collect();
+            assert_eq!(nonces, expect.iter().collect::<Vec<_>>());
+            assert_eq!(response.headers.get(REQUEST_ID).unwrap(), "0123");
+            assert!(!response.headers.contains_key(SUBJECT));
+            let cache = if nonce.is_some() { "no-store" } else { "max-age=60" };
+            assert_eq!(response.headers.get(CACHE_CONTROL).unwrap(), cache);
+        }
+    }
+}

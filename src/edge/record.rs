@@ -1,0 +1,241 @@
+//! A decision, told once: counted, and written where it is worth a line.
+
+use std::time::Duration;
+
+use crate::gate::{Facts, NonceStatus};
+use crate::policy::denial::{Denial, DpopResult};
+use crate::policy::rule::Role;
+use crate::telemetry::log::{ConstraintRecord, Log, RequestRecord, Thumbprint};
+use crate::telemetry::metrics::{CertificateMiss, Metrics, NonceMiss, Tenant};
+
+/// What is told of a decision.
+#[derive(Clone, Copy, Debug)]
+pub struct Told<'a> {
+    /// Role of the route.
+    pub role: Role,
+    /// Why it was refused.
+    pub refused: Option<Denial>,
+    /// What the gate knew; `None` when the request did not come so far.
+    pub facts: Option<&'a Facts>,
+    /// The name of the facts' tenant.
+    pub tenant: Option<&'a str>,
+    /// The decision's id, 32 hexadecimal digits of randomness.
+    pub id: &'a str,
+    /// Time of the decision.
+    pub took: Duration,
+    /// The share of `ok` records that is written.
+    pub ok_sample: f64,
+}
+
+/// Counts a decision and writes its records.
+pub fn tell(told: &Told<'_>, metrics: &Metrics, log: &Log) {
+    // What would have been refused under `enforce` is told like a refusal.
+    let fault = told.refused.or(told.facts.and_then(|facts| facts.observed));
+    let result = match (told.refused, fault) {
+        (Some(denial), _) => denial.result(),
+        (None, Some(_)) => DpopResult::Observe,
+        (None, None) => DpopResult::Ok,
+    };
+    if let Some(facts) = told.facts {
+        count(told, facts, fault, result, metrics);
+    }
+    let dpop = told.facts.is_some_and(|facts| facts.dpop);
+    let refused_resource = told.refused.is_some() && told.role == Role::Resource;
+    if (dpop || refused_resource) && (result != DpopResult::Ok || sampled(told.id, told.ok_sample))
+    {
+        log.request(&request(told, fault, result));
+    }
+    if let Some((denial, facts)) = fault.zip(told.facts)
+        && let Some(record) = constraint(told, denial, facts)
+    {
+        log.constraint(&record);
+    }
+}
+
+fn count(
+    told: &Told<'_>,
+    facts: &Facts,
+    fault: Option<Denial>,
+    result: DpopResult,
+    metrics: &Metrics,
+) {
+    if facts.dpop {
+        let tenant = match facts.tenant {
+            Some(tenant) => Tenant::Known(tenant),
+            None if fault == Some(Denial::TenantUnknown) => Tenant::Other,
+            None => Tenant::Default,
+        };
+        metrics.dpop(tenant, told.role, result);
+    }
+    if let Some(millis) = facts.clock_offset_ms {
+        metrics.clock_skew(millis);
+    }
+    if let Some(reason) = fault.and_then(nonce_miss) {
+        metrics.nonce_miss(reason);
+    }
+    if let Some(reason) = fault.and_then(certificate_miss) {
+        metrics.certificate_miss(reason);
+    }
+}
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "no other denial is about a nonce")]
+fn nonce_miss(denial: Denial) -> Option<NonceMiss> {
+    match denial {
+        Denial::NonceAbsent => Some(NonceMiss::Absent),
+        Denial::NonceExpired => Some(NonceMiss::Expired),
+        Denial::NonceUnknown => Some(NonceMiss::Unknown),
+        _ => None,
+    }
+}
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "no other denial is about a certificate")]
+fn certificate_miss(denial: Denial) -> Option<CertificateMiss> {
+    match denial {
+        Denial::CertificateContextMissing => Some(CertificateMiss::ContextMissing),
+        Denial::CertificateMissing => Some(CertificateMiss::MissingCertificate),
+        Denial::CertificateMismatch => Some(CertificateMiss::ThumbprintMismatch),
+        _ => None,
+    }
+}
+
+/// Whether an `ok` record is written: the id is random, so it decides.
+fn sampled(id: &str, share: f64) -> bool {
+    let drawn = id.get(..8).and_then(|digits| u32::from_str_radix(digits, 16).ok()).unwrap_or(0);
+    f64::from(drawn) < share * (f64::from(u32::MAX) + 1.0)
+}
+
+fn request<'a>(told: &Told<'a>, fault: Option<Denial>, result: DpopResult) -> RequestRecord<'a> {
+    let facts = told.facts;
+    RequestRecord {
+        tenant: told.tenant,
+        client: facts.and_then(|facts| facts.token.as_ref()).and_then(|token| token.client()),
+        role: told.role.name(),
+        cnf_jkt: facts.and_then(|facts| facts.presented_jkt).map(|jkt| Thumbprint(jkt.0)),
+        nonce_status: nonce_status(facts.map_or(NonceStatus::NotChecked, |facts| facts.nonce)),
+        result: result.name(),
+        reason: fault.map(Denial::code),
+        decision_id: told.id,
+        latency_us: u64::try_from(told.took.as_micros()).unwrap_or(u64::MAX),
+    }
+}
+
+fn nonce_status(nonce: NonceStatus) -> &'static str {
+    match nonce {
+        NonceStatus::NotChecked => "not_checked",
+        NonceStatus::Fresh { .. } => "fresh",
+        NonceStatus::Absent => "absent",
+        NonceStatus::Expired => "expired",
+        NonceStatus::Unknown => "unknown",
+    }
+}
+
+/// The record of a sender that is not the token's; `None` for every other fault.
+fn constraint<'a>(
+    told: &Told<'a>,
+    denial: Denial,
+    facts: &'a Facts,
+) -> Option<ConstraintRecord<'a>> {
+    let token = facts.token.as_deref();
+    let confirmation = token.map(|token| token.confirmation()).unwrap_or_default();
+    let certificate = certificate_miss(denial).is_some();
+    let by_key = matches!(denial, Denial::KeyMismatch | Denial::Downgrade);
+    if !certificate && !by_key {
+        return None;
+    }
+    let (kind, expected, presented) = if by_key {
+        let presented = facts.presented_jkt.map(|jkt| jkt.0);
+        ("dpop", confirmation.jkt.map(|jkt| jkt.0), presented)
+    } else {
+        let presented = facts.presented_x5t.map(|x5t| x5t.0);
+        ("mtls", confirmation.x5t.map(|x5t| x5t.0), presented)
+    };
+    Some(ConstraintRecord {
+        tenant: told.tenant,
+        client: token.and_then(|token| token.client()),
+        kind,
+        reason: denial.code(),
+        expected: expected.map(Thumbprint),
+        presented: presented.map(Thumbprint),
+        sender_certificate_mismatch: certificate,
+        decision_id: told.id,
+        refused: told.refused.is_some(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gate::Challenge;
+    use crate::policy::jose::AlgorithmSet;
+
+    fn facts(observed: Option<Denial>) -> Facts {
+        let algorithms = AlgorithmSet::default();
+        Facts {
+            tenant: None,
+            token: None,
+            dpop: true,
+            scheme: None,
+            presented_jkt: None,
+            presented_x5t: None,
+            nonce: NonceStatus::Absent,
+            clock_offset_ms: Some(250),
+            observed,
+            wants_nonce: false,
+            issuer: None,
+            challenge: Challenge { dpop: true, bearer: false, algorithms },
+        }
+    }
+
+    fn told<'a>(refused: Option<Denial>, facts: &'a Facts) -> Told<'a> {
+        Told {
+            role: Role::Resource,
+            refused,
+            facts: Some(facts),
+            tenant: None,
+            id: "ffffffff000000000000000000000000",
+            took: Duration::from_micros(40),
+            ok_sample: 0.0,
+        }
+    }
+
+    #[test]
+    fn the_share_of_ok_records_is_the_configured_one() {
+        for (id, share, expect) in [
+            ("00000000", 0.0, false),
+            ("00000000", 0.1, true),
+            ("7fffffff", 0.5, true),
+            ("80000000", 0.5, false),
+            ("ffffffff", 1.0, true),
+        ] {
+            assert_eq!(sampled(id, share), expect, "{id} {share}");
+        }
+    }
+
+    #[test]
+    fn mismatches_and_downgrades_make_a_constraint_record() {
+        let facts = facts(None);
+        for (denial, expect) in [
+            (Denial::KeyMismatch, Some(("dpop", false))),
+            (Denial::CertificateContextMissing, Some(("mtls", true))),
+            (Denial::CertificateMissing, Some(("mtls", true))),
+            (Denial::CertificateMismatch, Some(("mtls", true))),
+            (Denial::Downgrade, Some(("dpop", false))),
+            (Denial::NonceAbsent, None),
+            (Denial::TokenExpired, None),
+        ] {
+            let told = told(Some(denial), &facts);
+            let record = constraint(&told, denial, &facts);
+            let found = record.map(|record| (record.kind, record.sender_certificate_mismatch));
+            assert_eq!(found, expect, "{denial:?}");
+        }
+    }
+
+    #[test]
+    fn an_observed_fault_is_counted_as_observed_with_its_reason() {
+        let facts = facts(Some(Denial::NonceAbsent));
+        let told = told(None, &facts);
+        let record = request(&told, facts.observed, DpopResult::Observe);
+        assert_eq!((record.result, record.reason), ("observe", Some("nonce_absent")));
+        assert_eq!(record.nonce_status, "absent");
+    }
+}

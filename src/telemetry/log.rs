@@ -1,0 +1,476 @@
+//! JSON lines: decision records and process events, through one bounded queue and one writer thread.
+//!
+//! A request never waits for the log. When the queue is full a line is dropped and counted, and the
+//! count is written as soon as there is room again, so nothing goes missing silently.
+//!
+//! Levels: `error` needs a person, `warn` will if it goes on, `info` is start, stop and change,
+//! `debug` is one line a connection. Messages of the libraries underneath are taken from `warn` up
+//! only, whatever the level: below that they print requests with their tokens.
+
+#![expect(clippy::disallowed_methods, reason = "a log has a clock and a thread")]
+
+use std::fmt::{self, Write as _};
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError};
+use std::time::{Duration, Instant, SystemTime};
+
+use serde::Serialize;
+use tracing::{Level, Metadata, field};
+
+use crate::policy::digest::Sha256;
+
+/// Lines that may wait for the writer.
+const QUEUE_LINES: usize = 8192;
+/// How often a count of dropped lines is looked for when nothing else is written.
+const IDLE: Duration = Duration::from_secs(1);
+/// Longest value of a field that a client has a say in, bytes.
+const VALUE_BYTES: usize = 256;
+/// How long a flush waits for the writer.
+const FLUSH: Duration = Duration::from_secs(2);
+
+/// The way into the log. Clones write to the same queue.
+#[derive(Clone, Debug)]
+pub struct Log {
+    queue: SyncSender<Entry>,
+    suppressed: Arc<AtomicU64>,
+    suppressed_ever: Arc<AtomicU64>,
+    level: Level,
+}
+
+#[derive(Debug)]
+enum Entry {
+    Line(Vec<u8>),
+    Flush(SyncSender<()>),
+}
+
+/// `authority.dpop.request`: one decision.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct RequestRecord<'a> {
+    /// The configured tenant of the token.
+    pub tenant: Option<&'a str>,
+    /// `client_id` of the token, once verified.
+    #[serde(serialize_with = "cut")]
+    pub client: Option<&'a str>,
+    /// The route's role.
+    pub role: &'a str,
+    /// The proof's key, once its signature is verified.
+    pub cnf_jkt: Option<Thumbprint>,
+    /// How the proof's nonce stood.
+    pub nonce_status: &'a str,
+    /// A value of the `result` label of `authority_dpop_result_total`.
+    pub result: &'a str,
+    /// The denial's code; absent on `ok`.
+    pub reason: Option<&'a str>,
+    /// What the answer called `X-Request-Id`.
+    pub decision_id: &'a str,
+    /// Time of the decision, microseconds.
+    pub latency_us: u64,
+}
+
+/// `authority.security.senderConstraint`: the sender is not the one that the token is bound to.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct ConstraintRecord<'a> {
+    /// The configured tenant of the token.
+    pub tenant: Option<&'a str>,
+    /// `client_id` of the token.
+    #[serde(serialize_with = "cut")]
+    pub client: Option<&'a str>,
+    /// `dpop` or `mtls`.
+    pub kind: &'a str,
+    /// The denial's code.
+    pub reason: &'a str,
+    /// The thumbprint in `cnf`.
+    pub expected: Option<Thumbprint>,
+    /// The thumbprint of what was shown.
+    pub presented: Option<Thumbprint>,
+    /// Whether it is the certificate that differs or is missing.
+    #[serde(rename = "senderCertificateMismatch")]
+    pub sender_certificate_mismatch: bool,
+    /// What the answer called `X-Request-Id`.
+    pub decision_id: &'a str,
+    /// Whether it was refused, or let through by `mode: observe`.
+    pub refused: bool,
+}
+
+/// A SHA-256 thumbprint, written as base64url.
+#[derive(Clone, Copy, Debug)]
+pub struct Thumbprint(pub Sha256);
+
+impl Serialize for Thumbprint {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
+fn cut<S: serde::Serializer>(value: &Option<&str>, serializer: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => serializer.serialize_str(shorten(value)),
+        None => serializer.serialize_none(),
+    }
+}
+
+/// The longest prefix of `value` that fits into a record.
+fn shorten(value: &str) -> &str {
+    value.get(..value.floor_char_boundary(VALUE_BYTES)).unwrap_or(value)
+}
+
+#[derive(Serialize)]
+struct Line<'a, T> {
+    ts: Timestamp,
+    event: &'a str,
+    #[serde(flatten)]
+    record: &'a T,
+}
+
+/// RFC 3339, UTC, milliseconds.
+struct Timestamp(SystemTime);
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let since = self.0.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let (year, month, day) = civil_from_days(since.as_secs() / 86_400);
+        let second = since.as_secs() % 86_400;
+        let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+        let millis = since.subsec_millis();
+        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Days since 1970-01-01 to year, month, day in the Gregorian calendar. Years are counted from
+/// March, so that the leap day is a year's last and every month but that one has a fixed length.
+fn civil_from_days(days: u64) -> (u64, u64, u64) {
+    const DAYS_IN_400_YEARS: u64 = 146_097;
+    let shifted = days + 719_468; // since 0000-03-01
+    let era = shifted / DAYS_IN_400_YEARS;
+    let day_of_era = shifted % DAYS_IN_400_YEARS;
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
+}
+
+impl Log {
+    /// Starts the writer thread. Process events below `level` are left out; records never are.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn start(out: Box<dyn Write + Send>, level: Level) -> std::io::Result<Self> {
+        let (queue, lines) = mpsc::sync_channel(QUEUE_LINES);
+        let suppressed = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&suppressed);
+        std::thread::Builder::new()
+            .name("log".to_owned())
+            .spawn(move || write_lines(&lines, &counter, std::io::BufWriter::new(out)))?;
+        Ok(Self { queue, suppressed, suppressed_ever: Arc::default(), level })
+    }
+
+    /// Takes the process events of this library (`tracing`) and of those underneath (`log`) into
+    /// this log. The first log so installed in a process stays.
+    pub fn install(&self) {
+        if tracing::subscriber::set_global_default(Bridge(self.clone())).is_ok()
+            && ::log::set_boxed_logger(Box::new(Bridge(self.clone()))).is_ok()
+        {
+            ::log::set_max_level(::log::LevelFilter::Warn);
+        }
+    }
+
+    /// Writes `authority.dpop.request`.
+    pub fn request(&self, record: &RequestRecord<'_>) {
+        self.record("authority.dpop.request", record);
+    }
+
+    /// Writes `authority.security.senderConstraint`.
+    pub fn constraint(&self, record: &ConstraintRecord<'_>) {
+        self.record("authority.security.senderConstraint", record);
+    }
+
+    /// Lines dropped since the start because the queue was full.
+    #[must_use]
+    pub fn suppressed(&self) -> u64 {
+        self.suppressed_ever.load(Ordering::Relaxed)
+    }
+
+    /// Waits until what was logged so far is written, at most two seconds.
+    pub fn flush(&self) {
+        let (done, written) = mpsc::sync_channel(1);
+        let deadline = Instant::now() + FLUSH;
+        let mut entry = Entry::Flush(done);
+        // A writer whose reader does not read must not hold up the end of the process.
+        while let Err(TrySendError::Full(back)) = self.queue.try_send(entry) {
+            if Instant::now() >= deadline {
+                return;
+            }
+            entry = back;
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let _ = written.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+    }
+
+    fn record<T: Serialize>(&self, event: &str, record: &T) {
+        let line = Line { ts: Timestamp(SystemTime::now()), event, record };
+        if let Ok(mut bytes) = serde_json::to_vec(&line) {
+            bytes.push(b'\n');
+            self.push(bytes);
+        }
+    }
+
+    fn push(&self, line: Vec<u8>) {
+        match self.queue.try_send(Entry::Line(line)) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                self.suppressed.fetch_add(1, Ordering::Relaxed);
+                self.suppressed_ever.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn message(&self, level: &str, target: &str, message: &str, fields: &str) {
+        let mut line =
+            format!("{{\"ts\":\"{}\",\"event\":\"process\"", Timestamp(SystemTime::now()));
+        for (name, value) in [("level", level), ("target", target), ("message", message)] {
+            push_field(&mut line, name, value);
+        }
+        line.push_str(fields);
+        line.push_str("}\n");
+        self.push(line.into_bytes());
+    }
+}
+
+/// Appends `,"name":"value"`, escaped.
+fn push_field(line: &mut String, name: &str, value: &str) {
+    let value = serde_json::Value::from(value);
+    let _ = write!(line, ",{}:{value}", serde_json::Value::from(name));
+}
+
+fn write_lines(lines: &Receiver<Entry>, suppressed: &AtomicU64, mut out: impl Write) {
+    loop {
+        let entry = match lines.try_recv() {
+            Ok(entry) => Some(entry),
+            Err(TryRecvError::Disconnected) => break,
+            Err(TryRecvError::Empty) => {
+                report_suppressed(suppressed, &mut out);
+                let _ = out.flush();
+                match lines.recv_timeout(IDLE) {
+                    Ok(entry) => Some(entry),
+                    Err(RecvTimeoutError::Timeout) => None,
+                    Err(RecvTimeoutError::Disconnected) => break,
+                }
+            }
+        };
+        match entry {
+            // A reader that went away (a closed pipe) must not stop the edge.
+            Some(Entry::Line(line)) => drop(out.write_all(&line)),
+            Some(Entry::Flush(done)) => {
+                report_suppressed(suppressed, &mut out);
+                let _ = out.flush();
+                let _ = done.try_send(());
+            }
+            None => {}
+        }
+    }
+    report_suppressed(suppressed, &mut out);
+    let _ = out.flush();
+}
+
+fn report_suppressed(suppressed: &AtomicU64, out: &mut impl Write) {
+    let count = suppressed.swap(0, Ordering::Relaxed);
+    if count > 0 {
+        let ts = Timestamp(SystemTime::now());
+        let _ =
+            writeln!(out, r#"{{"ts":"{ts}","event":"holdfast.log.suppressed","count":{count}}}"#);
+    }
+}
+
+/// Takes `tracing` events and `log` records into the log.
+struct Bridge(Log);
+
+/// Whether a message may come from here: the libraries underneath print requests below `warn`.
+fn wanted(target: &str, level: Level, limit: Level) -> bool {
+    let own = target == "holdfast" || target.starts_with("holdfast::");
+    level <= if own { limit } else { limit.min(Level::WARN) }
+}
+
+impl tracing::Subscriber for Bridge {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.is_event() && wanted(metadata.target(), *metadata.level(), self.0.level)
+    }
+
+    fn new_span(&self, _span: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _span: &tracing::span::Id, _values: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _span: &tracing::span::Id, _follows: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let metadata = event.metadata();
+        let level = metadata.level().as_str();
+        self.0.message(level, metadata.target(), &fields.message, &fields.rest);
+    }
+
+    fn enter(&self, _span: &tracing::span::Id) {}
+
+    fn exit(&self, _span: &tracing::span::Id) {}
+}
+
+impl ::log::Log for Bridge {
+    fn enabled(&self, metadata: &::log::Metadata<'_>) -> bool {
+        let level = match metadata.level() {
+            ::log::Level::Error => Level::ERROR,
+            ::log::Level::Warn => Level::WARN,
+            ::log::Level::Info => Level::INFO,
+            ::log::Level::Debug => Level::DEBUG,
+            ::log::Level::Trace => Level::TRACE,
+        };
+        wanted(metadata.target(), level, self.0.level)
+    }
+
+    fn log(&self, record: &::log::Record<'_>) {
+        if ::log::Log::enabled(self, record.metadata()) {
+            let message = record.args().to_string();
+            self.0.message(record.level().as_str(), record.target(), shorten(&message), "");
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+#[derive(Default)]
+struct Fields {
+    message: String,
+    rest: String,
+}
+
+impl field::Visit for Fields {
+    fn record_debug(&mut self, field: &field::Field, value: &dyn fmt::Debug) {
+        self.record_str(field, &format!("{value:?}"));
+    }
+
+    fn record_str(&mut self, field: &field::Field, value: &str) {
+        if field.name() == "message" {
+            self.message.push_str(value);
+        } else {
+            push_field(&mut self.rest, field.name(), shorten(value));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// A place to write to that a test can read, and can hold up.
+    #[derive(Clone, Default)]
+    struct Paper(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Paper {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Paper {
+        fn lines(&self) -> Vec<serde_json::Value> {
+            let bytes = self.0.lock().unwrap().clone();
+            let text = String::from_utf8(bytes).unwrap();
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        }
+    }
+
+    fn record(client: &str) -> RequestRecord<'_> {
+        RequestRecord {
+            tenant: None,
+            client: Some(client),
+            role: "resource",
+            cnf_jkt: Some(Thumbprint(Sha256::of(b"key"))),
+            nonce_status: "fresh",
+            result: "ok",
+            reason: None,
+            decision_id: "00ff",
+            latency_us: 7,
+        }
+    }
+
+    #[test]
+    fn a_record_is_one_escaped_line() {
+        let paper = Paper::default();
+        let log = Log::start(Box::new(paper.clone()), Level::INFO).unwrap();
+        let long = "é".repeat(1000);
+        log.request(&record("a\n\"b\u{1b}[31m"));
+        log.request(&record(&long));
+        log.flush();
+        let lines = paper.lines();
+        assert_eq!(lines.len(), 2);
+        assert_eq!(lines[0]["event"], "authority.dpop.request");
+        assert_eq!(lines[0]["client"], "a\n\"b\u{1b}[31m");
+        assert_eq!(lines[0]["cnf_jkt"].as_str().map(str::len), Some(43));
+        assert_eq!(lines[1]["client"].as_str().map(str::len), Some(VALUE_BYTES));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_counted_and_told() {
+        let paper = Paper::default();
+        let held = paper.0.lock().unwrap();
+        let log = Log::start(Box::new(paper.clone()), Level::INFO).unwrap();
+        let sent = QUEUE_LINES * 3;
+        for _ in 0..sent {
+            log.request(&record("c"));
+        }
+        drop(held);
+        log.flush();
+        let lines = paper.lines();
+        let told: u64 = lines.iter().filter_map(|line| line["count"].as_u64()).sum();
+        let written = lines.iter().filter(|line| line["event"] == "authority.dpop.request").count();
+        assert!(told > 0);
+        assert_eq!(told, log.suppressed());
+        assert_eq!(written + usize::try_from(told).unwrap(), sent);
+    }
+
+    #[test]
+    fn libraries_are_heard_from_warn_up_only() {
+        for (target, level, limit, expect) in [
+            ("holdfast::edge::tls", Level::DEBUG, Level::DEBUG, true),
+            ("holdfast::edge::tls", Level::DEBUG, Level::INFO, false),
+            ("pingora_proxy", Level::DEBUG, Level::TRACE, false),
+            ("pingora_proxy", Level::WARN, Level::TRACE, true),
+            ("pingora_proxy", Level::WARN, Level::ERROR, false),
+            ("holdfastish", Level::INFO, Level::INFO, false),
+        ] {
+            assert_eq!(wanted(target, level, limit), expect, "{target} {level} under {limit}");
+        }
+    }
+
+    #[test]
+    fn timestamps() {
+        for (seconds, expect) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (951_782_400, "2000-02-29T00:00:00.000Z"),
+            (1_767_225_599, "2025-12-31T23:59:59.000Z"),
+            (4_107_542_400, "2100-03-01T00:00:00.000Z"),
+        ] {
+            let at = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+            assert_eq!(Timestamp(at).to_string(), expect);
+        }
+    }
+}

@@ -1,0 +1,552 @@
+//! Every metric, defined once. All series exist at 0 from the start, so that a first event is an
+//! increase; labels have bounded values only: never a client, a path or a `jti`.
+//!
+//! Handles are resolved at start. Counting is an index and an atomic addition.
+
+use std::time::Duration;
+
+use prometheus::{
+    Encoder as _, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter,
+    IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+use crate::policy::denial::DpopResult;
+use crate::policy::rule::{Role, TenantId};
+use crate::policy::time::UnixTime;
+
+/// What the labels range over.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape<'a> {
+    /// The configured tenants, by index.
+    pub tenants: &'a [&'a str],
+    /// The listeners' names, by index.
+    pub listeners: &'a [&'a str],
+    /// The issuers (`iss`), by index.
+    pub issuers: &'a [&'a str],
+    /// Live proofs that the replay log can hold.
+    pub replay_capacity: usize,
+}
+
+/// The tenant label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tenant {
+    /// The request has none: no token, or one of an issuer without tenants.
+    Default,
+    /// A configured one.
+    Known(TenantId),
+    /// Any other.
+    Other,
+}
+
+/// The `reason` label of `authority_dpop_nonce_miss_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NonceMiss {
+    /// The proof has no nonce.
+    Absent,
+    /// Ours, too old.
+    Expired,
+    /// Not ours.
+    Unknown,
+    /// Ours, and spent.
+    Replayed,
+}
+
+impl NonceMiss {
+    const ALL: [Self; 4] = [Self::Absent, Self::Expired, Self::Unknown, Self::Replayed];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Absent => "absent",
+            Self::Expired => "expired",
+            Self::Unknown => "unknown",
+            Self::Replayed => "replayed",
+        }
+    }
+}
+
+/// The `reason` label of `authority_mtls_mismatch_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CertificateMiss {
+    /// No TLS facts for the connection.
+    ContextMissing,
+    /// No client certificate.
+    MissingCertificate,
+    /// Another certificate.
+    ThumbprintMismatch,
+}
+
+impl CertificateMiss {
+    const ALL: [Self; 3] =
+        [Self::ContextMissing, Self::MissingCertificate, Self::ThumbprintMismatch];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::ContextMissing => "context-missing",
+            Self::MissingCertificate => "missing-certificate",
+            Self::ThumbprintMismatch => "thumbprint-mismatch",
+        }
+    }
+}
+
+/// The `stage` label of `holdfast_request_duration_seconds`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// From the request head to the decision.
+    Decision,
+    /// From the decision to the head of the upstream's answer.
+    Upstream,
+    /// From the request head to the end of the answer.
+    Total,
+}
+
+impl Stage {
+    const ALL: [Self; 3] = [Self::Decision, Self::Upstream, Self::Total];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Decision => "decision",
+            Self::Upstream => "upstream",
+            Self::Total => "total",
+        }
+    }
+}
+
+/// Why a connection came to nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectionLoss {
+    /// The listener was full.
+    Full,
+    /// The handshake failed.
+    Handshake,
+    /// The handshake took too long.
+    HandshakeTimeout,
+    /// The request head took too long.
+    HeadTimeout,
+}
+
+impl ConnectionLoss {
+    const ALL: [Self; 4] = [Self::Full, Self::Handshake, Self::HandshakeTimeout, Self::HeadTimeout];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Handshake => "handshake",
+            Self::HandshakeTimeout => "handshake-timeout",
+            Self::HeadTimeout => "head-timeout",
+        }
+    }
+}
+
+/// The classes of `holdfast_responses_total`.
+const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+/// `role` of a request that no route takes.
+const NO_ROLE: &str = "none";
+const ROLES: usize = Role::ALL.len();
+const RESULTS: usize = DpopResult::ALL.len();
+
+/// Seconds; a decision takes tens of microseconds.
+const DURATION_BUCKETS: &[f64] = &[
+    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
+    1.0, 2.5, 5.0, 10.0, 30.0,
+];
+/// Seconds, both ways: a client ahead of us is below 0.
+const SKEW_BUCKETS: &[f64] =
+    &[-300.0, -60.0, -30.0, -10.0, -5.0, -1.0, 0.0, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
+
+/// The registry and a handle for each series.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    tenants: usize,
+    /// By tenant, role.
+    dpop_requests: Vec<IntCounter>,
+    /// By tenant, role, result.
+    dpop_results: Vec<IntCounter>,
+    nonce_misses: Vec<IntCounter>,
+    certificate_misses: Vec<IntCounter>,
+    /// By role (the last is no route), class.
+    responses: Vec<IntCounter>,
+    /// By role, stage.
+    durations: Vec<Histogram>,
+    clock_skew: Histogram,
+    replay_live: IntGauge,
+    connections: Vec<IntGauge>,
+    /// By listener, reason.
+    losses: Vec<IntCounter>,
+    /// By issuer; fetched, failed.
+    jwks_refreshes: Vec<[IntCounter; 2]>,
+    certificate_expiry: GaugeVec,
+    log_suppressed: IntGauge,
+}
+
+impl Metrics {
+    /// Defines everything.
+    ///
+    /// # Errors
+    /// When two listeners or issuers have one name; `check` refuses that before.
+    pub fn new(shape: &Shape<'_>) -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let define = Definer { registry: &registry };
+        define.constants(shape)?;
+        let (dpop_requests, dpop_results) = define.dpop(shape)?;
+        let responses = define.responses()?;
+        let (connections, losses) = define.connections(shape)?;
+        Ok(Self {
+            tenants: shape.tenants.len(),
+            dpop_requests,
+            dpop_results,
+            nonce_misses: define.reasons(
+                "authority_dpop_nonce_miss_total",
+                "Proofs without a good nonce where one is needed",
+                &NonceMiss::ALL.map(NonceMiss::name),
+            )?,
+            certificate_misses: define.reasons(
+                "authority_mtls_mismatch_total",
+                "Bound tokens shown without their certificate",
+                &CertificateMiss::ALL.map(CertificateMiss::name),
+            )?,
+            responses,
+            durations: define.durations()?,
+            clock_skew: define.clock_skew()?,
+            replay_live: define.gauge("holdfast_replay_entries", "Live proofs remembered")?,
+            connections,
+            losses,
+            jwks_refreshes: define.jwks(shape)?,
+            certificate_expiry: define.certificates()?,
+            log_suppressed: define.gauge(
+                "holdfast_log_suppressed",
+                "Log lines dropped since the start because the queue was full",
+            )?,
+            registry,
+        })
+    }
+
+    /// Counts a request that took part in DPoP, with how it ended.
+    pub fn dpop(&self, tenant: Tenant, role: Role, result: DpopResult) {
+        let place = self.tenant(tenant) * ROLES + role_index(role);
+        count(&self.dpop_requests, place);
+        count(&self.dpop_results, place * RESULTS + result as usize);
+    }
+
+    /// Counts a nonce that was not good.
+    pub fn nonce_miss(&self, reason: NonceMiss) {
+        count(&self.nonce_misses, reason as usize);
+    }
+
+    /// Counts a certificate that was not the token's.
+    pub fn certificate_miss(&self, reason: CertificateMiss) {
+        count(&self.certificate_misses, reason as usize);
+    }
+
+    /// Counts an answer.
+    pub fn response(&self, role: Option<Role>, status: u16) {
+        let class = usize::from(status / 100).saturating_sub(1);
+        let role = role.map_or(ROLES, role_index);
+        if class < CLASSES.len() {
+            count(&self.responses, role * CLASSES.len() + class);
+        }
+    }
+
+    /// Records how long a stage took.
+    pub fn duration(&self, role: Role, stage: Stage, took: Duration) {
+        let place = role_index(role) * Stage::ALL.len() + stage as usize;
+        if let Some(histogram) = self.durations.get(place) {
+            histogram.observe(took.as_secs_f64());
+        }
+    }
+
+    /// Records now − `iat`, milliseconds, of a proof whose signature holds.
+    pub fn clock_skew(&self, millis: i64) {
+        #[expect(clippy::cast_precision_loss, reason = "exact up to 285,000 years")]
+        self.clock_skew.observe(millis as f64 / 1000.0);
+    }
+
+    /// A connection of a listener opened.
+    pub fn connection_opened(&self, listener: usize) {
+        if let Some(gauge) = self.connections.get(listener) {
+            gauge.inc();
+        }
+    }
+
+    /// A connection of a listener ended.
+    pub fn connection_closed(&self, listener: usize) {
+        if let Some(gauge) = self.connections.get(listener) {
+            gauge.dec();
+        }
+    }
+
+    /// Counts a connection that came to nothing.
+    pub fn connection_lost(&self, listener: usize, reason: ConnectionLoss) {
+        count(&self.losses, listener * ConnectionLoss::ALL.len() + reason as usize);
+    }
+
+    /// Counts a fetch of an issuer's JWK set.
+    pub fn jwks_refreshed(&self, issuer: usize, succeeded: bool) {
+        if let Some([fetched, failed]) = self.jwks_refreshes.get(issuer) {
+            if succeeded { fetched.inc() } else { failed.inc() }
+        }
+    }
+
+    /// Sets when a listener's certificate ends.
+    pub fn certificate_expiry(&self, listener: &str, name: &str, not_after: UnixTime) {
+        #[expect(clippy::cast_precision_loss, reason = "seconds since 1970 fit an f64 exactly")]
+        let seconds = not_after.secs() as f64;
+        self.certificate_expiry.with_label_values(&[listener, name]).set(seconds);
+    }
+
+    /// The Prometheus text exposition format, 0.0.4. `live_proofs` and `log_suppressed` are read
+    /// where they live at the time of the scrape.
+    #[must_use]
+    pub fn render(&self, live_proofs: usize, log_suppressed: u64) -> Vec<u8> {
+        self.replay_live.set(i64::try_from(live_proofs).unwrap_or(i64::MAX));
+        self.log_suppressed.set(i64::try_from(log_suppressed).unwrap_or(i64::MAX));
+        let mut text = Vec::new();
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+            tracing::error!(%error, "metrics cannot be written");
+        }
+        text
+    }
+
+    fn tenant(&self, tenant: Tenant) -> usize {
+        match tenant {
+            Tenant::Known(TenantId(index)) if index < self.tenants => index,
+            Tenant::Default => self.tenants,
+            Tenant::Other | Tenant::Known(_) => self.tenants + 1,
+        }
+    }
+}
+
+fn role_index(role: Role) -> usize {
+    match role {
+        Role::Resource => 0,
+        Role::Public => 1,
+    }
+}
+
+fn count(counters: &[IntCounter], place: usize) {
+    if let Some(counter) = counters.get(place) {
+        counter.inc();
+    }
+}
+
+/// Makes and registers; only [`Metrics::new`] uses it.
+struct Definer<'a> {
+    registry: &'a Registry,
+}
+
+impl Definer<'_> {
+    fn counters(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> prometheus::Result<IntCounterVec> {
+        let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
+        self.registry.register(Box::new(counters.clone()))?;
+        Ok(counters)
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
+        let gauge = IntGauge::new(name, help)?;
+        self.registry.register(Box::new(gauge.clone()))?;
+        Ok(gauge)
+    }
+
+    fn constants(&self, shape: &Shape<'_>) -> prometheus::Result<()> {
+        let capacity =
+            self.gauge("holdfast_replay_capacity", "Live proofs that can be remembered")?;
+        capacity.set(i64::try_from(shape.replay_capacity).unwrap_or(i64::MAX));
+        let bypass = Gauge::new("holdfast_bypass_active", "1 while the temporary bypass is on")?;
+        self.registry.register(Box::new(bypass))
+    }
+
+    fn dpop(&self, shape: &Shape<'_>) -> prometheus::Result<(Vec<IntCounter>, Vec<IntCounter>)> {
+        let requests = self.counters(
+            "authority_dpop_requests_total",
+            "Requests that took part in DPoP",
+            &["tenant", "role"],
+        )?;
+        let results = self.counters(
+            "authority_dpop_result_total",
+            "How requests that took part in DPoP ended",
+            &["tenant", "role", "result"],
+        )?;
+        let (mut by_role, mut by_result) = (Vec::new(), Vec::new());
+        for tenant in shape.tenants.iter().copied().chain(["default", "other"]) {
+            for role in Role::ALL {
+                by_role.push(requests.with_label_values(&[tenant, role.name()]));
+                for result in DpopResult::ALL {
+                    let labels = [tenant, role.name(), result.name()];
+                    by_result.push(results.with_label_values(&labels));
+                }
+            }
+        }
+        Ok((by_role, by_result))
+    }
+
+    fn reasons(
+        &self,
+        name: &str,
+        help: &str,
+        reasons: &[&str],
+    ) -> prometheus::Result<Vec<IntCounter>> {
+        let counters = self.counters(name, help, &["reason"])?;
+        Ok(reasons.iter().map(|reason| counters.with_label_values(&[reason])).collect())
+    }
+
+    fn responses(&self) -> prometheus::Result<Vec<IntCounter>> {
+        let counters =
+            self.counters("holdfast_responses_total", "Answers by class", &["role", "class"])?;
+        let roles = Role::ALL.map(Role::name).into_iter().chain([NO_ROLE]);
+        Ok(roles
+            .flat_map(|role| CLASSES.map(|class| counters.with_label_values(&[role, class])))
+            .collect())
+    }
+
+    fn durations(&self) -> prometheus::Result<Vec<Histogram>> {
+        let opts = HistogramOpts::new("holdfast_request_duration_seconds", "Time by stage")
+            .buckets(DURATION_BUCKETS.to_vec());
+        let histograms = HistogramVec::new(opts, &["role", "stage"])?;
+        self.registry.register(Box::new(histograms.clone()))?;
+        let series = |role: Role| {
+            Stage::ALL.map(|stage| histograms.with_label_values(&[role.name(), stage.name()]))
+        };
+        Ok(Role::ALL.into_iter().flat_map(series).collect())
+    }
+
+    fn clock_skew(&self) -> prometheus::Result<Histogram> {
+        let opts = HistogramOpts::new("holdfast_clock_skew_seconds", "now - iat of proofs")
+            .buckets(SKEW_BUCKETS.to_vec());
+        let histogram = Histogram::with_opts(opts)?;
+        self.registry.register(Box::new(histogram.clone()))?;
+        Ok(histogram)
+    }
+
+    fn connections(
+        &self,
+        shape: &Shape<'_>,
+    ) -> prometheus::Result<(Vec<IntGauge>, Vec<IntCounter>)> {
+        let opts = Opts::new("holdfast_connections", "Open connections");
+        let open = IntGaugeVec::new(opts, &["listener"])?;
+        self.registry.register(Box::new(open.clone()))?;
+        let lost = self.counters(
+            "holdfast_connections_lost_total",
+            "Connections that were ended before they brought a request",
+            &["listener", "reason"],
+        )?;
+        let gauges = shape.listeners.iter().map(|name| open.with_label_values(&[name])).collect();
+        let by_reason = |name: &&str| {
+            ConnectionLoss::ALL.map(|reason| lost.with_label_values(&[*name, reason.name()]))
+        };
+        Ok((gauges, shape.listeners.iter().flat_map(by_reason).collect()))
+    }
+
+    fn jwks(&self, shape: &Shape<'_>) -> prometheus::Result<Vec<[IntCounter; 2]>> {
+        let counters = self.counters(
+            "holdfast_jwks_refreshes_total",
+            "Fetches of an issuer's JWK set",
+            &["issuer", "result"],
+        )?;
+        let pair = |issuer: &&str| {
+            ["ok", "failed"].map(|result| counters.with_label_values(&[*issuer, result]))
+        };
+        Ok(shape.issuers.iter().map(pair).collect())
+    }
+
+    fn certificates(&self) -> prometheus::Result<GaugeVec> {
+        let opts = Opts::new(
+            "holdfast_certificate_expiry_timestamp_seconds",
+            "When a server certificate ends, seconds since 1970",
+        );
+        let gauges = GaugeVec::new(opts, &["listener", "certificate"])?;
+        self.registry.register(Box::new(gauges.clone()))?;
+        Ok(gauges)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn metrics() -> Metrics {
+        Metrics::new(&Shape {
+            tenants: &["acme", "umbrella"],
+            listeners: &["public"],
+            issuers: &["https://as.example"],
+            replay_capacity: 42,
+        })
+        .unwrap()
+    }
+
+    fn text(metrics: &Metrics) -> String {
+        String::from_utf8(metrics.render(3, 0)).unwrap()
+    }
+
+    #[test]
+    fn every_series_exists_at_zero() {
+        let text = text(&metrics());
+        for tenant in ["acme", "umbrella", "default", "other"] {
+            for role in Role::ALL.map(Role::name) {
+                let line = format!(
+                    "authority_dpop_requests_total{{role=\"{role}\",tenant=\"{tenant}\"}} 0\n"
+                );
+                assert!(text.contains(&line), "{line}");
+                for result in DpopResult::ALL.map(DpopResult::name) {
+                    let line = format!(
+                        "authority_dpop_result_total{{result=\"{result}\",role=\"{role}\",tenant=\"{tenant}\"}} 0\n"
+                    );
+                    assert!(text.contains(&line), "{line}");
+                }
+            }
+        }
+        for line in [
+            "authority_dpop_nonce_miss_total{reason=\"absent\"} 0",
+            "authority_dpop_nonce_miss_total{reason=\"expired\"} 0",
+            "authority_dpop_nonce_miss_total{reason=\"unknown\"} 0",
+            "authority_dpop_nonce_miss_total{reason=\"replayed\"} 0",
+            "authority_mtls_mismatch_total{reason=\"context-missing\"} 0",
+            "authority_mtls_mismatch_total{reason=\"missing-certificate\"} 0",
+            "authority_mtls_mismatch_total{reason=\"thumbprint-mismatch\"} 0",
+            "holdfast_bypass_active 0",
+            "holdfast_clock_skew_seconds_count 0",
+            "holdfast_request_duration_seconds_count{role=\"resource\",stage=\"decision\"} 0",
+            "holdfast_request_duration_seconds_count{role=\"public\",stage=\"total\"} 0",
+            "holdfast_replay_entries 3",
+            "holdfast_replay_capacity 42",
+            "holdfast_connections{listener=\"public\"} 0",
+            "holdfast_connections_lost_total{listener=\"public\",reason=\"head-timeout\"} 0",
+            "holdfast_jwks_refreshes_total{issuer=\"https://as.example\",result=\"failed\"} 0",
+            "holdfast_responses_total{class=\"4xx\",role=\"none\"} 0",
+            "holdfast_log_suppressed 0",
+        ] {
+            assert!(text.contains(&format!("{line}\n")), "{line}\n{text}");
+        }
+    }
+
+    #[test]
+    fn each_event_finds_its_series() {
+        let metrics = metrics();
+        metrics.dpop(Tenant::Known(TenantId(1)), Role::Resource, DpopResult::Replay);
+        metrics.dpop(Tenant::Other, Role::Public, DpopResult::Ok);
+        metrics.nonce_miss(NonceMiss::Unknown);
+        metrics.certificate_miss(CertificateMiss::ThumbprintMismatch);
+        metrics.response(None, 404);
+        metrics.response(Some(Role::Resource), 200);
+        metrics.connection_lost(0, ConnectionLoss::HandshakeTimeout);
+        metrics.clock_skew(-1500);
+        let text = text(&metrics);
+        for line in [
+            "authority_dpop_requests_total{role=\"resource\",tenant=\"umbrella\"} 1",
+            "authority_dpop_result_total{result=\"replay\",role=\"resource\",tenant=\"umbrella\"} 1",
+            "authority_dpop_result_total{result=\"ok\",role=\"public\",tenant=\"other\"} 1",
+            "authority_dpop_nonce_miss_total{reason=\"unknown\"} 1",
+            "authority_mtls_mismatch_total{reason=\"thumbprint-mismatch\"} 1",
+            "holdfast_responses_total{class=\"4xx\",role=\"none\"} 1",
+            "holdfast_responses_total{class=\"2xx\",role=\"resource\"} 1",
+            "holdfast_connections_lost_total{listener=\"public\",reason=\"handshake-timeout\"} 1",
+            "holdfast_clock_skew_seconds_sum -1.5",
+        ] {
+            assert!(text.contains(&format!("{line}\n")), "{line}\n{text}");
+        }
+    }
+}
