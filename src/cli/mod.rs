@@ -3,4 +3,5 @@
 pub mod check;
 pub mod client;
 pub mod explain;
+pub mod request;
 pub mod run;
