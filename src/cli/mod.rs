@@ -3,5 +3,6 @@
 pub mod check;
 pub mod client;
 pub mod explain;
+pub mod quickstart;
 pub mod request;
 pub mod run;
