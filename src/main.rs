@@ -1,11 +1,11 @@
 //! The `holdfast` command: arguments to command. The only place that exits.
 
-use std::io;
+use std::io::{self, IsTerminal as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use holdfast::cli::{check, explain, run};
+use holdfast::cli::{check, explain, quickstart, request, run};
 
 /// An edge proxy that ties every access token to its sender
 #[derive(Debug, Parser)]
@@ -18,6 +18,8 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::Args),
+    Quickstart(quickstart::Args),
+    Request(Box<request::Args>),
     /// Every error and warning of a configuration, with file, line and key path
     Check {
         /// The configuration file
@@ -56,6 +58,11 @@ fn main() -> ExitCode {
             drop(out); // the log writes to it
             run::run(&args, &mut io::stderr())
         }
+        Command::Quickstart(args) => {
+            let colour = out.is_terminal();
+            quickstart::run(&args, colour, &mut out, &mut io::stderr())
+        }
+        Command::Request(args) => request::run(&args, &mut out, &mut io::stderr()),
         Command::Check { config, json } => status(check::run(&mut out, &config, json)),
         Command::Explain { config, method, url, tenant, audience, json } => {
             let (tenant, audience) = (tenant.as_deref(), audience.as_deref());

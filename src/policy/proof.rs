@@ -120,8 +120,10 @@ impl VerifiedProof {
     }
 }
 
-/// Runs the checks of RFC 9449 section 4.3 in their order, but for 7, which needs no signature and
-/// comes before 6, and 12b and the replay, which are the binding's and the store's.
+/// Runs the checks of RFC 9449 section 4.3 in their order, with these exceptions: 7 needs no
+/// signature and comes before 6; a nonce that does not hold (10) is told last, so that a client is
+/// sent to try again only when nothing else is wrong; 12b and the replay are the binding's and the
+/// store's.
 ///
 /// # Errors
 /// The first check that fails, each with its own denial. `seen` holds what was learnt until then.
@@ -141,9 +143,11 @@ pub fn verify(
     seen.clock_offset_ms = Some(expected.now.millis_since(claims.issued));
     method(&claims, expected.method)?;
     target(&claims, expected)?;
-    seen.nonce = nonce(&claims, expected)?;
+    let nonce = nonce(&claims, expected);
+    seen.nonce = nonce.ok().flatten();
     freshness(&claims, seen.nonce, expected)?;
     token_hash(&claims, expected)?;
+    younger_than_process(&claims, nonce?, expected)?;
     Ok(VerifiedProof { jkt: key.jkt(), jti: claims.jti.to_owned() })
 }
 
@@ -270,8 +274,7 @@ fn nonce(claims: &Claims<'_>, expected: &Expected<'_>) -> Result<Option<FreshNon
 }
 
 /// Check 11: `iat` lies within the proof's lifetime and the clocks' skew, or the nonce vouches for
-/// it. A proof without a nonce of this process must also be younger than the process: a proof that
-/// an earlier one admitted is remembered nowhere.
+/// it.
 fn freshness(
     claims: &Claims<'_>,
     nonce: Option<FreshNonce>,
@@ -287,6 +290,16 @@ fn freshness(
     if claims.issued < now.minus(rules.proof_lifetime).minus(rules.clock_skew) {
         return Err(Denial::ProofStale);
     }
+    Ok(())
+}
+
+/// A proof without a nonce of this process must be younger than the process: one that an earlier
+/// process admitted is remembered nowhere.
+fn younger_than_process(
+    claims: &Claims<'_>,
+    nonce: Option<FreshNonce>,
+    expected: &Expected<'_>,
+) -> Result<(), Denial> {
     if nonce.is_none() && claims.issued <= UnixTime::from_secs(expected.started.secs()) {
         return Err(Denial::ProofBeforeStart);
     }

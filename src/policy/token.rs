@@ -255,6 +255,9 @@ pub fn verify(
     let claims = &jws.payload;
     let expires = times(claims, entry, now)?;
     let audiences = json::strings(claims, "aud").map_err(|_| Denial::TokenClaim)?;
+    if audiences.is_empty() {
+        return Err(Denial::TokenClaim);
+    }
     if !audiences.iter().any(|audience| entry.audiences.contains(audience)) {
         return Err(Denial::TokenAudience);
     }

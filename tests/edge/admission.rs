@@ -131,10 +131,6 @@ async fn http_that_can_be_read_in_two_ways() {
         ("fail/a bare CR", format!("{post}X-A: b\rX-B: c\r\n\r\n")),
         ("fail/no version", "GET /public/1\r\nHost: api.example\r\n\r\n".to_owned()),
         ("fail/version 3", "GET /public/1 HTTP/3.0\r\nHost: api.example\r\n\r\n".to_owned()),
-        (
-            "fail/a space in the target",
-            "GET /public/1 x HTTP/1.1\r\nHost: api.example\r\n\r\n".into(),
-        ),
         ("fail/no HTTP", "\x16\x03\x01 nonsense\r\n\r\n".to_owned()),
     ] {
         let answer = world.client.send_bytes(None, bytes.as_bytes()).await;

@@ -1,0 +1,88 @@
+//! What to try next: lines to paste into a shell.
+
+use std::path::Path;
+
+use super::pki::DPOP_KEY;
+use super::settings::Addresses;
+
+/// A line to paste, and what it shows.
+pub(super) struct Command {
+    /// Ends up as a shell comment.
+    pub(super) about: &'static str,
+    /// One line for `sh`.
+    pub(super) line: String,
+}
+
+/// The lines, each good by itself but for the variables that one before it sets.
+pub(super) fn commands(program: &str, directory: &Path, addresses: &Addresses) -> Vec<Command> {
+    let file = |name: &str| quoted(&directory.join(name).display().to_string());
+    let (origin, admin) = (addresses.origin(), addresses.admin);
+    let program = quoted(program);
+    let (ca, key) = (file("ca.pem"), file(DPOP_KEY));
+    let certificate = (file("client.pem"), file("client-key.pem"));
+    let form = "grant_type=client_credentials";
+    let token = r#"sed -n 's/.*"access_token":"\([^"]*\)".*/\1/p'"#;
+    let curl = format!("curl -sS --cacert {ca} --cert {} --key {}", certificate.0, certificate.1);
+    let request = format!("--cacert {ca} --key {key}");
+    let command = |about, line| Command { about, line };
+    vec![
+        command(
+            "a token bound to a key: the request carries a DPoP proof",
+            format!(
+                "TOKEN=$({program} request POST {origin}/token {request} --data {form} | {token})"
+            ),
+        ),
+        command(
+            "its key proves itself: the challenge, the retry with the nonce, the answer",
+            format!("{program} request GET {origin}/dpop/orders {request} --token \"$TOKEN\""),
+        ),
+        command(
+            "another key: refused",
+            format!("{program} request GET {origin}/dpop/orders --cacert {ca} --token \"$TOKEN\""),
+        ),
+        command(
+            "a token bound to a certificate",
+            format!("MTLS_TOKEN=$({curl} {origin}/token -d {form} | {token})"),
+        ),
+        command(
+            "its certificate is on the connection: admitted",
+            format!("{curl} {origin}/mtls/orders -H \"Authorization: Bearer $MTLS_TOKEN\""),
+        ),
+        command(
+            "no certificate: refused",
+            format!(
+                "curl -sS -i --cacert {ca} {origin}/mtls/orders \
+                 -H \"Authorization: Bearer $MTLS_TOKEN\""
+            ),
+        ),
+        command("what was counted", format!("curl -sS http://{admin}/metrics")),
+        command(
+            "the configuration, checked",
+            format!("{program} check --config {}", file(super::settings::FILE)),
+        ),
+    ]
+}
+
+/// For `sh`: as it is where that is safe, else in single quotes.
+fn quoted(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_shell_would_read_is_quoted() {
+        for (text, expect) in
+            [("a/b-c.pem", "a/b-c.pem"), ("a b", "'a b'"), ("it's", r"'it'\''s'"), ("", "''")]
+        {
+            assert_eq!(quoted(text), expect);
+        }
+    }
+}

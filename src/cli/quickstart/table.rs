@@ -1,0 +1,94 @@
+//! The table of cases.
+
+use std::io::{self, Write};
+
+/// One case and what came of it.
+#[derive(Clone, Debug)]
+pub(super) struct Row {
+    /// What was sent.
+    pub(super) case: &'static str,
+    /// What must come back.
+    pub(super) expected: String,
+    /// What came back.
+    pub(super) got: String,
+    /// The edge's own reason, from its records.
+    pub(super) reason: String,
+    /// Whether all of it is as it must be.
+    pub(super) ok: bool,
+}
+
+const GREEN: &str = "\u{1b}[32m";
+const RED: &str = "\u{1b}[1;31m";
+const PLAIN: &str = "\u{1b}[0m";
+
+/// Writes the rows in columns, as wide as their widest cell.
+///
+/// # Errors
+/// What `out` says.
+pub(super) fn write(out: &mut dyn Write, rows: &[Row], colour: bool) -> io::Result<()> {
+    let head = ["case", "expected", "got", "reason"];
+    let cells = |row: &'_ Row| -> [String; 4] {
+        [row.case.to_owned(), row.expected.clone(), row.got.clone(), row.reason.clone()]
+    };
+    let mut widths = head.map(|text| text.chars().count());
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(cells(row)) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut line = |cells: [String; 4], verdict: &str| {
+        for (cell, width) in cells.iter().zip(widths) {
+            write!(out, "{cell:width$}  ")?;
+        }
+        writeln!(out, "{verdict}")
+    };
+    line(head.map(str::to_owned), "")?;
+    line(widths.map(|width| "-".repeat(width)), "-------")?;
+    for row in rows {
+        let verdict = match (row.ok, colour) {
+            (true, false) => "ok".to_owned(),
+            (false, false) => "DIFFERS".to_owned(),
+            (true, true) => format!("{GREEN}ok{PLAIN}"),
+            (false, true) => format!("{RED}DIFFERS{PLAIN}"),
+        };
+        line(cells(row), &verdict)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows() -> [Row; 2] {
+        let row = |case, got: &str, ok| Row {
+            case,
+            expected: "401 invalid_token".into(),
+            got: got.into(),
+            reason: "key_mismatch".into(),
+            ok,
+        };
+        [row("other key", "401 invalid_token", true), row("x", "200", false)]
+    }
+
+    #[test]
+    fn columns_are_aligned() {
+        let mut out = Vec::new();
+        write(&mut out, &rows(), false).unwrap();
+        let expect = "\
+case       expected           got                reason        \n\
+---------  -----------------  -----------------  ------------  -------\n\
+other key  401 invalid_token  401 invalid_token  key_mismatch  ok\n\
+x          401 invalid_token  200                key_mismatch  DIFFERS\n";
+        assert_eq!(String::from_utf8(out).unwrap(), expect);
+    }
+
+    #[test]
+    fn colour_is_for_terminals_and_for_the_verdict() {
+        let mut out = Vec::new();
+        write(&mut out, &rows(), true).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.contains("\u{1b}[32mok\u{1b}[0m\n"), "{text}");
+        assert!(text.contains("\u{1b}[1;31mDIFFERS\u{1b}[0m\n"), "{text}");
+    }
+}
