@@ -13,6 +13,8 @@ mod admission;
 #[cfg(test)]
 mod binding;
 #[cfg(test)]
+mod commands;
+#[cfg(test)]
 mod end_to_end;
 #[cfg(test)]
 mod headers;

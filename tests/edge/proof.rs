@@ -464,21 +464,34 @@ async fn every_algorithm_that_is_allowed() {
     }
 }
 
+/// A fresh nonce comes with a success when the old one is past half its time, so that a client that
+/// goes on is never challenged again; one that paused is.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_nonce_ends() {
     let world = World::start_with(|config| {
-        config["security"]["senderConstraints"]["dpop"]["nonce"]["ttl"] = json!("10s");
+        config["security"]["senderConstraints"]["dpop"]["nonce"]["ttl"] = json!("16s");
     })
     .await;
     let token = world.bound();
     let nonce = world.nonce().await;
-    tokio::time::sleep(std::time::Duration::from_secs(13)).await;
-    let proof = world.proof("GET", "/orders/1").token(&token).nonce(&nonce).sign();
-    let answer = world.send(&get("/orders/1", &token, &proof)).await;
-    let fresh = answer.as_ref().ok().and_then(|answer| answer.one("dpop-nonce")).map(str::to_owned);
+    let half = std::time::Duration::from_secs(9);
     let mut table = Table::default();
-    table.row("fail/too old", world.judge(answer, Refused("nonce_expired")).await);
-    let fresh = fresh.expect("a fresh nonce");
+    let mut fresh = None;
+    for (name, pause, expect, brings) in [
+        ("ok/fresh", None, Admitted("dpop"), false),
+        ("ok/past its half", Some(half), Admitted("dpop"), true),
+        ("fail/past its end", Some(half), Refused("nonce_expired"), true),
+    ] {
+        if let Some(pause) = pause {
+            tokio::time::sleep(pause).await;
+        }
+        let proof = world.proof("GET", "/orders/1").token(&token).nonce(&nonce).sign();
+        let answer = world.send(&get("/orders/1", &token, &proof)).await;
+        table.row(name, world.judge(answer.clone(), expect).await);
+        fresh = answer.ok().and_then(|answer| answer.one("dpop-nonce").map(str::to_owned));
+        table.row(name, expect_eq("brings a nonce", &fresh.is_some(), &brings));
+    }
+    let fresh = fresh.unwrap_or_default();
     let proof = world.proof("GET", "/orders/1").token(&token).nonce(&fresh).sign();
     let answer = world.send(&get("/orders/1", &token, &proof)).await;
     table.row("ok/the one that came instead", world.judge(answer, Admitted("dpop")).await);

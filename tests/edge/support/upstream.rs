@@ -31,6 +31,20 @@ impl Upstream {
         Self { port, seen, bodies }
     }
 
+    /// The same in HTTP/2 with prior knowledge. Its answers end with a trailer.
+    pub(crate) async fn start_h2c() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let seen = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&seen);
+        tokio::spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                tokio::spawn(serve_h2c(socket, Arc::clone(&counter)));
+            }
+        });
+        Self { port, seen, bodies: Arc::default() }
+    }
+
     /// Requests that reached it.
     pub(crate) fn count(&self) -> usize {
         self.seen.load(Ordering::SeqCst)
@@ -76,6 +90,24 @@ async fn serve(
             socket.write_all(&head).await.ok()?;
         }
     }
+}
+
+async fn serve_h2c(socket: TcpStream, seen: Arc<AtomicUsize>) -> Result<(), h2::Error> {
+    let mut connection = h2::server::handshake(socket).await?;
+    while let Some(stream) = connection.accept().await {
+        let (request, mut answer) = stream?;
+        seen.fetch_add(1, Ordering::SeqCst);
+        let mut head = format!("{} {} HTTP/2\r\n", request.method(), request.uri().path());
+        for (name, value) in request.headers() {
+            head.push_str(&format!("{name}: {}\r\n", String::from_utf8_lossy(value.as_bytes())));
+        }
+        let mut stream = answer.send_response(http::Response::new(()), false)?;
+        stream.send_data(head.into(), false)?;
+        let mut trailers = http::HeaderMap::new();
+        trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+        stream.send_trailers(trailers)?;
+    }
+    Ok(())
 }
 
 async fn body(socket: &mut TcpStream, unread: &mut Vec<u8>, request: &Message) -> Option<Vec<u8>> {
