@@ -97,7 +97,7 @@ pub struct Facts {
 }
 
 impl Facts {
-    fn new(view: &RequestView<'_>, challenge: Challenge) -> Self {
+    fn new(view: &RequestView<'_>, route: &RouteRule, challenge: Challenge) -> Self {
         let presented_x5t = match view.sender {
             Sender::Certificate(certificate) => Some(certificate.x5t()),
             Sender::NoContext | Sender::NoCertificate => None,
@@ -105,7 +105,7 @@ impl Facts {
         Self {
             tenant: None,
             token: None,
-            dpop: proof::is_presented(view.headers),
+            dpop: route.role != Role::Public && proof::is_presented(view.headers),
             scheme: None,
             presented_jkt: None,
             presented_x5t,
@@ -238,7 +238,7 @@ impl Gate {
         now: UnixTime,
     ) -> Decision {
         let requirement = self.rules.requirement(None, &[], route);
-        let mut facts = Facts::new(view, self.challenge(&requirement, route));
+        let mut facts = Facts::new(view, route, self.challenge(&requirement, route));
         if route.role == Role::Public {
             let verdict = Ok(Admitted { bound_by: BoundBy::Public, token: None });
             return Decision { verdict, facts };
