@@ -1,10 +1,12 @@
-//! Holdfast.
+#![doc = include_str!("../README.md")]
 
-pub mod app;
-pub mod cli;
-pub mod config;
 pub mod edge;
 pub mod gate;
 pub mod policy;
 pub mod store;
+
+pub mod config;
 pub mod telemetry;
+
+pub mod app;
+pub mod cli;

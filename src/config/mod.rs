@@ -141,8 +141,8 @@ pub struct Listener {
     pub tls: ListenerTls,
     /// Connections open at once; the next is closed before its handshake.
     pub max_connections: usize,
-    /// From the accepted socket (or the end of the answer before) to the whole request head. Also
-    /// bounds the time a keepalive connection may trickle a head.
+    /// From the end of the handshake, or on a kept connection from the first byte after the answer
+    /// before, to the whole request head.
     pub head_timeout: Duration,
     /// How long an idle keepalive connection stays open (HTTP/1.1 and HTTP/2).
     pub keepalive_timeout: Duration,

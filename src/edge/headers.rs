@@ -26,6 +26,7 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub const DPOP_NONCE: HeaderName = HeaderName::from_static("dpop-nonce");
 /// `DPoP` (RFC 9449 section 4.1).
 pub const DPOP: HeaderName = HeaderName::from_static("dpop");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const CLIENT_CERT: HeaderName = HeaderName::from_static("client-cert");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -219,6 +220,8 @@ pub fn downstream_response(
     if issues {
         response.remove_header(&DPOP_NONCE);
     }
+    // Of the connection to the upstream, not of this one.
+    response.remove_header(&KEEP_ALIVE);
     response.insert_header(REQUEST_ID, request_id)?;
     if let Some(nonce) = nonce {
         response.insert_header(DPOP_NONCE, nonce)?;
@@ -311,6 +314,7 @@ mod tests {
                 ("X-Holdfast-Subject", "mallory"),
                 ("X-Request-Id", "theirs"),
                 ("Cache-Control", "max-age=60"),
+                ("Keep-Alive", "timeout=5"),
             ] {
                 response.append_header(name, value).unwrap();
             }
@@ -319,6 +323,7 @@ mod tests {
             assert_eq!(nonces, expect.iter().collect::<Vec<_>>());
             assert_eq!(response.headers.get(REQUEST_ID).unwrap(), "0123");
             assert!(!response.headers.contains_key(SUBJECT));
+            assert!(!response.headers.contains_key(KEEP_ALIVE));
             let cache = if nonce.is_some() { "no-store" } else { "max-age=60" };
             assert_eq!(response.headers.get(CACHE_CONTROL).unwrap(), cache);
         }

@@ -202,6 +202,17 @@ impl Parts {
         record::tell(&told, &self.metrics, &self.log);
     }
 
+    /// A client that goes away is its own business; a service that fails is somebody's.
+    fn tell_failure(&self, e: &Error, ctx: &Ctx) {
+        let (kind, side) = (e.etype().as_str(), e.esource().as_str());
+        let upstream = self.upstream(ctx).map(|(upstream, _)| upstream.name.as_str());
+        if *e.esource() == ErrorSource::Downstream {
+            tracing::debug!(decision_id = ctx.id, upstream, kind, side, "request failed");
+        } else {
+            tracing::warn!(decision_id = ctx.id, upstream, kind, side, "request failed");
+        }
+    }
+
     fn onward<'a>(
         &'a self,
         session: &'a Session,
@@ -406,14 +417,7 @@ impl ProxyHttp for Edge {
 
     async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut Ctx) -> FailToProxy {
         let error = failure(e);
-        let upstream = self.parts.upstream(ctx).map(|(upstream, _)| upstream.name.as_str());
-        tracing::info!(
-            decision_id = ctx.id,
-            upstream,
-            kind = e.etype().as_str(),
-            side = e.esource().as_str(),
-            "request failed"
-        );
+        self.parts.tell_failure(e, ctx);
         let mut error_code = 0;
         if let Some(error) = error.filter(|_| session.response_written().is_none()) {
             session.set_keepalive(None);

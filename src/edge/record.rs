@@ -40,9 +40,8 @@ pub fn tell(told: &Told<'_>, metrics: &Metrics, log: &Log) {
         count(told, facts, fault, result, metrics);
     }
     let dpop = told.facts.is_some_and(|facts| facts.dpop);
-    let refused_resource = told.refused.is_some() && told.role == Role::Resource;
-    if (dpop || refused_resource) && (result != DpopResult::Ok || sampled(told.id, told.ok_sample))
-    {
+    let concerns = dpop || (fault.is_some() && told.role == Role::Resource);
+    if concerns && (result != DpopResult::Ok || sampled(told.id, told.ok_sample)) {
         log.request(&request(told, fault, result));
     }
     if let Some((denial, facts)) = fault.zip(told.facts)
