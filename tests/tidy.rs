@@ -1,7 +1,12 @@
 //! The house rules that the compiler does not know: which room may name which, how long a function
 //! and a file may be, what things may be called, and what may lie at the top level.
 
-#![expect(clippy::disallowed_methods, clippy::expect_used, reason = "a test reads files and stops")]
+#![expect(
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test reads files and may stop"
+)]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -53,7 +53,9 @@ async fn check_tells_every_error_and_run_does_not_start() {
         let (status, stdout, stderr) = holdfast(&[command, "--config", &broken]);
         let told = stdout + &stderr;
         table.row(command, expect_eq("status", &status, &Some(1)));
-        for part in ["broken.yaml:", "maxConections", "maxConnections", "nowhere", "missing.json"] {
+        for part in
+            ["broken.yaml:", "`maxConnections`", "upstreams.echo.servers[0]", "missing.json"]
+        {
             table.row(command, expect_eq(part, &told.contains(part), &true));
         }
         table.row(command, expect_eq("panicked", &told.contains("panicked"), &false));

@@ -140,6 +140,41 @@ async fn several_servers_take_turns() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_speaks_http_2() {
+    let second = Upstream::start_h2c().await;
+    let port = second.port;
+    let world = World::start_with(|config| {
+        config["upstreams"]["echo"] =
+            json!({"servers": [format!("127.0.0.1:{port}")], "protocol": "h2c"});
+    })
+    .await;
+    let token = world.bound();
+    let nonce = world.nonce().await;
+    let good = || {
+        let proof = world.proof("GET", "/orders/1").token(&token).nonce(&nonce).sign();
+        get("/orders/1", &token, &proof)
+    };
+    let connection = world.client.connect_h2(None).await.expect("h2");
+    let mut table = Table::default();
+    let answer = world.send(&good()).await;
+    table.row("ok/from HTTP/1.1", world.judge(answer, Admitted("dpop")).await);
+    let answer = connection.send(&good()).await;
+    table.row("ok/from HTTP/2", world.judge(answer.clone(), Admitted("dpop")).await);
+    let trailer = answer.as_ref().ok().and_then(|answer| answer.one("grpc-status"));
+    table.row("ok/trailers", expect_eq("grpc-status", &trailer, &Some("0")));
+    let mut all = Vec::new();
+    for _ in 0..50 {
+        let (connection, request) = (connection.clone(), good());
+        all.push(tokio::spawn(async move { connection.send(&request).await }));
+    }
+    for send in all {
+        let answer = send.await.expect("a task");
+        table.row("ok/at once", world.judge(answer, Admitted("dpop")).await);
+    }
+    table.row("upstream", expect_eq("requests", &second.count(), &52));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_upstream_that_is_not_there() {
     let world = World::start_with(|config| {
         let port = super::support::process::free_port();
@@ -199,4 +234,39 @@ async fn slow_heads_and_idle_connections_are_closed() {
     let answer = idle.send(&Request::new("GET", "/public/1").bytes()).await;
     table.row("idle", world.judge(answer, Public).await);
     table.row("idle", expect_eq("closed", &idle.is_closed().await, &true));
+}
+
+/// The next connection is closed, those that are open go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_and_handshakes_are_limited() {
+    let world = World::start_with(|config| {
+        let listener = &mut config["edge"]["listeners"][0];
+        listener["maxConnections"] = json!(5);
+        listener["tls"]["handshakeTimeout"] = json!("500ms");
+    })
+    .await;
+    let request = Request::new("GET", "/public/1").bytes();
+    let mut table = Table::default();
+    let mut open = Vec::new();
+    for _ in 0..5 {
+        let mut connection = world.client.connect(None).await.expect("a connection");
+        let answer = connection.send(&request).await;
+        table.row("ok/within", world.judge(answer, Public).await);
+        open.push(connection);
+    }
+    let sixth = world.client.send_bytes(None, &request).await;
+    table.row("fail/one more", expect_eq("refused", &sixth.is_err(), &true));
+    for connection in &mut open {
+        let answer = connection.send(&request).await;
+        table.row("ok/still", world.judge(answer, Public).await);
+    }
+    drop(open);
+    // Nobody speaks: the handshake's time ends it.
+    let mut silent = tokio::net::TcpStream::connect(("127.0.0.1", world.client.port))
+        .await
+        .expect("a connection");
+    let read = tokio::io::AsyncReadExt::read_u8(&mut silent);
+    let ended = super::support::client::patiently(read).await;
+    let closed = ended.is_err_and(|fault| !fault.contains("nothing came"));
+    table.row("silent", expect_eq("closed", &closed, &true));
 }

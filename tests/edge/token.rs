@@ -349,6 +349,17 @@ async fn keys_by_url() {
     let other = token(&second, "three");
     table.row("fail/unknown, server down", world.judge(send(&other).await, unknown).await);
     table.row("ok/the last good set", world.judge(send(&old).await, Admitted("mtls")).await);
+    // A set with a private key in it is no good; a weak key is as if it were not there.
+    let mut spilt = json!({"keys": [second.public_entry("three"), first.public_entry("one")]});
+    spilt["keys"][0]["d"] = json!(second.private_member());
+    *server.set.lock().expect("a whole set") = Some(spilt.to_string());
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    table.row("fail/a set that spilt", world.judge(send(&other).await, unknown).await);
+    let weak = Key::rsa("RS256", 1024);
+    server.serve(&[("one", &first), ("two", &second), ("weak", &weak)]);
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    table.row("fail/a weak key", world.judge(send(&token(&weak, "weak")).await, unknown).await);
+    table.row("ok/beside it", world.judge(send(&old).await, Admitted("mtls")).await);
     // A key that is no longer published is no longer good, remembered or not.
     server.serve(&[("two", &second)]);
     tokio::time::sleep(Duration::from_millis(1200)).await;

@@ -5,8 +5,9 @@
 import { readFile } from 'node:fs/promises'
 import { webcrypto } from 'node:crypto'
 
-// Node 18 has it, but not by this name.
+// Node 18 has them, but not by these names.
 globalThis.crypto ??= webcrypto
+globalThis.CryptoKey ??= webcrypto.CryptoKey
 const oauth = await import('oauth4webapi')
 
 const [url, token, keyFile] = process.argv.slice(2)

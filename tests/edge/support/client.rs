@@ -304,7 +304,8 @@ pub(crate) struct H2 {
 }
 
 impl H2 {
-    /// One request on a stream of its own. `Host` becomes `:authority`.
+    /// One request on a stream of its own. `Host` becomes `:authority`; trailers are put behind
+    /// the fields.
     pub(crate) async fn send(&self, request: &Request) -> Outcome {
         let authority = request.fields.iter().find(|(name, _)| name == "Host");
         let authority = authority.map_or("api.example", |(_, value)| value.as_str());
@@ -329,9 +330,11 @@ impl H2 {
                 let _ = stream.flow_control().release_capacity(chunk.len());
                 body.extend_from_slice(&chunk);
             }
+            let trailers = stream.trailers().await?.unwrap_or_default();
             let text =
                 |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
-            let fields = parts.headers.iter().map(|(name, value)| (name.to_string(), text(value)));
+            let fields = parts.headers.iter().chain(&trailers);
+            let fields = fields.map(|(name, value)| (name.to_string(), text(value)));
             let start = format!("HTTP/2 {}", parts.status.as_u16());
             Ok::<_, h2::Error>(Message { start, fields: fields.collect(), body })
         })
