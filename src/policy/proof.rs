@@ -300,7 +300,7 @@ fn younger_than_process(
     nonce: Option<FreshNonce>,
     expected: &Expected<'_>,
 ) -> Result<(), Denial> {
-    if nonce.is_none() && claims.issued <= UnixTime::from_secs(expected.started.secs()) {
+    if nonce.is_none() && claims.issued <= expected.started {
         return Err(Denial::ProofBeforeStart);
     }
     Ok(())
