@@ -188,3 +188,26 @@ async fn what_was_issued_before_the_start_is_refused_to_the_millisecond() {
         assert_eq!(outcome(&decision), expect, "{iat}");
     }
 }
+
+/// `nonce.replacesIat` is for clients without a clock: they are told of the nonce, not of the time.
+#[tokio::test]
+async fn a_client_without_a_clock_is_sent_a_nonce() {
+    for (replaces, age, expect) in [
+        (true, None, Err(Denial::NonceAbsent)),
+        (true, Some(601), Err(Denial::NonceExpired)),
+        (true, Some(1), Ok(BoundBy::Dpop)),
+        (false, None, Err(Denial::ProofStale)),
+        (false, Some(601), Err(Denial::ProofStale)),
+        (false, Some(1), Err(Denial::ProofStale)),
+    ] {
+        let world = world(|settings| settings.proof.nonce_replaces_iat = replaces);
+        let now = START + 1_000_000;
+        let made = |age: i64| UnixTime::from_millis(now - age * 1000);
+        let nonce = age.map(|age| world.gate.nonce(0, made(age), [1; 8]).unwrap());
+        let token = world.bound();
+        let proof = world.proof(&token, 1000, nonce.as_deref());
+        let decision = world.dpop(&token, &proof, now).await;
+        assert_eq!(outcome(&decision), expect, "{replaces} {age:?}");
+        assert_eq!(decision.facts.wants_nonce, expect.is_err(), "{replaces} {age:?}");
+    }
+}

@@ -145,7 +145,7 @@ pub fn verify(
     target(&claims, expected)?;
     let nonce = nonce(&claims, expected);
     seen.nonce = nonce.ok().flatten();
-    freshness(&claims, seen.nonce, expected)?;
+    freshness(&claims, nonce, expected)?;
     token_hash(&claims, expected)?;
     younger_than_process(&claims, nonce?, expected)?;
     Ok(VerifiedProof { jkt: key.jkt(), jti: claims.jti.to_owned() })
@@ -274,14 +274,15 @@ fn nonce(claims: &Claims<'_>, expected: &Expected<'_>) -> Result<Option<FreshNon
 }
 
 /// Check 11: `iat` lies within the proof's lifetime and the clocks' skew, or the nonce vouches for
-/// it.
+/// it. Where it may, a nonce that does not hold is the whole fault: a client without a clock cannot
+/// mend another.
 fn freshness(
     claims: &Claims<'_>,
-    nonce: Option<FreshNonce>,
+    nonce: Result<Option<FreshNonce>, Denial>,
     expected: &Expected<'_>,
 ) -> Result<(), Denial> {
     let (rules, now) = (expected.rules, expected.now);
-    if nonce.is_some() && rules.nonce_replaces_iat {
+    if rules.nonce_replaces_iat && nonce != Ok(None) {
         return Ok(());
     }
     if claims.issued > now.plus(rules.clock_skew) {
