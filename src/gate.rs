@@ -370,7 +370,7 @@ impl Gate {
         } else {
             None
         };
-        let sender = case.view.sender;
+        let sender = case.view.sender.at(case.now);
         let allow_unbound = case.route.allow_unbound;
         let bound =
             binding::bind(confirmation, proof.as_ref(), sender, requirement, allow_unbound)?;

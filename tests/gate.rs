@@ -211,3 +211,30 @@ async fn a_client_without_a_clock_is_sent_a_nonce() {
         assert_eq!(decision.facts.wants_nonce, expect.is_err(), "{replaces} {age:?}");
     }
 }
+
+fn certificate(not_after: i64) -> SenderCertificate {
+    let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
+    let end = std::time::UNIX_EPOCH + Duration::from_secs(u64::try_from(not_after).unwrap());
+    params.not_after = end.into();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = params.self_signed(&key).unwrap();
+    SenderCertificate::new(certificate.der().to_vec(), Vec::new()).unwrap()
+}
+
+/// The handshake judged it, but a connection or a session to resume may outlive it.
+#[tokio::test]
+async fn an_expired_certificate_is_none() {
+    let end = START / 1000 + 60;
+    let world = world(|_| {});
+    let certificate = certificate(end);
+    let token = world.token(&json!({"x5t#S256": certificate.x5t().to_string()}));
+    for (millis, expect) in [
+        (START, Ok(BoundBy::Mtls)),
+        (end * 1000 + 999, Ok(BoundBy::Mtls)),
+        (end * 1000 + 1000, Err(Denial::CertificateMissing)),
+    ] {
+        let sender = Sender::Certificate(&certificate);
+        let decision = world.admit(&format!("Bearer {token}"), &[], sender, millis).await;
+        assert_eq!(outcome(&decision), expect, "{millis}");
+    }
+}

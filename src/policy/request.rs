@@ -5,6 +5,7 @@ use http::HeaderMap;
 use super::certificate::SenderCertificate;
 
 /// What the sender showed of itself on the connection.
+use super::time::UnixTime;
 #[derive(Clone, Copy, Debug)]
 pub enum Sender<'a> {
     /// The connection carries no TLS facts, so nothing can be said about a certificate.
@@ -17,6 +18,20 @@ pub enum Sender<'a> {
 
 /// One request, after normalisation and routing. Borrowed: nothing is copied to decide.
 #[derive(Clone, Copy, Debug)]
+impl Sender<'_> {
+    /// What it showed that still counts at `now`: a certificate that has expired since the handshake,
+    /// or before a session was resumed, is none.
+    #[must_use]
+    pub fn at(self, now: UnixTime) -> Self {
+        match self {
+            Self::Certificate(shown) if now.secs() > shown.not_after().secs() => {
+                Self::NoCertificate
+            }
+            Self::NoContext | Self::NoCertificate | Self::Certificate(_) => self,
+        }
+    }
+}
+
 pub struct RequestView<'a> {
     /// The method as sent; case counts (RFC 9110 section 9.1).
     pub method: &'a str,
