@@ -443,7 +443,9 @@ impl Gate {
         let Some(ttl) = self.proof.nonce_ttl else {
             return false;
         };
-        let needed = requirement.nonce && facts.challenge.dpop;
+        // A certificate may be all that the rule demands of a token that is bound to a key as well.
+        let dpop = facts.challenge.dpop || (facts.dpop && self.rules.dpop_enabled);
+        let needed = requirement.nonce && dpop;
         match (verdict, facts.nonce) {
             (Err(_), NonceStatus::Absent | NonceStatus::Expired | NonceStatus::Unknown) => true,
             (Err(_), NonceStatus::NotChecked | NonceStatus::Fresh { .. }) => needed,

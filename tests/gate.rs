@@ -238,3 +238,24 @@ async fn an_expired_certificate_is_none() {
         assert_eq!(outcome(&decision), expect, "{millis}");
     }
 }
+
+#[tokio::test]
+async fn a_key_must_be_proven_with_a_nonce_where_a_certificate_is_demanded_too() {
+    let mut world = world(|_| {});
+    world.route.scope.require = Some(Demand::Mtls);
+    let certificate = certificate(START / 1000 + 60);
+    let x5t = certificate.x5t().to_string();
+    let both = world.token(&json!({"jkt": world.client.jkt(), "x5t#S256": x5t}));
+    let only = world.token(&json!({"x5t#S256": x5t}));
+    for (authorization, expect, nonce) in [
+        (format!("DPoP {both}"), Err(Denial::ProofMissing), true),
+        (format!("Bearer {both}"), Err(Denial::Downgrade), true),
+        (format!("Bearer {only}"), Ok(BoundBy::Mtls), false),
+        ("Bearer x".to_owned(), Err(Denial::TokenMalformed), false),
+    ] {
+        let sender = Sender::Certificate(&certificate);
+        let decision = world.admit(&authorization, &[], sender, START).await;
+        assert_eq!(outcome(&decision), expect);
+        assert_eq!(decision.facts.wants_nonce, nonce, "{expect:?}");
+    }
+}
