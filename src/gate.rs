@@ -368,6 +368,7 @@ impl Gate {
         let proof = if binding::proof_needed(confirmation, presented.scheme)? {
             Some(self.proof(case, requirement, presented.hash, facts)?)
         } else {
+            proof::at_most_one_field(case.view.headers)?;
             None
         };
         let sender = case.view.sender.at(case.now);

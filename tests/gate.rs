@@ -259,3 +259,20 @@ async fn a_key_must_be_proven_with_a_nonce_where_a_certificate_is_demanded_too()
         assert_eq!(decision.facts.wants_nonce, nonce, "{expect:?}");
     }
 }
+
+/// Read or not, a second proof is one that a service may take for the first.
+#[tokio::test]
+async fn never_more_than_one_proof() {
+    let mut world = world(|_| {});
+    world.route.allow_unbound = true;
+    let token = world.token(&json!({}));
+    for (proofs, expect) in [
+        (&[][..], Ok(BoundBy::Unbound)),
+        (&["a"], Ok(BoundBy::Unbound)),
+        (&["a", "a"], Err(Denial::ProofRepeated)),
+    ] {
+        let authorization = format!("Bearer {token}");
+        let decision = world.admit(&authorization, proofs, Sender::NoCertificate, START).await;
+        assert_eq!(outcome(&decision), expect, "{proofs:?}");
+    }
+}

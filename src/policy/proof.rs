@@ -132,7 +132,7 @@ pub fn verify(
     expected: &Expected<'_>,
     seen: &mut Seen,
 ) -> Result<VerifiedProof, Denial> {
-    let text = one_field(headers)?;
+    let text = at_most_one_field(headers)?.ok_or(Denial::ProofMissing)?;
     let jws = well_formed(text, expected.max_bytes)?;
     let claims = required_claims(&jws)?;
     typ(&jws)?;
@@ -157,8 +157,12 @@ pub fn is_presented(headers: &HeaderMap) -> bool {
     headers.contains_key("dpop")
 }
 
-/// Check 1: there is not more than one `DPoP` field.
-fn one_field(headers: &HeaderMap) -> Result<&[u8], Denial> {
+/// Check 1: there is not more than one `DPoP` field. It holds where no proof is read, too: the
+/// service behind may read one. `None` when there is none.
+///
+/// # Errors
+/// [`Denial::ProofRepeated`].
+pub fn at_most_one_field(headers: &HeaderMap) -> Result<Option<&[u8]>, Denial> {
     let mut fields = headers.get_all("dpop").iter();
     let field = fields.next().ok_or(Denial::ProofMissing)?;
     if fields.next().is_some() {
