@@ -142,8 +142,8 @@ pub struct Decision {
 /// How long a client should wait before it tries again after a 503 (`Retry-After`).
 pub const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// What a gate is made from.
-#[derive(Clone, Debug)]
+/// What a gate is made from. It holds a secret, so it has no `Debug`.
+#[derive(Clone)]
 pub struct Settings {
     /// Demands of default, tenants and audiences.
     pub rules: Rules,

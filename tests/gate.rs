@@ -276,3 +276,17 @@ async fn never_more_than_one_proof() {
         assert_eq!(outcome(&decision), expect, "{proofs:?}");
     }
 }
+
+/// What is printed for debugging may end up in a log.
+#[test]
+fn tokens_and_proofs_are_not_printed() {
+    let mut headers = HeaderMap::new();
+    headers.insert("authorization", HeaderValue::from_static("Bearer the-token"));
+    headers.insert("dpop", HeaderValue::from_static("the-proof"));
+    let (query, sender) = (Some("code=the-code"), Sender::NoContext);
+    let view = RequestView { method: "GET", path: "/", query, headers: &headers, sender };
+    let printed = format!("{view:?}");
+    for secret in ["the-token", "the-proof", "the-code"] {
+        assert!(!printed.contains(secret), "{secret} in {printed}");
+    }
+}

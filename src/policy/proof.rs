@@ -164,11 +164,8 @@ pub fn is_presented(headers: &HeaderMap) -> bool {
 /// [`Denial::ProofRepeated`].
 pub fn at_most_one_field(headers: &HeaderMap) -> Result<Option<&[u8]>, Denial> {
     let mut fields = headers.get_all("dpop").iter();
-    let field = fields.next().ok_or(Denial::ProofMissing)?;
-    if fields.next().is_some() {
-        return Err(Denial::ProofRepeated);
-    }
-    Ok(field.as_bytes())
+    let field = fields.next().map(http::HeaderValue::as_bytes);
+    if fields.next().is_some() { Err(Denial::ProofRepeated) } else { Ok(field) }
 }
 
 /// Check 2: it is a single, well-formed JWT, of no more than `max_bytes`, whose header demands no

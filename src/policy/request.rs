@@ -1,11 +1,13 @@
 //! The request as the decisions see it.
 
+use std::fmt;
+
 use http::HeaderMap;
 
 use super::certificate::SenderCertificate;
+use super::time::UnixTime;
 
 /// What the sender showed of itself on the connection.
-use super::time::UnixTime;
 #[derive(Clone, Copy, Debug)]
 pub enum Sender<'a> {
     /// The connection carries no TLS facts, so nothing can be said about a certificate.
@@ -16,8 +18,6 @@ pub enum Sender<'a> {
     Certificate(&'a SenderCertificate),
 }
 
-/// One request, after normalisation and routing. Borrowed: nothing is copied to decide.
-#[derive(Clone, Copy, Debug)]
 impl Sender<'_> {
     /// What it showed that still counts at `now`: a certificate that has expired since the handshake,
     /// or before a session was resumed, is none.
@@ -32,6 +32,8 @@ impl Sender<'_> {
     }
 }
 
+/// One request, after normalisation and routing. Borrowed: nothing is copied to decide.
+#[derive(Clone, Copy)]
 pub struct RequestView<'a> {
     /// The method as sent; case counts (RFC 9110 section 9.1).
     pub method: &'a str,
@@ -43,4 +45,15 @@ pub struct RequestView<'a> {
     pub headers: &'a HeaderMap,
     /// Who sent it, as far as TLS tells.
     pub sender: Sender<'a>,
+}
+
+/// Without query and fields, which carry tokens and proofs.
+impl fmt::Debug for RequestView<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RequestView")
+            .field("method", &self.method)
+            .field("path", &self.path)
+            .field("sender", &self.sender)
+            .finish_non_exhaustive()
+    }
 }
