@@ -73,6 +73,8 @@ pub enum JwksError {
 
 impl From<reqwest::Error> for JwksError {
     fn from(error: reqwest::Error) -> Self {
+        // The URL may hold what came from the environment.
+        let error = error.without_url();
         let mut text = error.to_string();
         let mut cause = std::error::Error::source(&error);
         while let Some(inner) = cause {
@@ -328,4 +330,25 @@ fn client(authorities: Option<&PathBuf>, timeout: Duration) -> Result<reqwest::C
         builder = builder.tls_certs_only(trusted);
     }
     Ok(builder.build()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_failed_fetch_does_not_tell_the_url() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        // Port 0 is nobody's.
+        let fetcher = Fetcher {
+            client: client(None, Duration::from_secs(5)).unwrap(),
+            url: "http://127.0.0.1:0/jwks?key=secret".to_owned(),
+            refresh: Duration::ZERO,
+            cooldown: Duration::ZERO,
+            asked: Notify::new(),
+            waiters: AtomicUsize::new(0),
+        };
+        let error = fetcher.fetch().await.unwrap_err().to_string();
+        assert!(!error.contains("secret"), "{error}");
+    }
 }
