@@ -255,10 +255,12 @@ impl Metrics {
         }
     }
 
-    /// Records now − `iat`, milliseconds, of a proof whose signature holds.
+    /// Records now − `iat`, milliseconds, of a proof whose signature holds; a day at most, so that
+    /// one absurd `iat` does not drown the sum of all others.
     pub fn clock_skew(&self, millis: i64) {
-        #[expect(clippy::cast_precision_loss, reason = "exact up to 285,000 years")]
-        self.clock_skew.observe(millis as f64 / 1000.0);
+        const DAY: i64 = 86_400_000;
+        #[expect(clippy::cast_precision_loss, reason = "a day in milliseconds is exact")]
+        self.clock_skew.observe(millis.clamp(-DAY, DAY) as f64 / 1000.0);
     }
 
     /// A connection of a listener opened.
@@ -547,6 +549,16 @@ mod tests {
             "holdfast_clock_skew_seconds_sum -1.5",
         ] {
             assert!(text.contains(&format!("{line}\n")), "{line}\n{text}");
+        }
+    }
+
+    #[test]
+    fn an_absurd_time_counts_as_a_day() {
+        for (millis, expect) in [(i64::MIN, "-86400"), (i64::MAX, "86400"), (-1500, "-1.5")] {
+            let metrics = metrics();
+            metrics.clock_skew(millis);
+            let line = format!("holdfast_clock_skew_seconds_sum {expect}\n");
+            assert!(text(&metrics).contains(&line), "{line}");
         }
     }
 }
