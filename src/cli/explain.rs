@@ -17,6 +17,7 @@ use crate::config::{self, ClientCertificates, Config, Listener, Route, Severity,
 use crate::edge::route::{Miss, RouteTable};
 use crate::policy::denial::Denial;
 use crate::policy::jose::AlgorithmSet;
+use crate::policy::presented::names_access_token;
 use crate::policy::proof::ProofRules;
 use crate::policy::rule::{Demand, Mode, Requirement, Role, Scope, TenantId};
 use crate::policy::target::{Origin, normalise_path, split_authority};
@@ -134,15 +135,14 @@ fn fill(config: &Config, query: &Query<'_>, shown: &mut Explanation) -> Result<(
     });
     shown.upstream = upstream(config, route);
     if normal.ambiguous && !route.ambiguous_paths {
-        let why = "the path has an encoded slash, a backslash or an empty segment, and the route \
-                   does not say `allowAmbiguousPaths: true`";
+        let why = "the path has an encoded slash, a backslash, an empty segment or dots before a \
+                   `;`, and the route does not say `allowAmbiguousPaths: true`";
         return Err(refused(400, Denial::PathInvalid, why));
     }
     if route.rule.role == Role::Public {
         return Ok(());
     }
-    let in_query = |query: &str| query.split('&').any(|pair| pair.starts_with("access_token="));
-    if target.query.is_some_and(in_query) {
+    if target.query.is_some_and(names_access_token) {
         return Err(refused(400, Denial::TokenInQuery, "a token in the query is refused"));
     }
     let origin = route.hosts.get(found.host).and_then(|host| host.origin);

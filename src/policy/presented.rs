@@ -60,9 +60,10 @@ pub fn credentials<'a>(view: &RequestView<'a>, limit: usize) -> Result<Credentia
 }
 
 /// Whether a parameter of the query is called `access_token` (RFC 6750 section 2.3), however its
-/// name is escaped.
-fn names_access_token(query: &str) -> bool {
-    query.split('&').any(|parameter| {
+/// name is escaped, and also for a service that takes `;` for `&`.
+#[must_use]
+pub fn names_access_token(query: &str) -> bool {
+    query.split(['&', ';']).any(|parameter| {
         let name = parameter.split('=').next().unwrap_or_default();
         name == "access_token"
             || (name.contains('%')
@@ -135,5 +136,6 @@ mod tests {
         check(Some("access_token=x"), &[b"Bearer a"], Err(Denial::TokenInQuery));
         check(Some("a=1&access%5Ftoken=x"), &[], Err(Denial::TokenInQuery));
         check(Some("access_token"), &[], Err(Denial::TokenInQuery));
+        check(Some("a=1;access_token=x"), &[], Err(Denial::TokenInQuery));
     }
 }
