@@ -269,7 +269,7 @@ pub struct Route {
     pub rule: RouteRule,
     /// `public` only: credentials are passed on instead of removed.
     pub pass_credentials: bool,
-    /// Whether `%2F`, `%5C`, `\`, and empty segments are let through.
+    /// Whether `%2F`, `%5C`, `\`, empty segments and dots before a `;` are let through.
     pub ambiguous_paths: bool,
     /// Where it stands in the file, for messages.
     pub line: usize,

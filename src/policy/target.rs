@@ -150,7 +150,7 @@ pub struct NormalPath<'a> {
     /// Dot segments resolved, unreserved characters decoded, escapes in upper case.
     pub path: Cow<'a, str>,
     /// Whether it holds what some services read as a separator: `%2F`, `%5C`, `\`, or an empty
-    /// segment. Refused unless the route opts in.
+    /// segment; or what some read as a dot segment: `..;x`. Refused unless the route opts in.
     pub ambiguous: bool,
 }
 
@@ -168,9 +168,16 @@ pub fn normalise_path(path: &str) -> Option<NormalPath<'_>> {
     }
     let decoded = decode_unreserved(path)?;
     let path = resolve_dots(&decoded);
-    let ambiguous =
-        path.contains('\\') || path.contains("//") || path.contains("%2F") || path.contains("%5C");
+    let ambiguous = ["\\", "//", "%2F", "%5C"].iter().any(|separator| path.contains(separator))
+        || path.split('/').any(is_dots_with_parameter);
     Some(NormalPath { path: Cow::Owned(path), ambiguous })
+}
+
+/// Whether a service that takes a segment's parameters (RFC 3986 section 3.3) off it is left with dots:
+/// it would serve `/public/..;/admin` as `/admin`.
+fn is_dots_with_parameter(segment: &str) -> bool {
+    let rest = segment.strip_prefix("..").or_else(|| segment.strip_prefix('.'));
+    rest.is_some_and(|rest| rest.starts_with(';') || rest.starts_with("%3B"))
 }
 
 /// Decodes escapes of unreserved characters, writes all others in upper case.
@@ -248,6 +255,11 @@ mod tests {
             ("//a", Some(("//a", true))),
             ("/a//b", Some(("/a//b", true))),
             ("/a/..//b", Some(("//b", true))),
+            ("/a/..;/b", Some(("/a/..;/b", true))),
+            ("/a/%2e%2e;x=1/b", Some(("/a/..;x=1/b", true))),
+            ("/a/.;/b", Some(("/a/.;/b", true))),
+            ("/a/..%3b/b", Some(("/a/..%3B/b", true))),
+            ("/a;x=1/..b;/c", Some(("/a;x=1/..b;/c", false))),
             ("/a%2", None),
             ("/a%", None),
             ("/a%zz", None),
