@@ -112,6 +112,11 @@ fn check_role_keys(section: &Section<'_>, role: Role) {
                 "belongs to `public` routes; `authorization` of the upstream decides here";
             section.error("passCredentials", message);
         }
+        Role::Resource if section.flag("allowUnbound") == Some(true) => {
+            let message = "a token that is bound to nothing passes, whatever default, tenant, audience \
+                           and route require";
+            section.warn("allowUnbound", message);
+        }
         Role::Resource => {}
     }
 }

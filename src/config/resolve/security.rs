@@ -54,6 +54,11 @@ pub(super) fn resolve<'a>(root: &Section<'a>) -> Security<'a> {
             .unwrap_or_else(|| AlgorithmSet::of(&ALGORITHMS)),
         nonce: nonces,
     };
+    if default.mode == Mode::Observe {
+        let message = "`observe`: a token passes without its sender's proof or certificate, unless a \
+                       tenant or route says `enforce`";
+        section.warn("mode", message);
+    }
     let mtls_enabled = mtls.flag("enabled").unwrap_or(true);
     let grace = mtls.duration("rotationGrace", "0s", ["0s", "365d"]);
     if grace > Duration::ZERO {
@@ -86,6 +91,11 @@ fn nonce_audiences(nonce: &Section<'_>, nonces: bool) -> Vec<String> {
     let audiences = audiences(nonce, "requiredAudiences");
     if !audiences.is_empty() && !nonces {
         nonce.warn("requiredAudiences", "has no effect: `nonce.enabled` is `false`");
+    } else if !audiences.is_empty() {
+        nonce.warn(
+            "requiredAudiences",
+            restart("tokens for other audiences need no nonce:", "their"),
+        );
     }
     audiences
 }
@@ -151,9 +161,14 @@ fn check_times(dpop: &Section<'_>, nonce: &Section<'_>, rules: &ProofRules, ttl:
         dpop.error("replayWindow", message);
     }
     if rules.nonce_ttl.is_none() {
-        let message = "with nonces off and `replay.store: memory` a restart refuses the proofs issued \
-                       before it, and a proof from a clock that runs ahead can be replayed once within \
-                       `allowedClockSkew` after it";
-        nonce.warn("enabled", message);
+        nonce.warn("enabled", restart("nonces are off:", "the"));
     }
+}
+
+/// What a restart does to proofs without a nonce.
+fn restart(why: &str, whose: &str) -> String {
+    format!(
+        "{why} with `replay.store: memory` a restart refuses {whose} proofs issued before it, and a \
+         proof from a clock that runs ahead can be replayed once within `allowedClockSkew` after it"
+    )
 }

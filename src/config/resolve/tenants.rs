@@ -59,6 +59,9 @@ fn tenant(name: String, section: &Section<'_>) -> TenantRule {
     if name == "other" {
         section.error_here("`other` is how metrics call the tenants that are not configured");
     }
+    if name == "default" {
+        section.error_here("`default` is how metrics call the lack of a tenant");
+    }
     TenantRule { name, scope: scope(section) }
 }
 
