@@ -219,12 +219,6 @@ impl Gate {
         }
     }
 
-    /// How many keys an issuer has; 0 until they were brought.
-    #[must_use]
-    pub fn key_count(&self, issuer: usize) -> usize {
-        self.keys.get(issuer).map_or(0, |keys| keys.load().len())
-    }
-
     /// Decides. `origin` is the index of the external origin that route and host give (`None` on
     /// public routes only).
     ///

@@ -1,6 +1,7 @@
 //! The gate at chosen times: what no socket can show, because its clock cannot be set.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![expect(clippy::disallowed_types, reason = "keys are made at run time")]
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -218,7 +219,7 @@ fn certificate(not_after: i64) -> SenderCertificate {
     params.not_after = end.into();
     let key = rcgen::KeyPair::generate().unwrap();
     let certificate = params.self_signed(&key).unwrap();
-    SenderCertificate::new(certificate.der().to_vec(), Vec::new()).unwrap()
+    SenderCertificate::new(certificate.der().to_vec()).unwrap()
 }
 
 /// The handshake judged it, but a connection or a session to resume may outlive it.

@@ -119,6 +119,6 @@ fn rfc_8705_appendix_a_thumbprint() {
             "+SY=",
         ))
         .unwrap();
-    let certificate = SenderCertificate::new(certificate, Vec::new()).unwrap();
+    let certificate = SenderCertificate::new(certificate).unwrap();
     assert_eq!(certificate.x5t().to_string(), "A4DtL2JmUMhAsvJj5tKyn64SqzmuXbMrJa0n761y5v0");
 }

@@ -230,10 +230,8 @@ impl TlsAccept for Handshake {
     ) -> Option<Arc<dyn Any + Send + Sync>> {
         let chain = tls.peer_cert_chain_der().unwrap_or_default();
         // A leaf that webpki took and we cannot read counts as none: what is bound to it is refused.
-        let certificate = chain.split_first().and_then(|(leaf, rest)| {
-            let rest = rest.iter().map(|certificate| certificate.to_vec()).collect();
-            SenderCertificate::new(leaf.to_vec(), rest).map(Arc::new)
-        });
+        let leaf = chain.first().map(|leaf| leaf.to_vec());
+        let certificate = leaf.and_then(SenderCertificate::new).map(Arc::new);
         Some(Arc::new(Connection { certificate, head: Arc::clone(&self.head) }))
     }
 }

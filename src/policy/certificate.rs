@@ -9,16 +9,14 @@ use super::time::UnixTime;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SenderCertificate {
     der: Vec<u8>,
-    chain: Vec<Vec<u8>>,
     x5t: X5tS256,
     not_after: UnixTime,
 }
 
 impl SenderCertificate {
-    /// Reads the leaf `der` and remembers the rest of its `chain` (DER each, leaf excluded).
-    /// `None` when the leaf is not one X.509 certificate to the last byte.
+    /// Reads the leaf `der`. `None` when it is not one X.509 certificate to the last byte.
     #[must_use]
-    pub fn new(der: Vec<u8>, chain: Vec<Vec<u8>>) -> Option<Self> {
+    pub fn new(der: Vec<u8>) -> Option<Self> {
         let not_after = {
             let (rest, certificate) = X509Certificate::from_der(&der).ok()?;
             if !rest.is_empty() {
@@ -27,7 +25,7 @@ impl SenderCertificate {
             UnixTime::from_secs(certificate.validity().not_after.timestamp())
         };
         let x5t = X5tS256(Sha256::of(&der));
-        Some(Self { der, chain, x5t, not_after })
+        Some(Self { der, x5t, not_after })
     }
 
     /// `x5t#S256`: SHA-256 over the DER (RFC 8705 section 3.1).
@@ -40,12 +38,6 @@ impl SenderCertificate {
     #[must_use]
     pub fn der(&self) -> &[u8] {
         &self.der
-    }
-
-    /// The DER of each certificate after the leaf, as presented.
-    #[must_use]
-    pub fn chain(&self) -> &[Vec<u8>] {
-        &self.chain
     }
 
     /// The end of its validity.

@@ -4,7 +4,7 @@
 
 use super::proof::Claim;
 
-/// Why a request is refused. The variants stand in the order in which they are found.
+/// Why a request is refused. The variants stand by what they are about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Denial {
     // The request itself.

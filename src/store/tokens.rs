@@ -71,17 +71,4 @@ impl TokenMemory {
         generations.0.remove(hash);
         generations.1.remove(hash);
     }
-
-    /// How many are remembered.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        let generations = self.generations.load();
-        generations.0.len() + generations.1.len()
-    }
-
-    /// Whether none is.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
 }

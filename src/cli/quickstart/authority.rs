@@ -172,7 +172,7 @@ fn certificate(headers: &HeaderMap) -> Result<Option<SenderCertificate>, Refusal
     let Some(field) = headers.get("client-cert") else { return Ok(None) };
     let read = |field: &HeaderValue| {
         let base64 = field.to_str().ok()?.strip_prefix(':')?.strip_suffix(':')?;
-        SenderCertificate::new(STANDARD.decode(base64).ok()?, Vec::new())
+        SenderCertificate::new(STANDARD.decode(base64).ok()?)
     };
     read(field).map(Some).ok_or(Refusal("invalid_request", "Client-Cert cannot be read"))
 }
