@@ -142,8 +142,8 @@ pub struct Decision {
 /// How long a client should wait before it tries again after a 503 (`Retry-After`).
 pub const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// What a gate is made from.
-#[derive(Clone, Debug)]
+/// What a gate is made from. It holds a secret, so it has no `Debug`.
+#[derive(Clone)]
 pub struct Settings {
     /// Demands of default, tenants and audiences.
     pub rules: Rules,
@@ -368,9 +368,10 @@ impl Gate {
         let proof = if binding::proof_needed(confirmation, presented.scheme)? {
             Some(self.proof(case, requirement, presented.hash, facts)?)
         } else {
+            proof::at_most_one_field(case.view.headers)?;
             None
         };
-        let sender = case.view.sender;
+        let sender = case.view.sender.at(case.now);
         let allow_unbound = case.route.allow_unbound;
         let bound =
             binding::bind(confirmation, proof.as_ref(), sender, requirement, allow_unbound)?;
@@ -443,7 +444,9 @@ impl Gate {
         let Some(ttl) = self.proof.nonce_ttl else {
             return false;
         };
-        let needed = requirement.nonce && facts.challenge.dpop;
+        // A certificate may be all that the rule demands of a token that is bound to a key as well.
+        let dpop = facts.challenge.dpop || (facts.dpop && self.rules.dpop_enabled);
+        let needed = requirement.nonce && dpop;
         match (verdict, facts.nonce) {
             (Err(_), NonceStatus::Absent | NonceStatus::Expired | NonceStatus::Unknown) => true,
             (Err(_), NonceStatus::NotChecked | NonceStatus::Fresh { .. }) => needed,

@@ -14,8 +14,8 @@ pub enum Scheme {
     Bearer,
 }
 
-/// A token as presented.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A token as presented. It is not to be printed, so it has no `Debug`.
+#[derive(Clone, Copy)]
 pub struct Credentials<'a> {
     /// Its scheme.
     pub scheme: Scheme,

@@ -132,7 +132,7 @@ pub fn verify(
     expected: &Expected<'_>,
     seen: &mut Seen,
 ) -> Result<VerifiedProof, Denial> {
-    let text = one_field(headers)?;
+    let text = at_most_one_field(headers)?.ok_or(Denial::ProofMissing)?;
     let jws = well_formed(text, expected.max_bytes)?;
     let claims = required_claims(&jws)?;
     typ(&jws)?;
@@ -145,7 +145,7 @@ pub fn verify(
     target(&claims, expected)?;
     let nonce = nonce(&claims, expected);
     seen.nonce = nonce.ok().flatten();
-    freshness(&claims, seen.nonce, expected)?;
+    freshness(&claims, nonce, expected)?;
     token_hash(&claims, expected)?;
     younger_than_process(&claims, nonce?, expected)?;
     Ok(VerifiedProof { jkt: key.jkt(), jti: claims.jti.to_owned() })
@@ -157,14 +157,15 @@ pub fn is_presented(headers: &HeaderMap) -> bool {
     headers.contains_key("dpop")
 }
 
-/// Check 1: there is not more than one `DPoP` field.
-fn one_field(headers: &HeaderMap) -> Result<&[u8], Denial> {
+/// Check 1: there is not more than one `DPoP` field. It holds where no proof is read, too: the
+/// service behind may read one. `None` when there is none.
+///
+/// # Errors
+/// [`Denial::ProofRepeated`].
+pub fn at_most_one_field(headers: &HeaderMap) -> Result<Option<&[u8]>, Denial> {
     let mut fields = headers.get_all("dpop").iter();
-    let field = fields.next().ok_or(Denial::ProofMissing)?;
-    if fields.next().is_some() {
-        return Err(Denial::ProofRepeated);
-    }
-    Ok(field.as_bytes())
+    let field = fields.next().map(http::HeaderValue::as_bytes);
+    if fields.next().is_some() { Err(Denial::ProofRepeated) } else { Ok(field) }
 }
 
 /// Check 2: it is a single, well-formed JWT, of no more than `max_bytes`, whose header demands no
@@ -274,14 +275,15 @@ fn nonce(claims: &Claims<'_>, expected: &Expected<'_>) -> Result<Option<FreshNon
 }
 
 /// Check 11: `iat` lies within the proof's lifetime and the clocks' skew, or the nonce vouches for
-/// it.
+/// it. Where it may, a nonce that does not hold is the whole fault: a client without a clock cannot
+/// mend another.
 fn freshness(
     claims: &Claims<'_>,
-    nonce: Option<FreshNonce>,
+    nonce: Result<Option<FreshNonce>, Denial>,
     expected: &Expected<'_>,
 ) -> Result<(), Denial> {
     let (rules, now) = (expected.rules, expected.now);
-    if nonce.is_some() && rules.nonce_replaces_iat {
+    if rules.nonce_replaces_iat && nonce != Ok(None) {
         return Ok(());
     }
     if claims.issued > now.plus(rules.clock_skew) {
@@ -300,7 +302,7 @@ fn younger_than_process(
     nonce: Option<FreshNonce>,
     expected: &Expected<'_>,
 ) -> Result<(), Denial> {
-    if nonce.is_none() && claims.issued <= UnixTime::from_secs(expected.started.secs()) {
+    if nonce.is_none() && claims.issued <= expected.started {
         return Err(Denial::ProofBeforeStart);
     }
     Ok(())

@@ -1,0 +1,292 @@
+//! The gate at chosen times: what no socket can show, because its clock cannot be set.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use holdfast::gate::{Decision, Gate, Settings};
+use holdfast::policy::binding::BoundBy;
+use holdfast::policy::certificate::SenderCertificate;
+use holdfast::policy::denial::Denial;
+use holdfast::policy::digest::Sha256;
+use holdfast::policy::jose::{Algorithm, AlgorithmSet, PublicKey};
+use holdfast::policy::json;
+use holdfast::policy::proof::ProofRules;
+use holdfast::policy::request::{RequestView, Sender};
+use holdfast::policy::rule::{Demand, Mode, Requirement, Role, RouteRule, Rules, Scope};
+use holdfast::policy::target::Origin;
+use holdfast::policy::time::UnixTime;
+use holdfast::policy::token::{IssuerRules, KeySet, TokenType};
+use holdfast::store::replay::MemoryReplay;
+use http::{HeaderMap, HeaderValue};
+use serde_json::{Value, json};
+
+const START: i64 = 1_800_000_000_500;
+const TTL: Duration = Duration::from_secs(600);
+
+struct Key(EcdsaKeyPair);
+
+impl Key {
+    fn new() -> Self {
+        Self(EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap())
+    }
+
+    fn jwk(&self) -> Value {
+        let (x, y) = self.0.public_key().as_ref()[1..].split_at(32);
+        let text = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+        json!({"kty": "EC", "crv": "P-256", "x": text(x), "y": text(y)})
+    }
+
+    fn jkt(&self) -> String {
+        let jwk = json::object(self.jwk().to_string().as_bytes()).unwrap();
+        PublicKey::from_jwk(&jwk).unwrap().jkt().to_string()
+    }
+
+    fn sign(&self, header: &Value, claims: &Value) -> String {
+        let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        let input = format!("{}.{}", part(header), part(claims));
+        let signature = self.0.sign(&SystemRandom::new(), input.as_bytes()).unwrap();
+        format!("{input}.{}", URL_SAFE_NO_PAD.encode(signature))
+    }
+}
+
+/// A gate that started at [`START`], its issuer's key and a client's.
+struct World {
+    issuer: Key,
+    client: Key,
+    gate: Gate,
+    route: RouteRule,
+}
+
+fn world(change: impl FnOnce(&mut Settings)) -> World {
+    let algorithms = AlgorithmSet::of(&[Algorithm::Es256]);
+    let default = Requirement { demand: Demand::Any, mode: Mode::Enforce, algorithms, nonce: true };
+    let mut settings = Settings {
+        rules: Rules {
+            default,
+            dpop_enabled: true,
+            mtls_enabled: true,
+            certificate_audiences: Vec::new(),
+            nonce_audiences: Vec::new(),
+            tenants: Vec::new(),
+            tenant_claim: None,
+            unknown_tenant_allowed: false,
+        },
+        issuers: vec![IssuerRules {
+            issuer: "https://as.example".to_owned(),
+            audiences: vec!["api".to_owned()],
+            algorithms,
+            token_type: TokenType::AccessToken,
+            clock_skew: Duration::ZERO,
+            tenant: None,
+        }],
+        origins: vec![Origin::parse("https://api.example").unwrap()],
+        proof: ProofRules {
+            proof_lifetime: Duration::from_secs(120),
+            clock_skew: Duration::from_secs(30),
+            replay_window: Duration::from_secs(900),
+            nonce_ttl: Some(TTL),
+            nonce_replaces_iat: false,
+        },
+        authorization_bytes: 16_384,
+        proof_bytes: 8192,
+        token_cache_entries: 10,
+        nonce_secret: [2; 32],
+        started: UnixTime::from_millis(START),
+    };
+    change(&mut settings);
+    let replay = MemoryReplay::new(&[3; 32], settings.proof.replay_window, 1000);
+    let (issuer, client) = (Key::new(), Key::new());
+    let gate = Gate::new(settings, Arc::new(replay));
+    let set = json!({"keys": [issuer.jwk()]}).to_string();
+    gate.replace_keys(0, KeySet::from_json(set.as_bytes()).unwrap());
+    let route = RouteRule {
+        role: Role::Resource,
+        scope: Scope::default(),
+        allow_unbound: false,
+        audiences: Vec::new(),
+        scopes: Vec::new(),
+    };
+    World { issuer, client, gate, route }
+}
+
+fn nonces_off(settings: &mut Settings) {
+    settings.proof.nonce_ttl = None;
+    settings.rules.default.nonce = false;
+}
+
+impl World {
+    fn token(&self, cnf: &Value) -> String {
+        let claims = json!({
+            "iss": "https://as.example", "aud": "api", "exp": START / 1000 + 36_000, "cnf": cnf,
+        });
+        self.issuer.sign(&json!({"typ": "at+jwt", "alg": "ES256"}), &claims)
+    }
+
+    /// A token bound to the client's key.
+    fn bound(&self) -> String {
+        self.token(&json!({"jkt": self.client.jkt()}))
+    }
+
+    fn proof(&self, token: &str, iat: impl Into<Value>, nonce: Option<&str>) -> String {
+        let mut claims = json!({
+            "jti": "1", "htm": "GET", "htu": "https://api.example/", "iat": iat.into(),
+            "ath": Sha256::of(token.as_bytes()).to_string(),
+        });
+        if let Some(nonce) = nonce {
+            claims["nonce"] = nonce.into();
+        }
+        let header = json!({"typ": "dpop+jwt", "alg": "ES256", "jwk": self.client.jwk()});
+        self.client.sign(&header, &claims)
+    }
+
+    async fn admit(
+        &self,
+        authorization: &str,
+        proofs: &[&str],
+        sender: Sender<'_>,
+        millis: i64,
+    ) -> Decision {
+        let mut headers = HeaderMap::new();
+        headers.insert("authorization", HeaderValue::from_str(authorization).unwrap());
+        for proof in proofs {
+            headers.append("dpop", HeaderValue::from_str(proof).unwrap());
+        }
+        let view = RequestView { method: "GET", path: "/", query: None, headers: &headers, sender };
+        self.gate.admit(&view, &self.route, Some(0), UnixTime::from_millis(millis)).await
+    }
+
+    async fn dpop(&self, token: &str, proof: &str, millis: i64) -> Decision {
+        self.admit(&format!("DPoP {token}"), &[proof], Sender::NoCertificate, millis).await
+    }
+}
+
+fn outcome(decision: &Decision) -> Result<BoundBy, Denial> {
+    decision.verdict.as_ref().map(|permit| permit.bound_by()).map_err(|denial| *denial)
+}
+
+/// An earlier process may have admitted it, and remembered it alone.
+#[tokio::test]
+async fn what_was_issued_before_the_start_is_refused_to_the_millisecond() {
+    let second = START / 1000;
+    for (iat, expect) in [
+        (json!(second), Err(Denial::ProofBeforeStart)),
+        (json!(second as f64 + 0.25), Err(Denial::ProofBeforeStart)),
+        (json!(second as f64 + 0.5), Err(Denial::ProofBeforeStart)),
+        (json!(second as f64 + 0.75), Ok(BoundBy::Dpop)),
+        (json!(second + 1), Ok(BoundBy::Dpop)),
+    ] {
+        let world = world(nonces_off);
+        let token = world.bound();
+        let proof = world.proof(&token, iat.clone(), None);
+        let decision = world.dpop(&token, &proof, START + 600).await;
+        assert_eq!(outcome(&decision), expect, "{iat}");
+    }
+}
+
+/// `nonce.replacesIat` is for clients without a clock: they are told of the nonce, not of the time.
+#[tokio::test]
+async fn a_client_without_a_clock_is_sent_a_nonce() {
+    for (replaces, age, expect) in [
+        (true, None, Err(Denial::NonceAbsent)),
+        (true, Some(601), Err(Denial::NonceExpired)),
+        (true, Some(1), Ok(BoundBy::Dpop)),
+        (false, None, Err(Denial::ProofStale)),
+        (false, Some(601), Err(Denial::ProofStale)),
+        (false, Some(1), Err(Denial::ProofStale)),
+    ] {
+        let world = world(|settings| settings.proof.nonce_replaces_iat = replaces);
+        let now = START + 1_000_000;
+        let made = |age: i64| UnixTime::from_millis(now - age * 1000);
+        let nonce = age.map(|age| world.gate.nonce(0, made(age), [1; 8]).unwrap());
+        let token = world.bound();
+        let proof = world.proof(&token, 1000, nonce.as_deref());
+        let decision = world.dpop(&token, &proof, now).await;
+        assert_eq!(outcome(&decision), expect, "{replaces} {age:?}");
+        assert_eq!(decision.facts.wants_nonce, expect.is_err(), "{replaces} {age:?}");
+    }
+}
+
+fn certificate(not_after: i64) -> SenderCertificate {
+    let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
+    let end = std::time::UNIX_EPOCH + Duration::from_secs(u64::try_from(not_after).unwrap());
+    params.not_after = end.into();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = params.self_signed(&key).unwrap();
+    SenderCertificate::new(certificate.der().to_vec(), Vec::new()).unwrap()
+}
+
+/// The handshake judged it, but a connection or a session to resume may outlive it.
+#[tokio::test]
+async fn an_expired_certificate_is_none() {
+    let end = START / 1000 + 60;
+    let world = world(|_| {});
+    let certificate = certificate(end);
+    let token = world.token(&json!({"x5t#S256": certificate.x5t().to_string()}));
+    for (millis, expect) in [
+        (START, Ok(BoundBy::Mtls)),
+        (end * 1000 + 999, Ok(BoundBy::Mtls)),
+        (end * 1000 + 1000, Err(Denial::CertificateMissing)),
+    ] {
+        let sender = Sender::Certificate(&certificate);
+        let decision = world.admit(&format!("Bearer {token}"), &[], sender, millis).await;
+        assert_eq!(outcome(&decision), expect, "{millis}");
+    }
+}
+
+#[tokio::test]
+async fn a_key_must_be_proven_with_a_nonce_where_a_certificate_is_demanded_too() {
+    let mut world = world(|_| {});
+    world.route.scope.require = Some(Demand::Mtls);
+    let certificate = certificate(START / 1000 + 60);
+    let x5t = certificate.x5t().to_string();
+    let both = world.token(&json!({"jkt": world.client.jkt(), "x5t#S256": x5t}));
+    let only = world.token(&json!({"x5t#S256": x5t}));
+    for (authorization, expect, nonce) in [
+        (format!("DPoP {both}"), Err(Denial::ProofMissing), true),
+        (format!("Bearer {both}"), Err(Denial::Downgrade), true),
+        (format!("Bearer {only}"), Ok(BoundBy::Mtls), false),
+        ("Bearer x".to_owned(), Err(Denial::TokenMalformed), false),
+    ] {
+        let sender = Sender::Certificate(&certificate);
+        let decision = world.admit(&authorization, &[], sender, START).await;
+        assert_eq!(outcome(&decision), expect);
+        assert_eq!(decision.facts.wants_nonce, nonce, "{expect:?}");
+    }
+}
+
+/// Read or not, a second proof is one that a service may take for the first.
+#[tokio::test]
+async fn never_more_than_one_proof() {
+    let mut world = world(|_| {});
+    world.route.allow_unbound = true;
+    let token = world.token(&json!({}));
+    for (proofs, expect) in [
+        (&[][..], Ok(BoundBy::Unbound)),
+        (&["a"], Ok(BoundBy::Unbound)),
+        (&["a", "a"], Err(Denial::ProofRepeated)),
+    ] {
+        let authorization = format!("Bearer {token}");
+        let decision = world.admit(&authorization, proofs, Sender::NoCertificate, START).await;
+        assert_eq!(outcome(&decision), expect, "{proofs:?}");
+    }
+}
+
+/// What is printed for debugging may end up in a log.
+#[test]
+fn tokens_and_proofs_are_not_printed() {
+    let mut headers = HeaderMap::new();
+    headers.insert("authorization", HeaderValue::from_static("Bearer the-token"));
+    headers.insert("dpop", HeaderValue::from_static("the-proof"));
+    let (query, sender) = (Some("code=the-code"), Sender::NoContext);
+    let view = RequestView { method: "GET", path: "/", query, headers: &headers, sender };
+    let printed = format!("{view:?}");
+    for secret in ["the-token", "the-proof", "the-code"] {
+        assert!(!printed.contains(secret), "{secret} in {printed}");
+    }
+}
