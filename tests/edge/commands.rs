@@ -16,17 +16,6 @@ fn holdfast(arguments: &[&str]) -> (Option<i32>, String, String) {
 }
 
 #[test]
-fn quickstart_shows_what_it_says() {
-    let directory = tempfile::TempDir::new().expect("a directory");
-    let target = directory.path().join("demo").to_string_lossy().into_owned();
-    let (status, stdout, stderr) = holdfast(&["quickstart", "--once", "--dir", &target]);
-    assert_eq!(status, Some(0), "{stdout}\n{stderr}");
-    for case in ["replay", "no proof", "htu", "Bearer", "certificate"] {
-        assert!(stdout.contains(case), "no row about {case} in:\n{stdout}");
-    }
-}
-
-#[test]
 fn the_annotated_reference_is_read() {
     let reference = concat!(env!("CARGO_MANIFEST_DIR"), "/conf/authority.yaml");
     let (_, stdout, stderr) = holdfast(&["check", "--config", reference]);
