@@ -19,7 +19,9 @@ use holdfast::policy::jose::{Algorithm, AlgorithmSet, PublicKey};
 use holdfast::policy::json;
 use holdfast::policy::proof::ProofRules;
 use holdfast::policy::request::{RequestView, Sender};
-use holdfast::policy::rule::{Demand, Mode, Requirement, Role, RouteRule, Rules, Scope};
+use holdfast::policy::rule::{
+    Demand, Mode, Requirement, Role, RouteRule, Rules, Scope, TenantId, TenantRule,
+};
 use holdfast::policy::target::Origin;
 use holdfast::policy::time::UnixTime;
 use holdfast::policy::token::{IssuerRules, KeySet, TokenType};
@@ -289,5 +291,38 @@ fn tokens_and_proofs_are_not_printed() {
     let printed = format!("{view:?}");
     for secret in ["the-token", "the-proof", "the-code"] {
         assert!(!printed.contains(secret), "{secret} in {printed}");
+    }
+}
+
+#[tokio::test]
+async fn an_issuer_speaks_for_its_own_tenant() {
+    for (own, unknown_allowed, claim, expect) in [
+        (None, false, json!("a"), Ok(Some(0))),
+        (None, false, json!("b"), Ok(Some(1))),
+        (None, false, json!("c"), Err(Denial::TenantUnknown)),
+        (None, false, Value::Null, Err(Denial::TokenClaim)),
+        (None, true, json!("c"), Ok(None)),
+        (Some(0), false, json!("a"), Ok(Some(0))),
+        (Some(0), false, json!("b"), Err(Denial::TenantUnknown)),
+        (Some(0), true, json!("b"), Err(Denial::TenantUnknown)),
+        (Some(0), true, json!("c"), Err(Denial::TenantUnknown)),
+    ] {
+        let world = world(|settings| {
+            nonces_off(settings);
+            let tenant = |name: &str| TenantRule { name: name.to_owned(), scope: Scope::default() };
+            settings.rules.tenants = vec![tenant("a"), tenant("b")];
+            settings.rules.tenant_claim = Some("tenant".to_owned());
+            settings.rules.unknown_tenant_allowed = unknown_allowed;
+            settings.issuers[0].tenant = own.map(TenantId);
+        });
+        let claims = json!({
+            "iss": "https://as.example", "aud": "api", "exp": START / 1000 + 36_000,
+            "cnf": {"jkt": world.client.jkt()}, "tenant": claim,
+        });
+        let token = world.issuer.sign(&json!({"typ": "at+jwt", "alg": "ES256"}), &claims);
+        let proof = world.proof(&token, START / 1000 + 10, None);
+        let decision = world.dpop(&token, &proof, START + 10_000).await;
+        let found = decision.verdict.map(|_| decision.facts.tenant);
+        assert_eq!(found, expect.map(|index| index.map(TenantId)), "{own:?} {claim}");
     }
 }

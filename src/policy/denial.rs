@@ -57,7 +57,7 @@ pub enum Denial {
     TokenNotYetValid,
     /// `cnf` cannot be read.
     TokenConfirmation,
-    /// The tenant that the token names is not configured.
+    /// The tenant that the token names is not configured, or not its issuer's.
     TenantUnknown,
     /// `aud` names none of the route's audiences.
     RouteAudience,

@@ -34,7 +34,7 @@ pub struct IssuerRules {
     pub token_type: TokenType,
     /// How far the issuer's clock may be from ours, for `exp` and `nbf`.
     pub clock_skew: Duration,
-    /// The tenant of its tokens, where no claim names one.
+    /// The tenant of its tokens; a claim that names another is refused.
     pub tenant: Option<TenantId>,
 }
 
@@ -309,17 +309,20 @@ fn times(claims: &Object, entry: &IssuerRules, now: UnixTime) -> Result<UnixTime
     }
 }
 
+/// The claim names the tenant; an issuer that has one of its own speaks for no other.
 fn tenant(claims: &Object, entry: &IssuerRules, rules: &Rules) -> Result<Option<TenantId>, Denial> {
     let Some(claim) = &rules.tenant_claim else {
         return Ok(entry.tenant);
     };
     let named = json::string(claims, claim).map_err(|_| Denial::TokenClaim)?;
     let found = named.and_then(|name| rules.tenants.iter().position(|known| known.name == name));
-    match found {
-        Some(index) => Ok(Some(TenantId(index))),
-        None if named.is_none() && entry.tenant.is_some() => Ok(entry.tenant),
-        None if rules.unknown_tenant_allowed => Ok(None),
-        None => Err(Denial::TenantUnknown),
+    match (entry.tenant, found.map(TenantId)) {
+        (Some(own), None) if named.is_none() => Ok(Some(own)),
+        (Some(own), Some(found)) if found == own => Ok(Some(own)),
+        (Some(_), Some(_) | None) => Err(Denial::TenantUnknown),
+        (None, Some(found)) => Ok(Some(found)),
+        (None, None) if rules.unknown_tenant_allowed => Ok(None),
+        (None, None) => Err(Denial::TenantUnknown),
     }
 }
 
