@@ -13,7 +13,7 @@ pub enum Denial {
     /// No `Host`, or one that is no host.
     HostInvalid,
     /// A path with an encoded separator, a backslash, a control byte, a broken escape, an empty
-    /// segment, or not in origin form.
+    /// segment, a dot segment with a parameter, or not in origin form.
     PathInvalid,
     /// The host belongs to another TLS policy than the one its SNI chose (RFC 9110 section 15.5.20).
     Misdirected,

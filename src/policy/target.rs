@@ -149,8 +149,8 @@ fn escape(rest: &[u8]) -> Option<(u8, &[u8])> {
 pub struct NormalPath<'a> {
     /// Dot segments resolved, unreserved characters decoded, escapes in upper case.
     pub path: Cow<'a, str>,
-    /// Whether it holds what some services read as a separator: `%2F`, `%5C`, `\`, or an empty
-    /// segment. Refused unless the route opts in.
+    /// Whether it holds what some services read as a separator (`%2F`, `%5C`, `\`, an empty segment)
+    /// or as a dot segment (`..;`: they cut parameters off first). Refused unless the route opts in.
     pub ambiguous: bool,
 }
 
@@ -168,9 +168,15 @@ pub fn normalise_path(path: &str) -> Option<NormalPath<'_>> {
     }
     let decoded = decode_unreserved(path)?;
     let path = resolve_dots(&decoded);
-    let ambiguous =
-        path.contains('\\') || path.contains("//") || path.contains("%2F") || path.contains("%5C");
+    let separator = ["\\", "//", "%2F", "%5C"].iter().any(|text| path.contains(text));
+    let ambiguous = separator || path.split('/').any(is_dots_with_parameter);
     Some(NormalPath { path: Cow::Owned(path), ambiguous })
+}
+
+/// Whether a segment is `.` or `..` to a service that cuts off its parameters.
+fn is_dots_with_parameter(segment: &str) -> bool {
+    let rest = segment.strip_prefix("..").or_else(|| segment.strip_prefix('.'));
+    rest.is_some_and(|rest| rest.starts_with(';') || rest.starts_with("%3B"))
 }
 
 /// Decodes escapes of unreserved characters, writes all others in upper case.
@@ -248,6 +254,13 @@ mod tests {
             ("//a", Some(("//a", true))),
             ("/a//b", Some(("/a//b", true))),
             ("/a/..//b", Some(("//b", true))),
+            ("/a/..;/b", Some(("/a/..;/b", true))),
+            ("/a/..;x=1/b", Some(("/a/..;x=1/b", true))),
+            ("/a/%2e%2E;/b", Some(("/a/..;/b", true))),
+            ("/a/.;", Some(("/a/.;", true))),
+            ("/a/..%3b/b", Some(("/a/..%3B/b", true))),
+            ("/a;../b", Some(("/a;../b", false))),
+            ("/...;/b", Some(("/...;/b", false))),
             ("/a%2", None),
             ("/a%", None),
             ("/a%zz", None),

@@ -204,10 +204,10 @@ async fn paths_are_routed_as_they_are_forwarded() {
         ("/public/x/%2E%2e/b", "/public/b"),
         ("/orders/../public/b", "/public/b"),
         ("/../../public/b", "/public/b"),
-        ("/public/..;/orders/1", "/public/..;/orders/1"),
         ("/files/a%2Fb", "/files/a%2Fb"),
         ("/files/a%5Cb", "/files/a%5Cb"),
         ("/files//b", "/files//b"),
+        ("/files/..;/b", "/files/..;/b"),
         ("/exact", "/exact"),
     ] {
         let answer = world.send(&Request::new("GET", path)).await;
