@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{
-    AUTHORIZATION, CACHE_CONTROL, FORWARDED, HOST, HeaderName, PROXY_AUTHORIZATION,
+    AUTHORIZATION, CACHE_CONTROL, CONNECTION, FORWARDED, HOST, HeaderName, PROXY_AUTHORIZATION,
 };
 use http::{HeaderMap, HeaderValue};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -55,6 +55,8 @@ const IDENTITY: &str = "x-holdfast-";
 /// What the request upstream is made from.
 #[derive(Clone, Copy, Debug)]
 pub struct Onward<'a> {
+    /// The fields as they were received.
+    pub received: &'a HeaderMap,
     /// The permit.
     pub admitted: &'a Admitted,
     /// The name of the token's tenant.
@@ -81,7 +83,6 @@ pub struct Onward<'a> {
 /// When the target cannot be written, which normalisation rules out.
 pub fn upstream_request(request: &mut RequestHeader, onward: &Onward<'_>) -> pingora::Result<()> {
     remove_reserved(request);
-    request.remove_header(&PROXY_AUTHORIZATION);
     request.set_raw_path(onward.target.as_bytes())?;
     request.insert_header(HOST, onward.authority)?;
     credentials(request, onward)?;
@@ -116,10 +117,12 @@ fn identity_name(name: &str) -> bool {
 }
 
 fn credentials(request: &mut RequestHeader, onward: &Onward<'_>) -> pingora::Result<()> {
+    // Of one hop, as pingora sees it; as a credential it is the next two arms' to decide.
+    request.remove_header(&PROXY_AUTHORIZATION);
     match (onward.admitted.bound_by(), onward.authorization) {
-        (BoundBy::Public, _) if onward.pass_credentials => {}
+        (BoundBy::Public, _) if onward.pass_credentials => proxy_authorization(request, onward)?,
         // As received: what the sender showed was not proven, the service may judge it itself.
-        (BoundBy::Observed, _) => {}
+        (BoundBy::Observed, _) => proxy_authorization(request, onward)?,
         (BoundBy::Public, _) | (_, AuthorizationPolicy::Strip) => {
             request.remove_header(&AUTHORIZATION);
             request.remove_header(&DPOP);
@@ -133,6 +136,21 @@ fn credentials(request: &mut RequestHeader, onward: &Onward<'_>) -> pingora::Res
                 let bearer = [b"Bearer ".as_slice(), &token].concat();
                 request.insert_header(AUTHORIZATION, bearer)?;
             }
+        }
+    }
+    Ok(())
+}
+
+/// Puts `Proxy-Authorization` back, unless a `Connection` field nominates it.
+fn proxy_authorization(request: &mut RequestHeader, onward: &Onward<'_>) -> pingora::Result<()> {
+    let nominated = onward.received.get_all(CONNECTION).iter().any(|value| {
+        let mut names = value.as_bytes().split(|&byte| byte == b',');
+        let name = PROXY_AUTHORIZATION.as_str().as_bytes();
+        names.any(|nominated| nominated.trim_ascii().eq_ignore_ascii_case(name))
+    });
+    if !nominated {
+        for value in onward.received.get_all(PROXY_AUTHORIZATION) {
+            request.append_header(PROXY_AUTHORIZATION, value.clone())?;
         }
     }
     Ok(())

@@ -223,6 +223,7 @@ impl Parts {
         let (upstream, _) = self.upstream(ctx)?;
         let certificate = view::certificate(session).map(Arc::as_ref);
         Some(Onward {
+            received: &session.req_header().headers,
             admitted,
             tenant: self.tenant(admitted.token().and_then(|token| token.tenant())),
             authorization: upstream.authorization,
