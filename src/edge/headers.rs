@@ -10,9 +10,10 @@ use std::net::IpAddr;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{
-    AUTHORIZATION, CACHE_CONTROL, CONNECTION, FORWARDED, HOST, HeaderName, PROXY_AUTHORIZATION,
+    AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, COOKIE, FORWARDED, HOST, HeaderName,
+    PROXY_AUTHORIZATION,
 };
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
 
 use crate::config::AuthorizationPolicy;
@@ -85,6 +86,10 @@ pub fn upstream_request(request: &mut RequestHeader, onward: &Onward<'_>) -> pin
     remove_reserved(request);
     request.set_raw_path(onward.target.as_bytes())?;
     request.insert_header(HOST, onward.authority)?;
+    if let Some(length) = repeated_length(&request.headers) {
+        request.insert_header(CONTENT_LENGTH, length)?;
+    }
+    one_cookie(request)?;
     credentials(request, onward)?;
     forwarded(request, onward)?;
     request.insert_header(REQUEST_ID, onward.request_id)?;
@@ -109,6 +114,29 @@ fn remove_reserved(request: &mut RequestHeader) {
 
 fn names(headers: &HeaderMap, chosen: fn(&str) -> bool) -> Vec<HeaderName> {
     headers.keys().filter(|name| chosen(name.as_str())).cloned().collect()
+}
+
+/// The length that is said more than once, in several fields or as a list, to be said once (RFC 9110
+/// section 8.6). pingora refuses lengths that differ.
+fn repeated_length(headers: &HeaderMap) -> Option<HeaderValue> {
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter().map(HeaderValue::as_bytes);
+    let first = lengths.next()?;
+    if lengths.next().is_none() && !first.contains(&b',') {
+        return None;
+    }
+    let length = first.split(|&byte| byte == b',').next()?.trim_ascii();
+    HeaderValue::from_bytes(length).ok()
+}
+
+/// Joins the crumbs in which HTTP/2 may send `Cookie` (RFC 9113 section 8.2.3): services read one.
+fn one_cookie(request: &mut RequestHeader) -> pingora::Result<()> {
+    let crumbs: Vec<_> =
+        request.headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if crumbs.len() > 1 {
+        let cookie = crumbs.join(b"; ".as_slice());
+        request.insert_header(COOKIE, cookie)?;
+    }
+    Ok(())
 }
 
 /// Whether a service that echoes `name` would have a client take it for our word.
@@ -232,11 +260,12 @@ pub fn downstream_response(
     issues: bool,
     nonce: Option<&str>,
 ) -> pingora::Result<()> {
-    for name in names(&response.headers, identity_name) {
-        response.remove_header(&name);
+    informational_response(response, issues);
+    if let Some(length) = repeated_length(&response.headers) {
+        response.insert_header(CONTENT_LENGTH, length)?;
     }
-    if issues {
-        response.remove_header(&DPOP_NONCE);
+    if response.status == StatusCode::NO_CONTENT {
+        response.remove_header(&CONTENT_LENGTH);
     }
     // Of the connection to the upstream, not of this one.
     response.remove_header(&KEEP_ALIVE);
@@ -246,6 +275,18 @@ pub fn downstream_response(
         response.insert_header(CACHE_CONTROL, "no-store")?;
     }
     Ok(())
+}
+
+/// Removes fields of our names from the head of an upstream's answer, an interim one too. The id is
+/// said on the answer itself.
+pub fn informational_response(response: &mut ResponseHeader, issues: bool) {
+    for name in names(&response.headers, identity_name) {
+        response.remove_header(&name);
+    }
+    response.remove_header(&REQUEST_ID);
+    if issues {
+        response.remove_header(&DPOP_NONCE);
+    }
 }
 
 /// Removes fields of our names from an answer's trailers.
