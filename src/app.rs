@@ -40,6 +40,9 @@ const UPSTREAM_POOL: usize = 128;
 /// Attempts at one request: each server that may be tried, and as often a reused connection that
 /// turns out to be dead.
 const ATTEMPTS: usize = 2 * MAX_ATTEMPTS;
+/// Bytes of an answer that wait for a slow reader, a stream. The default is 400 KiB: a connection's
+/// 128 streams would hold 50 MiB.
+const H2_SEND_BUFFER: usize = 64 * 1024;
 /// How often an end that is awaited is looked for.
 const POLL: Duration = Duration::from_millis(20);
 /// How long a runtime may take to end once nothing is awaited any more.
@@ -279,6 +282,7 @@ fn proxy(config: &Config, parts: &Arc<Parts>, listener: &Listener) -> HttpProxy<
     proxy.server_options = Some(options);
     let mut h2 = default_h2_options();
     h2.max_concurrent_streams(listener.h2_max_streams);
+    h2.max_send_buffer_size(H2_SEND_BUFFER);
     proxy.h2_options = Some(h2);
     proxy
 }

@@ -10,9 +10,10 @@ use std::net::IpAddr;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{
-    AUTHORIZATION, CACHE_CONTROL, FORWARDED, HOST, HeaderName, PROXY_AUTHORIZATION,
+    AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, COOKIE, FORWARDED, HOST, HeaderName,
+    PROXY_AUTHORIZATION,
 };
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
 
 use crate::config::AuthorizationPolicy;
@@ -55,6 +56,8 @@ const IDENTITY: &str = "x-holdfast-";
 /// What the request upstream is made from.
 #[derive(Clone, Copy, Debug)]
 pub struct Onward<'a> {
+    /// The fields as they were received.
+    pub received: &'a HeaderMap,
     /// The permit.
     pub admitted: &'a Admitted,
     /// The name of the token's tenant.
@@ -81,9 +84,12 @@ pub struct Onward<'a> {
 /// When the target cannot be written, which normalisation rules out.
 pub fn upstream_request(request: &mut RequestHeader, onward: &Onward<'_>) -> pingora::Result<()> {
     remove_reserved(request);
-    request.remove_header(&PROXY_AUTHORIZATION);
     request.set_raw_path(onward.target.as_bytes())?;
     request.insert_header(HOST, onward.authority)?;
+    if let Some(length) = repeated_length(&request.headers) {
+        request.insert_header(CONTENT_LENGTH, length)?;
+    }
+    one_cookie(request)?;
     credentials(request, onward)?;
     forwarded(request, onward)?;
     request.insert_header(REQUEST_ID, onward.request_id)?;
@@ -110,16 +116,41 @@ fn names(headers: &HeaderMap, chosen: fn(&str) -> bool) -> Vec<HeaderName> {
     headers.keys().filter(|name| chosen(name.as_str())).cloned().collect()
 }
 
+/// The length that is said more than once, in several fields or as a list, to be said once (RFC 9110
+/// section 8.6). pingora refuses lengths that differ.
+fn repeated_length(headers: &HeaderMap) -> Option<HeaderValue> {
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter().map(HeaderValue::as_bytes);
+    let first = lengths.next()?;
+    if lengths.next().is_none() && !first.contains(&b',') {
+        return None;
+    }
+    let length = first.split(|&byte| byte == b',').next()?.trim_ascii();
+    HeaderValue::from_bytes(length).ok()
+}
+
+/// Joins the crumbs in which HTTP/2 may send `Cookie` (RFC 9113 section 8.2.3): services read one.
+fn one_cookie(request: &mut RequestHeader) -> pingora::Result<()> {
+    let crumbs: Vec<_> =
+        request.headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if crumbs.len() > 1 {
+        let cookie = crumbs.join(b"; ".as_slice());
+        request.insert_header(COOKIE, cookie)?;
+    }
+    Ok(())
+}
+
 /// Whether a service that echoes `name` would have a client take it for our word.
 fn identity_name(name: &str) -> bool {
     name.replace('_', "-").starts_with(IDENTITY)
 }
 
 fn credentials(request: &mut RequestHeader, onward: &Onward<'_>) -> pingora::Result<()> {
+    // Of one hop, as pingora sees it; as a credential it is the next two arms' to decide.
+    request.remove_header(&PROXY_AUTHORIZATION);
     match (onward.admitted.bound_by(), onward.authorization) {
-        (BoundBy::Public, _) if onward.pass_credentials => {}
+        (BoundBy::Public, _) if onward.pass_credentials => proxy_authorization(request, onward)?,
         // As received: what the sender showed was not proven, the service may judge it itself.
-        (BoundBy::Observed, _) => {}
+        (BoundBy::Observed, _) => proxy_authorization(request, onward)?,
         (BoundBy::Public, _) | (_, AuthorizationPolicy::Strip) => {
             request.remove_header(&AUTHORIZATION);
             request.remove_header(&DPOP);
@@ -133,6 +164,21 @@ fn credentials(request: &mut RequestHeader, onward: &Onward<'_>) -> pingora::Res
                 let bearer = [b"Bearer ".as_slice(), &token].concat();
                 request.insert_header(AUTHORIZATION, bearer)?;
             }
+        }
+    }
+    Ok(())
+}
+
+/// Puts `Proxy-Authorization` back, unless a `Connection` field nominates it.
+fn proxy_authorization(request: &mut RequestHeader, onward: &Onward<'_>) -> pingora::Result<()> {
+    let nominated = onward.received.get_all(CONNECTION).iter().any(|value| {
+        let mut names = value.as_bytes().split(|&byte| byte == b',');
+        let name = PROXY_AUTHORIZATION.as_str().as_bytes();
+        names.any(|nominated| nominated.trim_ascii().eq_ignore_ascii_case(name))
+    });
+    if !nominated {
+        for value in onward.received.get_all(PROXY_AUTHORIZATION) {
+            request.append_header(PROXY_AUTHORIZATION, value.clone())?;
         }
     }
     Ok(())
@@ -214,11 +260,12 @@ pub fn downstream_response(
     issues: bool,
     nonce: Option<&str>,
 ) -> pingora::Result<()> {
-    for name in names(&response.headers, identity_name) {
-        response.remove_header(&name);
+    informational_response(response, issues);
+    if let Some(length) = repeated_length(&response.headers) {
+        response.insert_header(CONTENT_LENGTH, length)?;
     }
-    if issues {
-        response.remove_header(&DPOP_NONCE);
+    if response.status == StatusCode::NO_CONTENT {
+        response.remove_header(&CONTENT_LENGTH);
     }
     // Of the connection to the upstream, not of this one.
     response.remove_header(&KEEP_ALIVE);
@@ -228,6 +275,18 @@ pub fn downstream_response(
         response.insert_header(CACHE_CONTROL, "no-store")?;
     }
     Ok(())
+}
+
+/// Removes fields of our names from the head of an upstream's answer, an interim one too. The id is
+/// said on the answer itself.
+pub fn informational_response(response: &mut ResponseHeader, issues: bool) {
+    for name in names(&response.headers, identity_name) {
+        response.remove_header(&name);
+    }
+    response.remove_header(&REQUEST_ID);
+    if issues {
+        response.remove_header(&DPOP_NONCE);
+    }
 }
 
 /// Removes fields of our names from an answer's trailers.

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
@@ -183,7 +183,11 @@ impl Parts {
     fn tell(&self, ctx: &Ctx, status: u16) {
         let role = self.route(ctx).map(|route| route.rule.role);
         self.metrics.response(role, status);
-        let Some(role) = role else { return };
+        let Some(role) = role else {
+            let reason = ctx.refused.map(Denial::code);
+            tracing::debug!(decision_id = ctx.id, reason, "no route, no record");
+            return;
+        };
         self.metrics.duration(role, Stage::Decision, ctx.decided);
         self.metrics.duration(role, Stage::Total, ctx.started.elapsed());
         if let Some(answered) = ctx.answered {
@@ -223,6 +227,7 @@ impl Parts {
         let (upstream, _) = self.upstream(ctx)?;
         let certificate = view::certificate(session).map(Arc::as_ref);
         Some(Onward {
+            received: &session.req_header().headers,
             admitted,
             tenant: self.tenant(admitted.token().and_then(|token| token.tenant())),
             authorization: upstream.authorization,
@@ -323,10 +328,8 @@ impl ProxyHttp for Edge {
         if session.get_keepalive().is_some() {
             session.set_keepalive(Some(self.keepalive_s));
         }
-        if !session.is_upgrade_req() {
-            session.set_read_timeout(Some(self.body_timeout));
-            session.set_write_timeout(Some(self.body_timeout));
-        }
+        session.set_read_timeout(Some(self.body_timeout));
+        session.set_write_timeout(Some(self.body_timeout));
         Ok(())
     }
 
@@ -393,15 +396,22 @@ impl ProxyHttp for Edge {
 
     async fn response_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         ctx: &mut Ctx,
     ) -> Result<()> {
-        if response.status.is_informational() && response.status.as_u16() != 101 {
+        let issues = self.parts.issues(ctx);
+        if response.status == StatusCode::SWITCHING_PROTOCOLS {
+            if !session.is_upgrade_req() {
+                return Err(Error::new_up(ErrorType::InvalidHTTPHeader));
+            }
+            // What is no request any more may rest; the service's read timeout bounds it.
+            session.set_read_timeout(None);
+        } else if response.status.is_informational() {
+            headers::informational_response(response, issues);
             return Ok(());
         }
         ctx.answered = Some(ctx.started.elapsed());
-        let issues = self.parts.issues(ctx);
         headers::downstream_response(response, &ctx.id, issues, ctx.nonce.as_deref())
     }
 

@@ -40,7 +40,7 @@ pub fn tell(told: &Told<'_>, metrics: &Metrics, log: &Log) {
         count(told, facts, fault, result, metrics);
     }
     let dpop = told.facts.is_some_and(|facts| facts.dpop);
-    let concerns = dpop || (fault.is_some() && told.role == Role::Resource);
+    let concerns = dpop || told.role == Role::Resource;
     if concerns && (result != DpopResult::Ok || sampled(told.id, told.ok_sample)) {
         log.request(&request(told, fault, result));
     }

@@ -295,10 +295,17 @@ fn report_suppressed(suppressed: &AtomicU64, out: &mut impl Write) {
 /// Takes `tracing` events and `log` records into the log.
 struct Bridge(Log);
 
+/// Libraries that complain, up to `error`, of what a client sent, one line each time: whoever can
+/// connect could fill the log. The edge counts and tells of these faults itself.
+const ABOUT_CLIENTS: [&str; 3] = ["pingora_proxy", "pingora_core::apps", "rustls"];
+
 /// Whether a message may come from here: the libraries underneath print requests below `warn`.
 fn wanted(target: &str, level: Level, limit: Level) -> bool {
-    let own = target == "holdfast" || target.starts_with("holdfast::");
-    level <= if own { limit } else { limit.min(Level::WARN) }
+    let of = |name: &str| {
+        target.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+    };
+    let limit = if of("holdfast") { limit } else { limit.min(Level::WARN) };
+    level <= limit && !ABOUT_CLIENTS.into_iter().any(of)
 }
 
 impl tracing::Subscriber for Bridge {
@@ -453,8 +460,13 @@ mod tests {
             ("holdfast::edge::tls", Level::DEBUG, Level::DEBUG, true),
             ("holdfast::edge::tls", Level::DEBUG, Level::INFO, false),
             ("pingora_proxy", Level::DEBUG, Level::TRACE, false),
-            ("pingora_proxy", Level::WARN, Level::TRACE, true),
-            ("pingora_proxy", Level::WARN, Level::ERROR, false),
+            ("pingora_core::services", Level::WARN, Level::TRACE, true),
+            ("pingora_core::services", Level::WARN, Level::ERROR, false),
+            ("pingora_core::services", Level::ERROR, Level::ERROR, true),
+            ("pingora_core::apps", Level::ERROR, Level::TRACE, false),
+            ("pingora_proxy", Level::ERROR, Level::TRACE, false),
+            ("rustls::msgs::handshake", Level::WARN, Level::TRACE, false),
+            ("rustls_native_certs", Level::WARN, Level::INFO, true),
             ("holdfastish", Level::INFO, Level::INFO, false),
         ] {
             assert_eq!(wanted(target, level, limit), expect, "{target} {level} under {limit}");

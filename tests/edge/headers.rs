@@ -164,6 +164,12 @@ async fn credentials_upstream() {
         passing["path"] = json!("/passing/*");
         passing["passCredentials"] = json!(true);
         config["routes"].as_array_mut().expect("routes").push(passing);
+        let mut observed = config["routes"][0].clone();
+        observed["name"] = json!("observed");
+        observed["path"] = json!("/observed/*");
+        observed["mode"] = json!("observe");
+        observed["overrides"] = json!(true);
+        config["routes"].as_array_mut().expect("routes").push(observed);
     })
     .await;
     let token = world.bound();
@@ -188,10 +194,26 @@ async fn credentials_upstream() {
         let seen = answer.expect("an answer").seen();
         table.row(target, expect_eq("authorization", &seen.all("authorization"), &authorization));
         table.row(target, expect_eq("dpop", &seen.all("dpop").len(), &proofs));
-        if target != "/passing/1" {
-            let found = seen.all("proxy-authorization").len();
-            table.row(target, expect_eq("proxy-authorization", &found, &0));
-        }
+        let found = seen.all("proxy-authorization").len();
+        let passed = usize::from(target == "/passing/1");
+        table.row(target, expect_eq("proxy-authorization", &found, &passed));
+    }
+    // What was not proven goes on exactly as received.
+    for (target, nominated, expect, passed) in [
+        ("/observed/1", "close", Admitted("observe"), 1),
+        ("/observed/2", "close, proxy-AUTHORIZATION", Admitted("observe"), 0),
+        ("/passing/2", "Proxy-Authorization", Public, 0),
+    ] {
+        let request = get(target, &token, "nonsense")
+            .field("Proxy-Authorization", "Basic eDp5")
+            .field("Connection", nominated);
+        let answer = world.send(&request).await;
+        table.row(target, world.judge(answer.clone(), expect).await);
+        let seen = answer.expect("an answer").seen();
+        table.row(target, expect_eq("authorization", &seen.all("authorization"), &[&dpop]));
+        table.row(target, expect_eq("dpop", &seen.all("dpop"), &["nonsense"]));
+        let found = seen.all("proxy-authorization").len();
+        table.row(target, expect_eq("proxy-authorization", &found, &passed));
     }
     for (target, authorization) in [
         ("/forward/1", vec![plain.as_str()]),

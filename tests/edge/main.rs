@@ -19,6 +19,8 @@ mod end_to_end;
 #[cfg(test)]
 mod headers;
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod proof;
 #[cfg(test)]
 mod replay;

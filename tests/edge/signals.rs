@@ -175,6 +175,28 @@ async fn records_say_what_happened_and_no_secret() {
     }
 }
 
+/// Every decision on a resource route leaves a record; the DPoP metrics count DPoP alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn admissions_without_a_proof_are_recorded() {
+    let world = World::start_with(|config| config["routes"][0]["allowUnbound"] = json!(true)).await;
+    let certified = world.token().x5t(&world.pki.alice.x5t()).sign();
+    let unbound = world.token().sign();
+    let mut table = Table::default();
+    for (result, token) in [("mtls", &certified), ("unbound", &unbound)] {
+        let answer = world.send_as(&world.pki.alice, &bearer("/orders/1", token)).await;
+        table.row(result, world.judge(answer.clone(), Admitted(result)).await);
+        let answer = answer.expect("an answer");
+        let record = find(&world, answer.one("x-request-id"), "authority.dpop.request").await;
+        let found = (&record["result"], &record["client"], &record["cnf_jkt"]);
+        table.row(
+            result,
+            expect_eq("record", &found, &(&json!("ok"), &json!("client-1"), &Value::Null)),
+        );
+    }
+    let counted = world.metric(REQUESTS, &[]).await;
+    table.row("metrics", expect_eq("counted", &counted, &0.0));
+}
+
 async fn find(world: &World, id: Option<&str>, event: &str) -> Value {
     let id = id.unwrap_or_default();
     let wanted = |record: &Value| record["decision_id"] == id && record["event"] == event;

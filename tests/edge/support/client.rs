@@ -256,7 +256,7 @@ impl Connection {
         patiently(self.stream.read_buf(&mut self.unread)).await
     }
 
-    async fn until(&mut self, end: &[u8]) -> Result<Vec<u8>, String> {
+    pub(crate) async fn until(&mut self, end: &[u8]) -> Result<Vec<u8>, String> {
         loop {
             let found = self.unread.windows(end.len()).position(|window| window == end);
             if let Some(at) = found {
@@ -268,7 +268,7 @@ impl Connection {
         }
     }
 
-    async fn exactly(&mut self, length: usize) -> Result<Vec<u8>, String> {
+    pub(crate) async fn exactly(&mut self, length: usize) -> Result<Vec<u8>, String> {
         while self.unread.len() < length {
             if self.more().await? == 0 {
                 return Err("closed within a body".to_owned());
@@ -291,7 +291,7 @@ impl Connection {
         }
     }
 
-    async fn rest(&mut self) -> Vec<u8> {
+    pub(crate) async fn rest(&mut self) -> Vec<u8> {
         while matches!(self.more().await, Ok(1..)) {}
         std::mem::take(&mut self.unread)
     }
