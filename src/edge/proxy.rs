@@ -183,15 +183,12 @@ impl Parts {
     fn tell(&self, ctx: &Ctx, status: u16) {
         let role = self.route(ctx).map(|route| route.rule.role);
         self.metrics.response(role, status);
-        let Some(role) = role else {
-            let reason = ctx.refused.map(Denial::code);
-            tracing::debug!(decision_id = ctx.id, reason, "no route, no record");
-            return;
-        };
-        self.metrics.duration(role, Stage::Decision, ctx.decided);
-        self.metrics.duration(role, Stage::Total, ctx.started.elapsed());
-        if let Some(answered) = ctx.answered {
-            self.metrics.duration(role, Stage::Upstream, answered.saturating_sub(ctx.decided));
+        if let Some(role) = role {
+            self.metrics.duration(role, Stage::Decision, ctx.decided);
+            self.metrics.duration(role, Stage::Total, ctx.started.elapsed());
+            if let Some(answered) = ctx.answered {
+                self.metrics.duration(role, Stage::Upstream, answered.saturating_sub(ctx.decided));
+            }
         }
         let facts = ctx.facts.as_ref();
         let told = Told {

@@ -11,8 +11,8 @@ use crate::telemetry::metrics::{CertificateMiss, Metrics, NonceMiss, Tenant};
 /// What is told of a decision.
 #[derive(Clone, Copy, Debug)]
 pub struct Told<'a> {
-    /// Role of the route.
-    pub role: Role,
+    /// Role of the route; `None` where no route was found.
+    pub role: Option<Role>,
     /// Why it was refused.
     pub refused: Option<Denial>,
     /// What the gate knew; `None` when the request did not come so far.
@@ -36,11 +36,10 @@ pub fn tell(told: &Told<'_>, metrics: &Metrics, log: &Log) {
         (None, Some(_)) => DpopResult::Observe,
         (None, None) => DpopResult::Ok,
     };
-    if let Some(facts) = told.facts {
-        count(told, facts, fault, result, metrics);
+    if let Some((role, facts)) = told.role.zip(told.facts) {
+        count(role, facts, fault, result, metrics);
     }
-    let dpop = told.facts.is_some_and(|facts| facts.dpop);
-    let concerns = dpop || told.role == Role::Resource;
+    let concerns = told.refused.is_some() || told.role == Some(Role::Resource);
     if concerns && (result != DpopResult::Ok || sampled(told.id, told.ok_sample)) {
         log.request(&request(told, fault, result));
     }
@@ -51,20 +50,14 @@ pub fn tell(told: &Told<'_>, metrics: &Metrics, log: &Log) {
     }
 }
 
-fn count(
-    told: &Told<'_>,
-    facts: &Facts,
-    fault: Option<Denial>,
-    result: DpopResult,
-    metrics: &Metrics,
-) {
+fn count(role: Role, facts: &Facts, fault: Option<Denial>, result: DpopResult, metrics: &Metrics) {
     if facts.dpop {
         let tenant = match facts.tenant {
             Some(tenant) => Tenant::Known(tenant),
             None if fault == Some(Denial::TenantUnknown) => Tenant::Other,
             None => Tenant::Default,
         };
-        metrics.dpop(tenant, told.role, result);
+        metrics.dpop(tenant, role, result);
     }
     if let Some(millis) = facts.clock_offset_ms {
         metrics.clock_skew(millis);
@@ -105,11 +98,12 @@ fn sampled(id: &str, share: f64) -> bool {
 
 fn request<'a>(told: &Told<'a>, fault: Option<Denial>, result: DpopResult) -> RequestRecord<'a> {
     let facts = told.facts;
+    let token = facts.and_then(|facts| facts.token.as_deref());
     RequestRecord {
         tenant: told.tenant,
-        client: facts.and_then(|facts| facts.token.as_ref()).and_then(|token| token.client()),
-        role: told.role.name(),
-        cnf_jkt: facts.and_then(|facts| facts.presented_jkt).map(|jkt| Thumbprint(jkt.0)),
+        client: token.and_then(|token| token.client()),
+        role: told.role.map(Role::name),
+        cnf_jkt: token.and_then(|token| token.confirmation().jkt).map(|jkt| Thumbprint(jkt.0)),
         nonce_status: nonce_status(facts.map_or(NonceStatus::NotChecked, |facts| facts.nonce)),
         result: result.name(),
         reason: fault.map(Denial::code),
@@ -187,7 +181,7 @@ mod tests {
 
     fn told<'a>(refused: Option<Denial>, facts: &'a Facts) -> Told<'a> {
         Told {
-            role: Role::Resource,
+            role: Some(Role::Resource),
             refused,
             facts: Some(facts),
             tenant: None,

@@ -53,9 +53,9 @@ pub struct RequestRecord<'a> {
     /// `client_id` of the token, once verified.
     #[serde(serialize_with = "cut")]
     pub client: Option<&'a str>,
-    /// The route's role.
-    pub role: &'a str,
-    /// The proof's key, once its signature is verified.
+    /// The route's role; absent where no route was found.
+    pub role: Option<&'a str>,
+    /// The key that the token is bound to, once it is verified.
     pub cnf_jkt: Option<Thumbprint>,
     /// How the proof's nonce stood.
     pub nonce_status: &'a str,
@@ -409,7 +409,7 @@ mod tests {
         RequestRecord {
             tenant: None,
             client: Some(client),
-            role: "resource",
+            role: Some("resource"),
             cnf_jkt: Some(Thumbprint(Sha256::of(b"key"))),
             nonce_status: "fresh",
             result: "ok",

@@ -58,12 +58,12 @@ async fn demands_add_up() {
         config["tenants"] = json!({
             "plain": {}, "certified": {"require": "mtls"}, "strict": {"require": "both"},
         });
-        config["issuers"][0]["tenant"] = json!("plain");
     })
     .await;
     let nonce = world.nonce().await;
-    let key = || world.token().jkt(&world.key.jkt());
-    let certificate = || world.token().x5t(&world.pki.alice.x5t());
+    let plain = || world.token().claim("tenant", "plain");
+    let key = || plain().jkt(&world.key.jkt());
+    let certificate = || plain().x5t(&world.pki.alice.x5t());
     let both = || key().x5t(&world.pki.alice.x5t());
     let signer = |token: Token| token.claim("aud", json!([AUDIENCE, "signer"]));
     let of = |tenant: &str, token: Token| token.claim("tenant", tenant);
@@ -72,7 +72,7 @@ async fn demands_add_up() {
     for (name, target, token, expect) in [
         ("ok/any by key", "/orders/1", key(), Admitted("dpop")),
         ("ok/any by certificate", "/orders/1", certificate(), Admitted("mtls")),
-        ("fail/any by nothing", "/orders/1", world.token(), weak),
+        ("fail/any by nothing", "/orders/1", plain(), weak),
         ("ok/dpop by key", "/dpop/1", key(), Admitted("dpop")),
         ("ok/dpop by both", "/dpop/1", both(), Admitted("dpop+mtls")),
         ("fail/dpop by certificate", "/dpop/1", certificate(), weak),
@@ -94,7 +94,7 @@ async fn demands_add_up() {
         ("ok/route overrides tenant", "/overridden/1", of("strict", key()), Admitted("dpop")),
         ("fail/tenant unknown", "/orders/1", of("nobody", key()), Refused("tenant_unknown")),
         ("fail/tenant number", "/orders/1", key().claim("tenant", 1), Refused("token_claim")),
-        ("ok/unbound where it may", "/weaker/1", world.token(), Admitted("unbound")),
+        ("ok/unbound where it may", "/weaker/1", plain(), Admitted("unbound")),
         ("ok/bound where it need not", "/weaker/1", key(), Admitted("dpop")),
     ] {
         let answer = send(&world, target, &token, &nonce).await;

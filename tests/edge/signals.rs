@@ -175,6 +175,20 @@ async fn records_say_what_happened_and_no_secret() {
     }
 }
 
+/// Who is told a decision id can be helped, whatever was refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_before_a_route_are_recorded() {
+    let world = World::start().await;
+    let mut table = Table::default();
+    for (target, reason) in [("/nowhere", "route_unknown"), ("/orders/%00", "path_invalid")] {
+        let answer = world.send(&bearer(target, "t")).await.unwrap();
+        let record = find(&world, answer.one("x-request-id"), "authority.dpop.request").await;
+        let found = (&record["result"], &record["reason"], &record["role"]);
+        let expect = (&json!("invalid"), &json!(reason), &Value::Null);
+        table.row(target, expect_eq("record", &found, &expect));
+    }
+}
+
 /// Every decision on a resource route leaves a record; the DPoP metrics count DPoP alone.
 #[tokio::test(flavor = "multi_thread")]
 async fn admissions_without_a_proof_are_recorded() {
