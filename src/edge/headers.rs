@@ -217,8 +217,7 @@ fn identity(request: &mut RequestHeader, onward: &Onward<'_>) -> pingora::Result
         return Ok(());
     }
     if let Some(certificate) = onward.client_certificate {
-        let value = format!(":{}:", STANDARD.encode(certificate.der()));
-        request.insert_header(CLIENT_CERT, value)?;
+        request.insert_header(CLIENT_CERT, client_cert(certificate))?;
     }
     let Some(token) = onward.admitted.token() else { return Ok(()) };
     let confirmation = token.confirmation();
@@ -234,6 +233,12 @@ fn identity(request: &mut RequestHeader, onward: &Onward<'_>) -> pingora::Result
         }
     }
     Ok(())
+}
+
+/// A byte sequence of RFC 8941 section 3.3.5: the leaf's DER in base64 between colons (RFC 9440
+/// section 2.2).
+fn client_cert(certificate: &SenderCertificate) -> String {
+    format!(":{}:", STANDARD.encode(certificate.der()))
 }
 
 /// Percent-encodes what is outside visible ASCII, and `%` itself.
@@ -347,6 +352,25 @@ mod tests {
         ] {
             assert_eq!(visible(value), expect);
         }
+    }
+
+    /// RFC 9440 appendix A, figure 2.
+    #[test]
+    fn client_cert_is_written_as_in_rfc_9440() {
+        let example = concat!(
+            ":MIIBqDCCAU6gAwIBAgIBBzAKBggqhkjOPQQDAjA6MRswGQYDVQQKDBJMZXQncyBBdXRoZW50aWNhdGUxGzAZ",
+            "BgNVBAMMEkxBIEludGVybWVkaWF0ZSBDQTAeFw0yMDAxMTQyMjU1MzNaFw0yMTAxMjMyMjU1MzNaMA0xCzAJ",
+            "BgNVBAMMAkJDMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE8YnXXfaUgmnMtOXU/IncWalRhebrXmckC8vd",
+            "gJ1p5Be5F/3YC8OthxM4+k1M6aEAEFcGzkJiNy6J84y7uzo9M6NyMHAwCQYDVR0TBAIwADAfBgNVHSMEGDAW",
+            "gBRm3WjLa38lbEYCuiCPct0ZaSED2DAOBgNVHQ8BAf8EBAMCBsAwEwYDVR0lBAwwCgYIKwYBBQUHAwIwHQYD",
+            "VR0RAQH/BBMwEYEPYmRjQGV4YW1wbGUuY29tMAoGCCqGSM49BAMCA0gAMEUCIBHda/r1vaL6G3VliL4/Di6Y",
+            "K0Q6bMjeSkC3dFCOOB8TAiEAx/kHSB4urmiZ0NX5r5XarmPk0wmuydBVoU4hBVZ1yhk=:",
+        );
+        let der = STANDARD.decode(example.trim_matches(':')).unwrap();
+        let certificate = SenderCertificate::new(der).unwrap();
+        assert_eq!(client_cert(&certificate), example);
+        // 2021-01-23T22:55:33Z, as the example's certificate says of itself.
+        assert_eq!(certificate.not_after().secs(), 1_611_442_533);
     }
 
     #[test]
