@@ -252,11 +252,11 @@ impl Gate {
         facts: &mut Facts,
     ) -> Result<Admitted, Denial> {
         let verdict = match self.token(case, facts) {
-            Ok((credentials, token)) => {
+            Ok((presented, token)) => {
                 let (tenant, audiences) = (token.tenant(), token.audiences());
                 requirement = self.rules.requirement(tenant, audiences, case.route);
                 facts.challenge = self.challenge(&requirement, case.route);
-                self.hold(case, &requirement, &credentials, token, facts).await
+                self.hold(case, &requirement, &presented, token, facts).await
             }
             Err(denial) => Err(denial),
         };
