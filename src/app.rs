@@ -10,6 +10,7 @@ use std::os::fd::IntoRawFd as _;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwap;
 use pingora::apps::HttpServerOptions;
 use pingora::listeners::ListenerConfig;
 use pingora::protocols::http::v2::server::default_h2_options;
@@ -26,7 +27,8 @@ use crate::config::{Config, Listener};
 use crate::edge::admin;
 use crate::edge::jwks::{JwksError, KeySets};
 use crate::edge::listener::{Limits, Occupancy, TlsFront};
-use crate::edge::proxy::{Edge, Parts};
+use crate::edge::parts::Parts;
+use crate::edge::proxy::Edge;
 use crate::edge::tls::{self, TlsError};
 use crate::edge::upstream::MAX_ATTEMPTS;
 use crate::gate::{Gate, Settings};
@@ -161,7 +163,7 @@ pub fn start(config: &Config, log: &Log) -> Result<Running, StartError> {
     let keys = KeySets::new(&config.issuers, Arc::clone(&gate), Arc::clone(&metrics))?;
     let keys = Arc::new(keys);
     let parts = Parts::new(config, gate.clone(), keys.clone(), metrics.clone(), log.clone());
-    let parts = Arc::new(parts);
+    let parts = Arc::new(ArcSwap::from_pointee(parts));
     let admin_socket = bind("admin", config.edge.admin)?;
     let fronts = fronts(config, &parts, &metrics, &provider)?;
 
@@ -231,7 +233,7 @@ struct Front {
 
 fn fronts(
     config: &Config,
-    parts: &Arc<Parts>,
+    parts: &Arc<ArcSwap<Parts>>,
     metrics: &Arc<Metrics>,
     provider: &Arc<CryptoProvider>,
 ) -> Result<Vec<Front>, StartError> {
@@ -249,7 +251,7 @@ fn fronts(
             handshake: listener.tls.handshake_timeout,
             head: listener.head_timeout,
         };
-        let proxy = proxy(config, parts, listener);
+        let proxy = proxy(config, parts, index, listener);
         let app = TlsFront::new(tls.config, proxy, limits, Arc::clone(metrics));
         Ok(Front { name, socket, occupancy: app.occupancy(), app })
     };
@@ -265,7 +267,12 @@ fn bind(name: &str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), St
     bound.map_err(|error| StartError::Bind { name: name.to_owned(), address, error })
 }
 
-fn proxy(config: &Config, parts: &Arc<Parts>, listener: &Listener) -> HttpProxy<Edge> {
+fn proxy(
+    config: &Config,
+    parts: &Arc<ArcSwap<Parts>>,
+    index: usize,
+    listener: &Listener,
+) -> HttpProxy<Edge> {
     let conf = ServerConf {
         threads: config.edge.threads,
         max_retries: ATTEMPTS,
@@ -275,7 +282,7 @@ fn proxy(config: &Config, parts: &Arc<Parts>, listener: &Listener) -> HttpProxy<
         ca_file: Some("/dev/null".to_owned()),
         ..ServerConf::default()
     };
-    let mut proxy = http_proxy(&Arc::new(conf), Edge::new(Arc::clone(parts), listener));
+    let mut proxy = http_proxy(&Arc::new(conf), Edge::new(Arc::clone(parts), index));
     let mut options = HttpServerOptions::default();
     options.keepalive_request_limit = Some(listener.keepalive_requests);
     options.h2_idle_timeout = Some(listener.keepalive_timeout);

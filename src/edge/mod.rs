@@ -4,9 +4,11 @@
 //! it says.
 
 pub mod admin;
+mod ctx;
 pub mod headers;
 pub mod jwks;
 pub mod listener;
+pub mod parts;
 pub mod proxy;
 pub mod record;
 pub mod respond;

@@ -14,11 +14,9 @@
 //! Invariant: a request reaches an upstream only with an [`Admitted`] in its context, and only the
 //! gate makes one.
 
-#![expect(clippy::disallowed_methods, reason = "the edge reads the clock and draws ids and nonces")]
-
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use http::{HeaderMap, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -27,283 +25,26 @@ use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
-use super::headers::{self, Onward};
-use super::jwks::KeySets;
-use super::respond::{self, Answer, Asked, ErrorCode};
-use super::route::{Miss, RouteTable};
+use super::ctx::Ctx;
+use super::headers;
+use super::parts::Parts;
+use super::respond::{self, Answer, ErrorCode};
 use super::upstream::{self, Servers};
 use super::view::{self, Target};
-use super::{record, record::Told};
-use crate::config::{Config, Limits, Listener, Route, Upstream};
-use crate::gate::{Admitted, Decision, Facts, Gate};
-use crate::policy::denial::Denial;
-use crate::policy::rule::{Role, TenantId};
-use crate::policy::time::UnixTime;
-use crate::telemetry::log::Log;
-use crate::telemetry::metrics::{Metrics, Stage};
 
-/// What all listeners share.
-#[derive(Debug)]
-pub struct Parts {
-    gate: Arc<Gate>,
-    keys: Arc<KeySets>,
-    metrics: Arc<Metrics>,
-    log: Log,
-    table: RouteTable,
-    routes: Vec<Route>,
-    upstreams: Vec<(Upstream, Servers)>,
-    tenants: Vec<String>,
-    limits: Limits,
-    nonces: bool,
-    ok_sample: f64,
-}
-
-impl Parts {
-    /// What `config` makes of them.
-    #[must_use]
-    pub fn new(
-        config: &Config,
-        gate: Arc<Gate>,
-        keys: Arc<KeySets>,
-        metrics: Arc<Metrics>,
-        log: Log,
-    ) -> Self {
-        let servers = |(index, upstream): (usize, &Upstream)| {
-            (upstream.clone(), Servers::new(index, upstream))
-        };
-        Self {
-            gate,
-            keys,
-            metrics,
-            log,
-            table: RouteTable::new(&config.routes),
-            routes: config.routes.clone(),
-            upstreams: config.upstreams.iter().enumerate().map(servers).collect(),
-            tenants: config.rules.tenants.iter().map(|tenant| tenant.name.clone()).collect(),
-            limits: config.edge.limits,
-            nonces: config.dpop.nonce_ttl.is_some(),
-            ok_sample: config.telemetry.ok_sample,
-        }
-    }
-
-    fn route(&self, ctx: &Ctx) -> Option<&Route> {
-        self.routes.get(ctx.route?)
-    }
-
-    fn upstream(&self, ctx: &Ctx) -> Option<&(Upstream, Servers)> {
-        self.upstreams.get(self.route(ctx)?.upstream)
-    }
-
-    fn tenant(&self, tenant: Option<TenantId>) -> Option<&str> {
-        self.tenants.get(tenant?.0).map(String::as_str)
-    }
-
-    /// Limits, target, route, gate. What is found on the way stays in `ctx`.
-    async fn decide(&self, session: &Session, ctx: &mut Ctx) -> Result<Admitted, Denial> {
-        let request = session.req_header();
-        if view::head_bytes(request) > self.limits.head_bytes
-            || request.headers.len() > self.limits.head_fields
-        {
-            return Err(Denial::HeadTooLarge);
-        }
-        let target = Target::of(request)?;
-        let route = self.find(&target, request.method.as_str(), ctx)?;
-        if target.ambiguous && !route.ambiguous_paths {
-            return Err(Denial::PathInvalid);
-        }
-        let decision = self.admit(session, &target, route, ctx.origin).await;
-        ctx.target = Some(target);
-        if decision.facts.wants_nonce {
-            ctx.nonce = ctx.origin.and_then(|origin| self.nonce(origin));
-        }
-        ctx.facts = Some(decision.facts);
-        decision.verdict
-    }
-
-    fn find(&self, target: &Target, method: &str, ctx: &mut Ctx) -> Result<&Route, Denial> {
-        match self.table.find(&target.authority, &target.path, method) {
-            Ok(found) => {
-                let route = self.routes.get(found.route).ok_or(Denial::RouteUnknown)?;
-                ctx.route = Some(found.route);
-                ctx.origin = route.hosts.get(found.host).and_then(|host| host.origin);
-                Ok(route)
-            }
-            Err(Miss::Unknown) => Err(Denial::RouteUnknown),
-            Err(Miss::Method(allow)) => {
-                ctx.allow = allow;
-                Err(Denial::MethodNotAllowed)
-            }
-        }
-    }
-
-    /// Asks the gate; once more after a fetch when it lacks the token's key.
-    async fn admit(
-        &self,
-        session: &Session,
-        target: &Target,
-        route: &Route,
-        origin: Option<usize>,
-    ) -> Decision {
-        let view = view::request(session, target);
-        let decision = self.gate.admit(&view, &route.rule, origin, now()).await;
-        if decision.verdict.as_ref().err() == Some(&Denial::TokenKeyUnknown)
-            && let Some(issuer) = decision.facts.issuer
-            && self.keys.refresh(issuer).await
-        {
-            return self.gate.admit(&view, &route.rule, origin, now()).await;
-        }
-        decision
-    }
-
-    fn nonce(&self, origin: usize) -> Option<String> {
-        let mut random = [0; 8];
-        aws_lc_rs::rand::fill(&mut random).ok()?;
-        self.gate.nonce(origin, now(), random)
-    }
-
-    fn refusal(&self, ctx: &Ctx, denial: Denial) -> Answer {
-        let facts = ctx.facts.as_ref();
-        let scopes = self.route(ctx).map_or(&[][..], |route| &route.rule.scopes);
-        let asked = Asked {
-            challenge: facts.map(|facts| facts.challenge),
-            scheme: facts.and_then(|facts| facts.scheme),
-            nonce: ctx.nonce.as_deref(),
-            allow: &ctx.allow,
-            scopes,
-        };
-        respond::answer(denial, &asked)
-    }
-
-    /// Whether the edge issues this route's nonces. A service behind a public route may be one that
-    /// issues its own, such as an authorization server.
-    fn issues(&self, ctx: &Ctx) -> bool {
-        self.nonces && self.route(ctx).is_some_and(|route| route.rule.role == Role::Resource)
-    }
-
-    fn tell(&self, ctx: &Ctx, status: u16) {
-        let role = self.route(ctx).map(|route| route.rule.role);
-        self.metrics.response(role, status);
-        if let Some(role) = role {
-            self.metrics.duration(role, Stage::Decision, ctx.decided);
-            self.metrics.duration(role, Stage::Total, ctx.started.elapsed());
-            if let Some(answered) = ctx.answered {
-                self.metrics.duration(role, Stage::Upstream, answered.saturating_sub(ctx.decided));
-            }
-        }
-        let facts = ctx.facts.as_ref();
-        let told = Told {
-            role,
-            refused: ctx.refused,
-            facts,
-            tenant: self.tenant(facts.and_then(|facts| facts.tenant)),
-            id: &ctx.id,
-            took: ctx.decided,
-            ok_sample: self.ok_sample,
-        };
-        record::tell(&told, &self.metrics, &self.log);
-    }
-
-    /// A client that goes away is its own business; a service that fails is somebody's.
-    fn tell_failure(&self, e: &Error, ctx: &Ctx) {
-        let (kind, side) = (e.etype().as_str(), e.esource().as_str());
-        let upstream = self.upstream(ctx).map(|(upstream, _)| upstream.name.as_str());
-        if *e.esource() == ErrorSource::Downstream {
-            tracing::debug!(decision_id = ctx.id, upstream, kind, side, "request failed");
-        } else {
-            tracing::warn!(decision_id = ctx.id, upstream, kind, side, "request failed");
-        }
-    }
-
-    fn onward<'a>(
-        &'a self,
-        session: &'a Session,
-        ctx: &'a Ctx,
-        target: &'a str,
-    ) -> Option<Onward<'a>> {
-        let admitted = ctx.admitted.as_ref()?;
-        let (upstream, _) = self.upstream(ctx)?;
-        let certificate = view::certificate(session).map(Arc::as_ref);
-        Some(Onward {
-            received: &session.req_header().headers,
-            admitted,
-            tenant: self.tenant(admitted.token().and_then(|token| token.tenant())),
-            authorization: upstream.authorization,
-            pass_credentials: self.route(ctx)?.pass_credentials,
-            client_certificate: certificate.filter(|_| upstream.client_certificate),
-            request_id: &ctx.id,
-            authority: &ctx.target.as_ref()?.authority,
-            target,
-            peer: view::peer(session),
-        })
-    }
-}
-
-fn now() -> UnixTime {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    UnixTime::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
-}
-
-/// One request's state between the phases.
-#[derive(Debug)]
-pub struct Ctx {
-    /// 128 random bits in hexadecimal.
-    id: String,
-    started: Instant,
-    /// From `started` to the decision.
-    decided: Duration,
-    /// From `started` to the head of the upstream's answer.
-    answered: Option<Duration>,
-    target: Option<Target>,
-    route: Option<usize>,
-    origin: Option<usize>,
-    allow: Vec<String>,
-    facts: Option<Facts>,
-    refused: Option<Denial>,
-    admitted: Option<Admitted>,
-    nonce: Option<String>,
-    turn: Option<usize>,
-    unreachable: usize,
-}
-
-impl Ctx {
-    fn new() -> Self {
-        let mut id = [0; 16];
-        // Without randomness nothing here works; an id of zeros is the least of it.
-        let _ = aws_lc_rs::rand::fill(&mut id);
-        Self {
-            id: format!("{:032x}", u128::from_be_bytes(id)),
-            started: Instant::now(),
-            decided: Duration::ZERO,
-            answered: None,
-            target: None,
-            route: None,
-            origin: None,
-            allow: Vec::new(),
-            facts: None,
-            refused: None,
-            admitted: None,
-            nonce: None,
-            turn: None,
-            unreachable: 0,
-        }
-    }
-}
-
-/// pingora's proxy logic for one listener.
+/// pingora's proxy logic for one listener. Each request keeps the parts that were in force when it
+/// came.
 #[derive(Clone, Debug)]
 pub struct Edge {
-    parts: Arc<Parts>,
-    keepalive_s: u64,
-    body_timeout: Duration,
+    current: Arc<ArcSwap<Parts>>,
+    listener: usize,
 }
 
 impl Edge {
-    /// The logic of `listener`.
+    /// The logic of the listener at this place in the configuration.
     #[must_use]
-    pub fn new(parts: Arc<Parts>, listener: &Listener) -> Self {
-        // pingora reads 0 as "for ever".
-        let keepalive_s = listener.keepalive_timeout.as_secs().max(1);
-        Self { parts, keepalive_s, body_timeout: listener.body_timeout }
+    pub fn new(current: Arc<ArcSwap<Parts>>, listener: usize) -> Self {
+        Self { current, listener }
     }
 }
 
@@ -312,26 +53,31 @@ impl ProxyHttp for Edge {
     type CTX = Ctx;
 
     fn new_ctx(&self) -> Ctx {
-        Ctx::new()
+        Ctx::new(self.current.load_full(), self.listener)
     }
 
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
-    async fn early_request_filter(&self, session: &mut Session, _ctx: &mut Ctx) -> Result<()> {
+    async fn early_request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<()> {
         if let Some(connection) = view::connection(session) {
             connection.head.stop();
         }
         // pingora sets it to "for ever" on each request that allows another.
         if session.get_keepalive().is_some() {
-            session.set_keepalive(Some(self.keepalive_s));
+            session.set_keepalive(ctx.listener().map(|listener| {
+                // pingora reads 0 as "for ever".
+                listener.keepalive_timeout.as_secs().max(1)
+            }));
         }
-        session.set_read_timeout(Some(self.body_timeout));
-        session.set_write_timeout(Some(self.body_timeout));
+        let timeout = ctx.listener().map(|listener| listener.body_timeout);
+        session.set_read_timeout(timeout);
+        session.set_write_timeout(timeout);
         Ok(())
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
-        let verdict = self.parts.decide(session, ctx).await;
+        let parts = Arc::clone(&ctx.parts);
+        let verdict = parts.decide(session, ctx).await;
         ctx.decided = ctx.started.elapsed();
         match verdict {
             Ok(admitted) => {
@@ -340,7 +86,7 @@ impl ProxyHttp for Edge {
             }
             Err(denial) => {
                 ctx.refused = Some(denial);
-                let answer = self.parts.refusal(ctx, denial);
+                let answer = parts.refusal(ctx, denial);
                 respond::send(session, &answer, &ctx.id).await?;
                 Ok(true)
             }
@@ -351,7 +97,8 @@ impl ProxyHttp for Edge {
         if ctx.admitted.is_none() {
             return Error::e_explain(ErrorType::InternalError, "not admitted");
         }
-        let servers = self.parts.upstream(ctx).map(|(_, servers)| servers);
+        let parts = Arc::clone(&ctx.parts);
+        let servers = parts.upstream(ctx).map(|(_, servers)| servers);
         let turn = ctx.turn.or_else(|| servers.map(Servers::turn));
         let peer =
             servers.zip(turn).and_then(|(servers, turn)| servers.peer(turn, ctx.unreachable));
@@ -371,7 +118,7 @@ impl ProxyHttp for Edge {
     ) -> Box<Error> {
         ctx.unreachable += 1;
         let more =
-            self.parts.upstream(ctx).is_some_and(|(_, servers)| servers.more(ctx.unreachable));
+            ctx.parts.upstream(ctx).is_some_and(|(_, servers)| servers.more(ctx.unreachable));
         tracing::warn!(server = %peer._address, error = e.etype().as_str(), more, "no connection");
         // Nothing was sent, so that any method may try another server.
         e.set_retry(more);
@@ -385,7 +132,7 @@ impl ProxyHttp for Edge {
         ctx: &mut Ctx,
     ) -> Result<()> {
         let target = ctx.target.as_ref().map(Target::upstream).unwrap_or_default();
-        match self.parts.onward(session, ctx, &target) {
+        match ctx.parts.onward(session, ctx, &target) {
             Some(onward) => headers::upstream_request(upstream_request, &onward),
             None => Error::e_explain(ErrorType::InternalError, "not admitted"),
         }
@@ -397,7 +144,7 @@ impl ProxyHttp for Edge {
         response: &mut ResponseHeader,
         ctx: &mut Ctx,
     ) -> Result<()> {
-        let issues = self.parts.issues(ctx);
+        let issues = ctx.parts.issues(ctx);
         if response.status == StatusCode::SWITCHING_PROTOCOLS {
             if !session.is_upgrade_req() {
                 return Err(Error::new_up(ErrorType::InvalidHTTPHeader));
@@ -418,13 +165,13 @@ impl ProxyHttp for Edge {
         trailers: &mut HeaderMap,
         ctx: &mut Ctx,
     ) -> Result<Option<bytes::Bytes>> {
-        headers::downstream_trailers(trailers, self.parts.issues(ctx));
+        headers::downstream_trailers(trailers, ctx.parts.issues(ctx));
         Ok(None)
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut Ctx) -> FailToProxy {
         let error = failure(e);
-        self.parts.tell_failure(e, ctx);
+        ctx.parts.tell_failure(e, ctx);
         let mut error_code = 0;
         if let Some(error) = error.filter(|_| session.response_written().is_none()) {
             session.set_keepalive(None);
@@ -438,7 +185,7 @@ impl ProxyHttp for Edge {
 
     async fn logging(&self, session: &mut Session, _e: Option<&Error>, ctx: &mut Ctx) {
         let status = session.response_written().map_or(0, |response| response.status.as_u16());
-        self.parts.tell(ctx, status);
+        ctx.parts.tell(ctx, status);
         if !session.is_http2()
             && let Some(connection) = view::connection(session)
         {

@@ -1,0 +1,67 @@
+//! What one request has come to between the phases.
+
+#![expect(clippy::disallowed_methods, reason = "a request has a start and an id")]
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::parts::Parts;
+use super::view::Target;
+use crate::config::Listener;
+use crate::gate::{Admitted, Facts};
+use crate::policy::denial::Denial;
+
+/// One request's state between the phases.
+#[derive(Debug)]
+pub struct Ctx {
+    /// The configuration in force when it came, for as long as it takes.
+    pub(super) parts: Arc<Parts>,
+    pub(super) listener: usize,
+    /// 128 random bits in hexadecimal.
+    pub(super) id: String,
+    pub(super) started: Instant,
+    /// From `started` to the decision.
+    pub(super) decided: Duration,
+    /// From `started` to the head of the upstream's answer.
+    pub(super) answered: Option<Duration>,
+    pub(super) target: Option<Target>,
+    pub(super) route: Option<usize>,
+    pub(super) origin: Option<usize>,
+    pub(super) allow: Vec<String>,
+    pub(super) facts: Option<Facts>,
+    pub(super) refused: Option<Denial>,
+    pub(super) admitted: Option<Admitted>,
+    pub(super) nonce: Option<String>,
+    pub(super) turn: Option<usize>,
+    pub(super) unreachable: usize,
+}
+
+impl Ctx {
+    pub(super) fn new(parts: Arc<Parts>, listener: usize) -> Self {
+        let mut id = [0; 16];
+        // Without randomness nothing here works; an id of zeros is the least of it.
+        let _ = aws_lc_rs::rand::fill(&mut id);
+        Self {
+            parts,
+            listener,
+            id: format!("{:032x}", u128::from_be_bytes(id)),
+            started: Instant::now(),
+            decided: Duration::ZERO,
+            answered: None,
+            target: None,
+            route: None,
+            origin: None,
+            allow: Vec::new(),
+            facts: None,
+            refused: None,
+            admitted: None,
+            nonce: None,
+            turn: None,
+            unreachable: 0,
+        }
+    }
+    /// The listener that it came in by.
+    pub(super) fn listener(&self) -> Option<&Listener> {
+        self.parts.listeners.get(self.listener)
+    }
+}
