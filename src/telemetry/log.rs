@@ -16,7 +16,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError};
 use std::time::{Duration, Instant, SystemTime};
 
+use arc_swap::ArcSwap;
 use serde::Serialize;
+use tracing::subscriber::Interest;
 use tracing::{Level, Metadata, field};
 
 use crate::policy::digest::Sha256;
@@ -36,7 +38,7 @@ pub struct Log {
     queue: SyncSender<Entry>,
     suppressed: Arc<AtomicU64>,
     suppressed_ever: Arc<AtomicU64>,
-    level: Level,
+    level: Arc<ArcSwap<Level>>,
 }
 
 #[derive(Debug)]
@@ -172,7 +174,13 @@ impl Log {
         std::thread::Builder::new()
             .name("log".to_owned())
             .spawn(move || write_lines(&lines, &counter, std::io::BufWriter::new(out)))?;
+        let level = Arc::new(ArcSwap::from_pointee(level));
         Ok(Self { queue, suppressed, suppressed_ever: Arc::default(), level })
+    }
+
+    /// Leaves out process events below `level` from now on.
+    pub fn set_level(&self, level: Level) {
+        self.level.store(Arc::new(level));
     }
 
     /// Takes the process events of this library (`tracing`) and of those underneath (`log`) into
@@ -309,8 +317,13 @@ fn wanted(target: &str, level: Level, limit: Level) -> bool {
 }
 
 impl tracing::Subscriber for Bridge {
+    fn register_callsite(&self, _metadata: &'static Metadata<'static>) -> Interest {
+        // The level may change.
+        Interest::sometimes()
+    }
+
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.is_event() && wanted(metadata.target(), *metadata.level(), self.0.level)
+        metadata.is_event() && wanted(metadata.target(), *metadata.level(), **self.0.level.load())
     }
 
     fn new_span(&self, _span: &tracing::span::Attributes<'_>) -> tracing::span::Id {
@@ -343,7 +356,7 @@ impl ::log::Log for Bridge {
             ::log::Level::Debug => Level::DEBUG,
             ::log::Level::Trace => Level::TRACE,
         };
-        wanted(metadata.target(), level, self.0.level)
+        wanted(metadata.target(), level, **self.0.level.load())
     }
 
     fn log(&self, record: &::log::Record<'_>) {

@@ -3,11 +3,15 @@
 //!
 //! Handles are resolved at start. Counting is an index and an atomic addition.
 
+mod families;
+
+use std::sync::Arc;
 use std::time::Duration;
 
+use families::Families;
 use prometheus::{
     Encoder as _, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter,
-    IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    IntCounterVec, IntGauge, IntGaugeVec, Opts, TextEncoder,
 };
 
 use crate::policy::denial::DpopResult;
@@ -156,7 +160,7 @@ const SKEW_BUCKETS: &[f64] =
 /// The registry and a handle for each series.
 #[derive(Debug)]
 pub struct Metrics {
-    registry: Registry,
+    families: Arc<Families>,
     tenants: usize,
     /// By tenant, role.
     dpop_requests: Vec<IntCounter>,
@@ -177,16 +181,30 @@ pub struct Metrics {
     jwks_refreshes: Vec<[IntCounter; 2]>,
     certificate_expiry: GaugeVec,
     log_suppressed: IntGauge,
+    /// Taken, refused.
+    reloads: [IntCounter; 2],
 }
 
 impl Metrics {
     /// Defines everything.
     ///
     /// # Errors
-    /// When two listeners or issuers have one name; `check` refuses that before.
+    /// When a name is no metric's name.
     pub fn new(shape: &Shape<'_>) -> prometheus::Result<Self> {
-        let registry = Registry::new();
-        let define = Definer { registry: &registry };
+        Self::define(Arc::default(), shape)
+    }
+
+    /// The same metrics for another configuration: series that both have go on from where they are,
+    /// those of what is gone stay as they are.
+    ///
+    /// # Errors
+    /// As [`Metrics::new`].
+    pub fn reshaped(&self, shape: &Shape<'_>) -> prometheus::Result<Self> {
+        Self::define(Arc::clone(&self.families), shape)
+    }
+
+    fn define(families: Arc<Families>, shape: &Shape<'_>) -> prometheus::Result<Self> {
+        let define = Definer { families: &families };
         define.constants(shape)?;
         let (dpop_requests, dpop_results) = define.dpop(shape)?;
         let responses = define.responses()?;
@@ -217,7 +235,8 @@ impl Metrics {
                 "holdfast_log_suppressed",
                 "Log lines dropped since the start because the queue was full",
             )?,
-            registry,
+            reloads: define.reloads()?,
+            families,
         })
     }
 
@@ -289,6 +308,12 @@ impl Metrics {
         }
     }
 
+    /// Counts a reload of the configuration.
+    pub fn config_reloaded(&self, succeeded: bool) {
+        let [ok, failed] = &self.reloads;
+        if succeeded { ok.inc() } else { failed.inc() }
+    }
+
     /// Sets when a listener's certificate ends.
     pub fn certificate_expiry(&self, listener: &str, name: &str, not_after: UnixTime) {
         #[expect(clippy::cast_precision_loss, reason = "seconds since 1970 fit an f64 exactly")]
@@ -303,7 +328,7 @@ impl Metrics {
         self.replay_live.set(i64::try_from(live_proofs).unwrap_or(i64::MAX));
         self.log_suppressed.set(i64::try_from(log_suppressed).unwrap_or(i64::MAX));
         let mut text = Vec::new();
-        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+        if let Err(error) = TextEncoder::new().encode(&self.families.gather(), &mut text) {
             tracing::error!(%error, "metrics cannot be written");
         }
         text
@@ -331,9 +356,9 @@ fn count(counters: &[IntCounter], place: usize) {
     }
 }
 
-/// Makes and registers; only [`Metrics::new`] uses it.
+/// Makes and registers; only [`Metrics::define`] uses it.
 struct Definer<'a> {
-    registry: &'a Registry,
+    families: &'a Families,
 }
 
 impl Definer<'_> {
@@ -343,23 +368,21 @@ impl Definer<'_> {
         help: &str,
         labels: &[&str],
     ) -> prometheus::Result<IntCounterVec> {
-        let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
-        self.registry.register(Box::new(counters.clone()))?;
-        Ok(counters)
+        self.families.family(name, || IntCounterVec::new(Opts::new(name, help), labels))
     }
 
     fn gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
-        let gauge = IntGauge::new(name, help)?;
-        self.registry.register(Box::new(gauge.clone()))?;
-        Ok(gauge)
+        self.families.family(name, || IntGauge::new(name, help))
     }
 
     fn constants(&self, shape: &Shape<'_>) -> prometheus::Result<()> {
         let capacity =
             self.gauge("holdfast_replay_capacity", "Live proofs that can be remembered")?;
         capacity.set(i64::try_from(shape.replay_capacity).unwrap_or(i64::MAX));
-        let bypass = Gauge::new("holdfast_bypass_active", "1 while the temporary bypass is on")?;
-        self.registry.register(Box::new(bypass))
+        let bypass = "holdfast_bypass_active";
+        self.families
+            .family(bypass, || Gauge::new(bypass, "1 while the temporary bypass is on"))
+            .map(drop)
     }
 
     fn dpop(&self, shape: &Shape<'_>) -> prometheus::Result<(Vec<IntCounter>, Vec<IntCounter>)> {
@@ -406,10 +429,11 @@ impl Definer<'_> {
     }
 
     fn durations(&self) -> prometheus::Result<Vec<Histogram>> {
-        let opts = HistogramOpts::new("holdfast_request_duration_seconds", "Time by stage")
-            .buckets(DURATION_BUCKETS.to_vec());
-        let histograms = HistogramVec::new(opts, &["role", "stage"])?;
-        self.registry.register(Box::new(histograms.clone()))?;
+        let name = "holdfast_request_duration_seconds";
+        let histograms = self.families.family(name, || {
+            let opts = HistogramOpts::new(name, "Time by stage");
+            HistogramVec::new(opts.buckets(DURATION_BUCKETS.to_vec()), &["role", "stage"])
+        })?;
         let series = |role: Role| {
             Stage::ALL.map(|stage| histograms.with_label_values(&[role.name(), stage.name()]))
         };
@@ -417,20 +441,21 @@ impl Definer<'_> {
     }
 
     fn clock_skew(&self) -> prometheus::Result<Histogram> {
-        let opts = HistogramOpts::new("holdfast_clock_skew_seconds", "now - iat of proofs")
-            .buckets(SKEW_BUCKETS.to_vec());
-        let histogram = Histogram::with_opts(opts)?;
-        self.registry.register(Box::new(histogram.clone()))?;
-        Ok(histogram)
+        let name = "holdfast_clock_skew_seconds";
+        self.families.family(name, || {
+            let opts = HistogramOpts::new(name, "now - iat of proofs");
+            Histogram::with_opts(opts.buckets(SKEW_BUCKETS.to_vec()))
+        })
     }
 
     fn connections(
         &self,
         shape: &Shape<'_>,
     ) -> prometheus::Result<(Vec<IntGauge>, Vec<IntCounter>)> {
-        let opts = Opts::new("holdfast_connections", "Open connections");
-        let open = IntGaugeVec::new(opts, &["listener"])?;
-        self.registry.register(Box::new(open.clone()))?;
+        let name = "holdfast_connections";
+        let open = self.families.family(name, || {
+            IntGaugeVec::new(Opts::new(name, "Open connections"), &["listener"])
+        })?;
         let lost = self.counters(
             "holdfast_connections_lost_total",
             "Connections that were ended before they brought a request",
@@ -456,13 +481,17 @@ impl Definer<'_> {
     }
 
     fn certificates(&self) -> prometheus::Result<GaugeVec> {
-        let opts = Opts::new(
-            "holdfast_certificate_expiry_timestamp_seconds",
-            "When a server certificate ends, seconds since 1970",
-        );
-        let gauges = GaugeVec::new(opts, &["listener", "certificate"])?;
-        self.registry.register(Box::new(gauges.clone()))?;
-        Ok(gauges)
+        let name = "holdfast_certificate_expiry_timestamp_seconds";
+        self.families.family(name, || {
+            let help = "When a server certificate or a revocation list ends, seconds since 1970";
+            GaugeVec::new(Opts::new(name, help), &["listener", "certificate"])
+        })
+    }
+
+    fn reloads(&self) -> prometheus::Result<[IntCounter; 2]> {
+        let help = "Reloads of the configuration, after SIGHUP or a change of a file";
+        let counters = self.counters("holdfast_config_reloads_total", help, &["result"])?;
+        Ok(["ok", "failed"].map(|result| counters.with_label_values(&[result])))
     }
 }
 
