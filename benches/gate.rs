@@ -13,7 +13,7 @@ use holdfast::gate::{Gate, Settings};
 use holdfast::policy::digest::Sha256;
 use holdfast::policy::jose::{Algorithm, AlgorithmSet, CompactJws, PublicKey};
 use holdfast::policy::json;
-use holdfast::policy::nonce::NonceKey;
+use holdfast::policy::nonce::NonceKeys;
 use holdfast::policy::proof::{self, Expected, ProofRules, Seen};
 use holdfast::policy::request::{RequestView, Sender};
 use holdfast::policy::rule::{Demand, Mode, Requirement, Role, RouteRule, Rules, Scope};
@@ -62,11 +62,11 @@ fn make_proof(sender: &Jwk, token: &str, number: u64) -> String {
     let mut header = JwsHeader::new();
     header.set_token_type("dpop+jwt");
     header.set_jwk(sender.to_public_key().unwrap());
-    let nonce = NonceKey::derive(&SECRET, &Origin::parse(ORIGIN).unwrap());
+    let nonce = NonceKeys::derive(&[SECRET], &Origin::parse(ORIGIN).unwrap());
     let claims = serde_json::json!({
         "jti": format!("{number:032x}"), "htm": "GET", "htu": format!("{ORIGIN}{PATH}"),
         "iat": NOW.secs(), "ath": Sha256::of(token.as_bytes()).to_string(),
-        "nonce": nonce.make(NOW, [1; 8]),
+        "nonce": nonce.make(NOW, [1; 8]).unwrap(),
     });
     sign(sender, &header, &claims)
 }
@@ -108,7 +108,7 @@ fn gate(issuer: &Jwk) -> Gate {
         authorization_bytes: 16_384,
         proof_bytes: 8192,
         token_cache_entries: 100_000,
-        nonce_secret: SECRET,
+        nonce_secrets: vec![SECRET],
         started: UnixTime::from_secs(0),
     };
     let replay = MemoryReplay::new(&SECRET, settings.proof.replay_window, 100_000_000);
@@ -143,7 +143,7 @@ fn proof_verification(criterion: &mut Criterion) {
     let sender = key();
     let proof = make_proof(&sender, "token", 1);
     let origin = Origin::parse(ORIGIN).unwrap();
-    let nonce_key = NonceKey::derive(&SECRET, &origin);
+    let nonce_keys = NonceKeys::derive(&[SECRET], &origin);
     let rules = proof_rules();
     let expected = Expected {
         method: "GET",
@@ -151,7 +151,7 @@ fn proof_verification(criterion: &mut Criterion) {
         path: PATH,
         token_hash: Sha256::of(b"token"),
         algorithms: AlgorithmSet::of(&[Algorithm::Es256]),
-        nonce_key: Some(&nonce_key),
+        nonce_keys: Some(&nonce_keys),
         nonce_required: true,
         rules: &rules,
         max_bytes: 8192,

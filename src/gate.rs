@@ -17,7 +17,7 @@ use crate::policy::binding::{self, BoundBy};
 use crate::policy::denial::Denial;
 use crate::policy::digest::{Jkt, Sha256, X5tS256};
 use crate::policy::jose::AlgorithmSet;
-use crate::policy::nonce::NonceKey;
+use crate::policy::nonce::NonceKeys;
 use crate::policy::presented::{self, Credentials, Scheme};
 use crate::policy::proof::{self, ProofRules, VerifiedProof};
 use crate::policy::request::{RequestView, Sender};
@@ -58,6 +58,8 @@ pub enum NonceStatus {
     Fresh {
         /// How long it has been good for.
         age: Duration,
+        /// Whether its key is no longer the one that new nonces are made with.
+        superseded: bool,
     },
     /// Missing where one is needed.
     Absent,
@@ -159,9 +161,9 @@ pub struct Settings {
     pub proof_bytes: usize,
     /// Verified tokens remembered.
     pub token_cache_entries: usize,
-    /// Fresh randomness: the nonces of this process are keyed by it, so that what was made for
-    /// another process, or this one before a restart, is none here.
-    pub nonce_secret: [u8; 32],
+    /// Secrets of this process, the first for new nonces: what was made for another process, or this
+    /// one before a restart, is none here.
+    pub nonce_secrets: Vec<[u8; 32]>,
     /// When this process started.
     pub started: UnixTime,
 }
@@ -170,7 +172,7 @@ pub struct Settings {
 #[derive(Debug)]
 struct Site {
     origin: Origin,
-    nonce_key: Option<NonceKey>,
+    nonce_keys: Option<NonceKeys>,
 }
 
 /// Admits, or says why not.
@@ -194,7 +196,7 @@ impl Gate {
     pub fn new(settings: Settings, replay: Arc<dyn ReplayLog>) -> Self {
         let nonces = settings.proof.nonce_ttl.is_some();
         let site = |origin: Origin| Site {
-            nonce_key: nonces.then(|| NonceKey::derive(&settings.nonce_secret, &origin)),
+            nonce_keys: nonces.then(|| NonceKeys::derive(&settings.nonce_secrets, &origin)),
             origin,
         };
         Self {
@@ -385,7 +387,7 @@ impl Gate {
             path: case.view.path,
             token_hash,
             algorithms: requirement.algorithms,
-            nonce_key: case.site.nonce_key.as_ref(),
+            nonce_keys: case.site.nonce_keys.as_ref(),
             nonce_required: requirement.nonce,
             rules: &self.proof,
             max_bytes: self.proof_bytes,
@@ -397,7 +399,7 @@ impl Gate {
         facts.presented_jkt = seen.jkt;
         facts.clock_offset_ms = seen.clock_offset_ms;
         facts.nonce = match (&verified, seen.nonce) {
-            (_, Some(nonce)) => NonceStatus::Fresh { age: nonce.age },
+            (_, Some(nonce)) => NonceStatus::Fresh { age: nonce.age, superseded: nonce.superseded },
             (Err(Denial::NonceAbsent), None) => NonceStatus::Absent,
             (Err(Denial::NonceExpired), None) => NonceStatus::Expired,
             (Err(Denial::NonceUnknown), None) => NonceStatus::Unknown,
@@ -444,7 +446,7 @@ impl Gate {
         match (verdict, facts.nonce) {
             (Err(_), NonceStatus::Absent | NonceStatus::Expired | NonceStatus::Unknown) => true,
             (Err(_), NonceStatus::NotChecked | NonceStatus::Fresh { .. }) => needed,
-            (Ok(_), NonceStatus::Fresh { age }) => age > ttl / 2,
+            (Ok(_), NonceStatus::Fresh { age, superseded }) => superseded || age > ttl / 2,
             (Ok(_), _) => needed && facts.observed.is_some(),
         }
     }
@@ -452,7 +454,7 @@ impl Gate {
     /// A fresh nonce for `origin`; `None` when nonces are off.
     #[must_use]
     pub fn nonce(&self, origin: usize, now: UnixTime, random: [u8; 8]) -> Option<String> {
-        Some(self.sites.get(origin)?.nonce_key.as_ref()?.make(now, random))
+        self.sites.get(origin)?.nonce_keys.as_ref()?.make(now, random)
     }
 
     /// Live proofs remembered, for the metrics.

@@ -99,7 +99,7 @@ fn world(change: impl FnOnce(&mut Settings)) -> World {
         authorization_bytes: 16_384,
         proof_bytes: 8192,
         token_cache_entries: 10,
-        nonce_secret: [2; 32],
+        nonce_secrets: vec![[2; 32]],
         started: UnixTime::from_millis(START),
     };
     change(&mut settings);

@@ -43,7 +43,7 @@ fn verify(text: &str, origin: &str, path: &str, now: i64) -> (Result<String, Den
         path,
         token_hash: Sha256::of(TOKEN.as_bytes()),
         algorithms: AlgorithmSet::of(&[Algorithm::Es256]),
-        nonce_key: None,
+        nonce_keys: None,
         nonce_required: false,
         rules: &rules,
         max_bytes: 8192,

@@ -1,8 +1,9 @@
 //! Stateless server nonces (RFC 9449 sections 8 and 9): made and checked with a key and a time.
 //!
-//! A nonce is base64url of `version ‖ issued ‖ random ‖ MAC`: one byte, four bytes (seconds since
-//! the epoch, big endian), eight bytes, and HMAC-SHA256 over the three truncated to 128 bit. The MAC
-//! key is derived for each external origin, so that a nonce of one is none of another.
+//! A nonce is base64url of `version ‖ key id ‖ issued ‖ random ‖ MAC`: one byte, four bytes, four
+//! bytes (seconds since the epoch, big endian), eight bytes, and HMAC-SHA256 over the four truncated
+//! to 128 bit. The MAC key is derived for each external origin, so that a nonce of one is none of
+//! another; the id says which of several keys made it, and says it differently for each origin.
 
 use std::time::Duration;
 
@@ -16,15 +17,23 @@ use subtle::ConstantTimeEq as _;
 use super::target::Origin;
 use super::time::UnixTime;
 
-const VERSION: u8 = 1;
-const BODY: usize = 1 + 4 + 8;
+const VERSION: u8 = 2;
+const BODY: usize = 1 + 4 + 4 + 8;
 const MAC: usize = 16;
 /// Characters of a nonce.
-const TEXT: usize = (BODY + MAC).div_ceil(3) * 4 - 1;
+const TEXT: usize = (BODY + MAC) / 3 * 4;
 
-/// The key of one external origin's nonces.
+/// A key of one external origin's nonces.
 #[derive(Clone)]
-pub struct NonceKey(Hmac<Sha256>);
+struct NonceKey {
+    id: [u8; 4],
+    mac: Hmac<Sha256>,
+}
+
+/// The keys of one external origin's nonces: the first makes them, each checks them, so that what an
+/// earlier one made holds while it is still there.
+#[derive(Clone, Debug)]
+pub struct NonceKeys(Vec<NonceKey>);
 
 impl std::fmt::Debug for NonceKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -37,6 +46,8 @@ impl std::fmt::Debug for NonceKey {
 pub struct FreshNonce {
     /// How long it has been good for.
     pub age: Duration,
+    /// Whether its key is no longer the one that new nonces are made with.
+    pub superseded: bool,
 }
 
 /// Why a nonce does not hold.
@@ -48,43 +59,46 @@ pub enum NonceFault {
     Unknown,
 }
 
-impl NonceKey {
-    /// The key for `origin` under `secret`: HKDF-SHA256 (RFC 5869) with
-    /// `info = lp("dpop-nonce/v1") ‖ lp(origin)`, `lp(x) = u16be(len) ‖ x`.
+/// The secret of a process under a key that outlives it: HKDF-SHA256 with fresh randomness of the
+/// process as salt. Where nothing but the process remembers proofs, no other one may take its nonces.
+#[must_use]
+pub fn process_secret(key: &[u8; 32], process: &[u8; 32]) -> [u8; 32] {
+    let mut secret = [0; 32];
+    let expanded =
+        Hkdf::<Sha256>::new(Some(process), key).expand(b"dpop-nonce-process/v1", &mut secret);
+    debug_assert!(expanded.is_ok());
+    secret
+}
+
+impl NonceKeys {
+    /// The keys for `origin` under each of `secrets`: HKDF-SHA256 (RFC 5869) with
+    /// `info = lp("dpop-nonce/v2") ‖ lp(origin)`, `lp(x) = u16be(len) ‖ x`.
     #[must_use]
-    pub fn derive(secret: &[u8; 32], origin: &Origin) -> Self {
-        let mut info = Vec::new();
-        for part in [b"dpop-nonce/v1".as_slice(), origin.as_str().as_bytes()] {
-            let length = u16::try_from(part.len()).unwrap_or(u16::MAX);
-            info.extend_from_slice(&length.to_be_bytes());
-            info.extend_from_slice(part);
-        }
-        // One block of HMAC-SHA256, well within what HKDF can expand to: it cannot fail.
-        let mut key = zeroize::Zeroizing::new([0; 64]);
-        let expanded = Hkdf::<Sha256>::new(None, secret).expand(&info, key.as_mut());
-        debug_assert!(expanded.is_ok());
-        Self(Hmac::<Sha256>::new(&(*key).into()))
+    pub fn derive(secrets: &[[u8; 32]], origin: &Origin) -> Self {
+        Self(secrets.iter().map(|secret| NonceKey::derive(secret, origin)).collect())
     }
 
-    /// A nonce made at `now`.
+    /// A nonce made at `now`; `None` when there is no key.
     #[must_use]
-    pub fn make(&self, now: UnixTime, random: [u8; 8]) -> String {
+    pub fn make(&self, now: UnixTime, random: [u8; 8]) -> Option<String> {
+        let key = self.0.first()?;
         let issued = u32::try_from(now.secs()).unwrap_or(u32::MAX);
         let mut body = [0; BODY];
         body[0] = VERSION;
-        body[1..5].copy_from_slice(&issued.to_be_bytes());
-        body[5..].copy_from_slice(&random);
+        body[1..5].copy_from_slice(&key.id);
+        body[5..9].copy_from_slice(&issued.to_be_bytes());
+        body[9..].copy_from_slice(&random);
         let mut nonce = [0; BODY + MAC];
         nonce[..BODY].copy_from_slice(&body);
-        nonce[BODY..].copy_from_slice(&self.mac(&body));
-        URL_SAFE_NO_PAD.encode(nonce)
+        nonce[BODY..].copy_from_slice(&key.mac(&body));
+        Some(URL_SAFE_NO_PAD.encode(nonce))
     }
 
-    /// Whether `nonce` was made with this key at most `ttl` before `now`.
+    /// Whether `nonce` was made with one of these keys at most `ttl` before `now`.
     ///
     /// # Errors
-    /// [`NonceFault::Unknown`] for what this key did not make, [`NonceFault::Expired`] past `ttl`,
-    /// and for a nonce from ahead of a clock that was set back.
+    /// [`NonceFault::Unknown`] for what no key here made, [`NonceFault::Expired`] past `ttl`, and for
+    /// a nonce from ahead of a clock that was set back.
     pub fn check(
         &self,
         nonce: &str,
@@ -95,20 +109,45 @@ impl NonceKey {
         let read = nonce.len() == TEXT
             && URL_SAFE_NO_PAD.decode_slice_unchecked(nonce, &mut bytes).is_ok();
         let (body, mac) = bytes.split_at(BODY);
-        if !read || !bool::from(self.mac(body).ct_eq(mac)) {
+        let [VERSION, k, l, m, n, a, b, c, d, ..] = *body else {
             return Err(NonceFault::Unknown);
-        }
-        let [VERSION, a, b, c, d, ..] = *body else {
+        };
+        let named = |key: &&NonceKey| key.id == [k, l, m, n];
+        let made = |key: &NonceKey| bool::from(key.mac(body).ct_eq(mac));
+        let place = self.0.iter().position(|key| named(&key) && made(key));
+        let (true, Some(place)) = (read, place) else {
             return Err(NonceFault::Unknown);
         };
         let issued = UnixTime::from_secs(u32::from_be_bytes([a, b, c, d]).into());
         let age = u64::try_from(now.millis_since(issued)).map_err(|_| NonceFault::Expired)?;
         let age = Duration::from_millis(age);
-        if age > ttl { Err(NonceFault::Expired) } else { Ok(FreshNonce { age }) }
+        if age > ttl {
+            Err(NonceFault::Expired)
+        } else {
+            Ok(FreshNonce { age, superseded: place > 0 })
+        }
+    }
+}
+
+impl NonceKey {
+    fn derive(secret: &[u8; 32], origin: &Origin) -> Self {
+        let mut info = Vec::new();
+        for part in [b"dpop-nonce/v2".as_slice(), origin.as_str().as_bytes()] {
+            let length = u16::try_from(part.len()).unwrap_or(u16::MAX);
+            info.extend_from_slice(&length.to_be_bytes());
+            info.extend_from_slice(part);
+        }
+        // Three blocks of HMAC-SHA256, well within what HKDF can expand to: it cannot fail.
+        let mut key = zeroize::Zeroizing::new([0; 68]);
+        let expanded = Hkdf::<Sha256>::new(None, secret).expand(&info, key.as_mut());
+        debug_assert!(expanded.is_ok());
+        let [mac @ .., k, l, m, n] = *key;
+        let mac = zeroize::Zeroizing::new(mac);
+        Self { id: [k, l, m, n], mac: Hmac::<Sha256>::new(&(*mac).into()) }
     }
 
     fn mac(&self, body: &[u8]) -> [u8; MAC] {
-        let full: [u8; 32] = self.0.clone().chain_update(body).finalize().into_bytes().into();
+        let full: [u8; 32] = self.mac.clone().chain_update(body).finalize().into_bytes().into();
         let [mac @ .., _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _] = full;
         mac
     }
@@ -120,19 +159,20 @@ mod tests {
 
     const TTL: Duration = Duration::from_secs(600);
 
-    fn key(secret: u8, origin: &str) -> NonceKey {
-        NonceKey::derive(&[secret; 32], &Origin::parse(origin).unwrap())
+    fn keys(secrets: &[u8], origin: &str) -> NonceKeys {
+        let secrets: Vec<_> = secrets.iter().map(|&byte| [byte; 32]).collect();
+        NonceKeys::derive(&secrets, &Origin::parse(origin).unwrap())
     }
 
     #[test]
     fn lives_for_its_time() {
-        let key = key(1, "https://a.example");
+        let keys = keys(&[1], "https://a.example");
         let issued = UnixTime::from_secs(1_800_000_000);
-        let nonce = key.make(issued, [7; 8]);
+        let nonce = keys.make(issued, [7; 8]).unwrap();
         assert_eq!(nonce.len(), TEXT);
-        let at = |secs: i64| key.check(&nonce, UnixTime::from_secs(1_800_000_000 + secs), TTL);
-        assert_eq!(at(0), Ok(FreshNonce { age: Duration::ZERO }));
-        assert_eq!(at(600), Ok(FreshNonce { age: TTL }));
+        let at = |secs: i64| keys.check(&nonce, UnixTime::from_secs(1_800_000_000 + secs), TTL);
+        assert_eq!(at(0), Ok(FreshNonce { age: Duration::ZERO, superseded: false }));
+        assert_eq!(at(600), Ok(FreshNonce { age: TTL, superseded: false }));
         assert_eq!(at(601), Err(NonceFault::Expired));
         assert_eq!(at(-1), Err(NonceFault::Expired));
     }
@@ -140,25 +180,45 @@ mod tests {
     #[test]
     fn is_nobody_elses() {
         let now = UnixTime::from_secs(1_800_000_000);
-        let nonce = key(1, "https://a.example").make(now, [7; 8]);
-        for other in [key(2, "https://a.example"), key(1, "https://b.example")] {
+        let nonce = keys(&[1], "https://a.example").make(now, [7; 8]).unwrap();
+        for other in [
+            keys(&[2], "https://a.example"),
+            keys(&[1], "https://b.example"),
+            keys(&[2, 3], "https://a.example"),
+            keys(&[], "https://a.example"),
+        ] {
             assert_eq!(other.check(&nonce, now, TTL), Err(NonceFault::Unknown));
         }
     }
 
     #[test]
-    fn cannot_be_bent() {
-        let key = key(1, "https://a.example");
+    fn outlives_its_key_s_turn_and_not_its_key() {
         let now = UnixTime::from_secs(1_800_000_000);
-        let nonce = key.make(now, [7; 8]);
+        let origin = "https://a.example";
+        let old = keys(&[1], origin).make(now, [7; 8]).unwrap();
+        let check = |secrets: &[u8]| keys(secrets, origin).check(&old, now, TTL);
+        let age = Duration::ZERO;
+        assert_eq!(check(&[2, 1]), Ok(FreshNonce { age, superseded: true }));
+        assert_eq!(check(&[3, 2, 1]), Ok(FreshNonce { age, superseded: true }));
+        assert_eq!(check(&[2]), Err(NonceFault::Unknown));
+        let new = keys(&[2, 1], origin).make(now, [7; 8]).unwrap();
+        assert!(keys(&[2], origin).check(&new, now, TTL).is_ok());
+        assert_eq!(keys(&[1], origin).check(&new, now, TTL), Err(NonceFault::Unknown));
+    }
+
+    #[test]
+    fn cannot_be_bent() {
+        let keys = keys(&[1, 2], "https://a.example");
+        let now = UnixTime::from_secs(1_800_000_000);
+        let nonce = keys.make(now, [7; 8]).unwrap();
         for index in 0..nonce.len() {
             let mut bent = nonce.clone().into_bytes();
             bent[index] = if bent[index] == b'A' { b'B' } else { b'A' };
             let bent = String::from_utf8(bent).unwrap();
-            assert_eq!(key.check(&bent, now, TTL), Err(NonceFault::Unknown), "{index}");
+            assert_eq!(keys.check(&bent, now, TTL), Err(NonceFault::Unknown), "{index}");
         }
-        for other in [String::new(), format!("{nonce}="), format!("{nonce}A"), "é".repeat(20)] {
-            assert_eq!(key.check(&other, now, TTL), Err(NonceFault::Unknown), "{other}");
+        for other in [String::new(), format!("{nonce}="), format!("{nonce}A"), "é".repeat(22)] {
+            assert_eq!(keys.check(&other, now, TTL), Err(NonceFault::Unknown), "{other}");
         }
     }
 }

@@ -8,7 +8,7 @@ use super::denial::Denial;
 use super::digest::{Jkt, Sha256};
 use super::jose::{Algorithm, AlgorithmSet, CompactJws, KeyFault, PublicKey};
 use super::json;
-use super::nonce::{FreshNonce, NonceFault, NonceKey};
+use super::nonce::{FreshNonce, NonceFault, NonceKeys};
 use super::target::{Origin, htu_matches};
 use super::time::UnixTime;
 
@@ -74,7 +74,7 @@ pub struct Expected<'a> {
     /// Allowed algorithms.
     pub algorithms: AlgorithmSet,
     /// The nonces of this origin; `None` when nonces are off.
-    pub nonce_key: Option<&'a NonceKey>,
+    pub nonce_keys: Option<&'a NonceKeys>,
     /// Whether a nonce must be there. One that is there must hold in any case.
     pub nonce_required: bool,
     /// Times.
@@ -261,14 +261,14 @@ fn target(claims: &Claims<'_>, expected: &Expected<'_>) -> Result<(), Denial> {
 
 /// Check 10: the nonce is one that this edge gave out for this origin and is still good.
 fn nonce(claims: &Claims<'_>, expected: &Expected<'_>) -> Result<Option<FreshNonce>, Denial> {
-    let Some(key) = expected.nonce_key else {
+    let Some(keys) = expected.nonce_keys else {
         return Ok(None);
     };
     let Some(nonce) = claims.nonce else {
         return if expected.nonce_required { Err(Denial::NonceAbsent) } else { Ok(None) };
     };
     let ttl = expected.rules.nonce_ttl.unwrap_or_default();
-    key.check(nonce, expected.now, ttl).map(Some).map_err(|fault| match fault {
+    keys.check(nonce, expected.now, ttl).map(Some).map_err(|fault| match fault {
         NonceFault::Expired => Denial::NonceExpired,
         NonceFault::Unknown => Denial::NonceUnknown,
     })

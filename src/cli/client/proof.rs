@@ -122,7 +122,7 @@ mod tests {
                 path: "/protectedresource",
                 token_hash: Sha256::of(token.as_bytes()),
                 algorithms: AlgorithmSet::of(&[algorithm]),
-                nonce_key: None,
+                nonce_keys: None,
                 nonce_required: false,
                 rules: &rules,
                 max_bytes: 8192,
