@@ -7,7 +7,7 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::IntoRawFd as _;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -23,19 +23,19 @@ use rustls::crypto::CryptoProvider;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
-use crate::config::{Config, Listener};
+use crate::config::{Config, Listener, Secret};
 use crate::edge::admin;
-use crate::edge::jwks::{JwksError, KeySets};
-use crate::edge::listener::{Limits, Occupancy, TlsFront};
+use crate::edge::jwks::JwksError;
+use crate::edge::listener::{Limits, Occupancy, Serving, TlsFront};
 use crate::edge::parts::Parts;
 use crate::edge::proxy::Edge;
-use crate::edge::tls::{self, TlsError};
+use crate::edge::tls::{ServerTls, TlsError};
 use crate::edge::upstream::MAX_ATTEMPTS;
 use crate::gate::{Gate, Settings};
+use crate::policy::nonce;
 use crate::policy::time::UnixTime;
-use crate::store::replay::MemoryReplay;
 use crate::telemetry::log::Log;
-use crate::telemetry::metrics::{Metrics, Shape};
+use crate::telemetry::metrics::Metrics;
 
 /// Idle connections to upstreams that are kept, a worker thread.
 const UPSTREAM_POOL: usize = 128;
@@ -92,7 +92,7 @@ pub struct Running {
     shutdown: watch::Sender<bool>,
     listeners: Vec<(SocketAddr, Arc<Occupancy>)>,
     admin: SocketAddr,
-    drain: Duration,
+    site: Site,
 }
 
 impl Running {
@@ -107,6 +107,22 @@ impl Running {
         self.admin
     }
 
+    /// Takes another configuration, as a whole or not at all: what the edge does not have to forget
+    /// (proofs, nonces, connections) stays.
+    ///
+    /// # Errors
+    /// When a part cannot be made, or the configuration changes what only a restart can; then the
+    /// one before stays in force.
+    pub fn reload(&self, config: &Config) -> Result<(), ReloadError> {
+        let runtime = self.runtime.as_ref().ok_or(ReloadError::Stopped)?;
+        self.site.reload(config, runtime.handle())
+    }
+
+    /// Tells `/readyz` and the metrics of a configuration that could not even be read.
+    pub fn reload_failed(&self, error: String) {
+        self.site.told.reload_failed(error);
+    }
+
     /// Stops accepting, and waits until the last connection has ended, at most `drainTimeout`.
     /// Idle connections are closed, those with a request under way after it.
     pub async fn drain(&self) {
@@ -116,7 +132,8 @@ impl Running {
                 tokio::time::sleep(POLL).await;
             }
         };
-        if tokio::time::timeout(self.drain, ended).await.is_err() {
+        let limit = self.site.in_force().config.edge.drain_timeout;
+        if tokio::time::timeout(limit, ended).await.is_err() {
             tracing::warn!("requests are cut off: drainTimeout has passed");
         }
     }
@@ -153,51 +170,46 @@ pub fn start(config: &Config, log: &Log) -> Result<Running, StartError> {
         .enable_all()
         .build()
         .map_err(StartError::Runtime)?;
-    let metrics = Arc::new(Metrics::new(&Shape {
-        tenants: &names(&config.rules.tenants, |tenant| &tenant.name),
-        listeners: &names(&config.edge.listeners, |listener| &listener.name),
-        issuers: &names(&config.issuers, |issuer| &issuer.rules.issuer),
-        replay_capacity: config.edge.limits.replay_entries,
-    })?);
-    let gate = Arc::new(gate(config)?);
-    let keys = KeySets::new(&config.issuers, Arc::clone(&gate), Arc::clone(&metrics))?;
-    let keys = Arc::new(keys);
-    let parts = Parts::new(config, gate.clone(), keys.clone(), metrics.clone(), log.clone());
-    let parts = Arc::new(ArcSwap::from_pointee(parts));
-    let admin_socket = bind("admin", config.edge.admin)?;
-    let fronts = fronts(config, &parts, &metrics, &provider)?;
+    let lasting = Lasting::new(config, log, provider)?;
+    let made = make(config, &lasting, None, FIRST)?;
+    let current = Arc::new(ArcSwap::from(Arc::clone(&made.parts)));
+    let (socket, admin) = bind("admin", config.edge.admin)?;
+    let mut fronts = Vec::new();
+    for (index, (listener, tls)) in config.edge.listeners.iter().zip(made.tls).enumerate() {
+        let serving = ArcSwap::from_pointee(serving(config, &current, index, listener, tls));
+        fronts.push(front(index, listener, Arc::new(serving), &made.common.metrics)?);
+    }
 
     let (shutdown, watch) = watch::channel(false);
+    let occupancies: Vec<_> = fronts.iter().map(|front| Arc::clone(&front.occupancy)).collect();
+    let told = told(config, &lasting, &made.common, &occupancies);
+    let told = Arc::new(admin::Told::new(told, lasting.started));
+    runtime.spawn(serve_admin(socket, Arc::clone(&told)));
+    made.common.keys.start(runtime.handle());
+    let site = Site {
+        lasting,
+        current,
+        serving: fronts.iter().map(|front| Arc::clone(&front.serving)).collect(),
+        told,
+        occupancies,
+        in_force: Mutex::new(Arc::new(InForce { config: config.clone(), generation: FIRST })),
+    };
     let mut listeners = Vec::new();
-    let mut told = Vec::new();
     for front in fronts {
-        told.push((front.name.clone(), Arc::clone(&front.occupancy)));
         listeners.push((front.socket.1, Arc::clone(&front.occupancy)));
         runtime.spawn(serve(front, watch.clone()));
     }
-    let (socket, admin) = admin_socket;
-    let told = admin::Parts {
-        metrics,
-        gate,
-        replay_capacity: config.edge.limits.replay_entries,
-        keys: Arc::clone(&keys),
-        listeners: told,
-        log: log.clone(),
-    };
-    runtime.spawn(serve_admin(socket, told));
-    keys.start(runtime.handle());
-    let drain = config.edge.drain_timeout;
-    Ok(Running { runtime: Some(runtime), shutdown, listeners, admin, drain })
+    Ok(Running { runtime: Some(runtime), shutdown, listeners, admin, site })
 }
 
-fn names<T>(of: &[T], name: impl Fn(&T) -> &str) -> Vec<&str> {
-    of.iter().map(name).collect()
-}
-
-fn gate(config: &Config) -> Result<Gate, StartError> {
+fn gate(config: &Config, lasting: &Lasting) -> Gate {
     let limits = &config.edge.limits;
-    let window = config.dpop.replay_window;
-    let replay = MemoryReplay::new(&random()?, window, limits.replay_entries);
+    let process: &[u8; 32] = &lasting.nonce_secret;
+    let bound = |key: &Secret| nonce::process_secret(key.bytes(), process);
+    let mut nonce_secrets: Vec<_> = config.nonce_keys.iter().map(bound).collect();
+    if nonce_secrets.is_empty() {
+        nonce_secrets.push(*process);
+    }
     let settings = Settings {
         rules: config.rules.clone(),
         issuers: config.issuers.iter().map(|issuer| issuer.rules.clone()).collect(),
@@ -206,10 +218,10 @@ fn gate(config: &Config) -> Result<Gate, StartError> {
         authorization_bytes: limits.authorization_bytes,
         proof_bytes: limits.proof_bytes,
         token_cache_entries: limits.token_cache_entries,
-        nonce_secret: random()?,
-        started: now(),
+        nonce_secrets,
+        started: lasting.started,
     };
-    Ok(Gate::new(settings, Arc::new(replay)))
+    Gate::new(settings, Arc::clone(&lasting.replay))
 }
 
 fn random() -> Result<[u8; 32], StartError> {
@@ -228,34 +240,35 @@ struct Front {
     name: String,
     socket: (TcpListener, SocketAddr),
     app: TlsFront,
+    serving: Arc<ArcSwap<Serving>>,
     occupancy: Arc<Occupancy>,
 }
 
-fn fronts(
-    config: &Config,
-    parts: &Arc<ArcSwap<Parts>>,
+fn front(
+    index: usize,
+    listener: &Listener,
+    serving: Arc<ArcSwap<Serving>>,
     metrics: &Arc<Metrics>,
-    provider: &Arc<CryptoProvider>,
-) -> Result<Vec<Front>, StartError> {
-    let front = |(index, listener): (usize, &Listener)| {
-        let name = listener.name.clone();
-        let tls = tls::server(&listener.tls, provider)
-            .map_err(|error| StartError::Tls { name: name.clone(), error })?;
-        for (path, not_after) in &tls.expiry {
-            metrics.certificate_expiry(&name, &path.display().to_string(), *not_after);
-        }
-        let socket = bind(&name, listener.address)?;
-        let limits = Limits {
-            index,
-            connections: listener.max_connections,
-            handshake: listener.tls.handshake_timeout,
-            head: listener.head_timeout,
-        };
-        let proxy = proxy(config, parts, index, listener);
-        let app = TlsFront::new(tls.config, proxy, limits, Arc::clone(metrics));
-        Ok(Front { name, socket, occupancy: app.occupancy(), app })
+) -> Result<Front, StartError> {
+    let name = listener.name.clone();
+    let socket = bind(&name, listener.address)?;
+    let app = TlsFront::new(index, Arc::clone(&serving), Arc::clone(metrics));
+    Ok(Front { name, socket, occupancy: app.occupancy(), serving, app })
+}
+
+fn serving(
+    config: &Config,
+    current: &Arc<ArcSwap<Parts>>,
+    index: usize,
+    listener: &Listener,
+    tls: ServerTls,
+) -> Serving {
+    let limits = Limits {
+        connections: listener.max_connections,
+        handshake: listener.tls.handshake_timeout,
+        head: listener.head_timeout,
     };
-    config.edge.listeners.iter().enumerate().map(front).collect()
+    Serving::new(tls.configs, tls.trust, proxy(config, current, index, listener), limits)
 }
 
 fn bind(name: &str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
@@ -307,15 +320,20 @@ async fn serve(front: Front, shutdown: ShutdownWatch) {
     service.start_service(Some(fds), shutdown, 1).await;
 }
 
-async fn serve_admin(socket: TcpListener, parts: admin::Parts) {
+async fn serve_admin(socket: TcpListener, told: Arc<admin::Told>) {
     let served = match tokio::net::TcpListener::from_std(socket) {
-        Ok(socket) => admin::serve(socket, parts).await,
+        Ok(socket) => admin::serve(socket, told).await,
         Err(error) => Err(error),
     };
     if let Err(error) = served {
         tracing::error!(%error, "the admin listener has ended");
     }
 }
+
+mod site;
+
+pub use site::ReloadError;
+use site::{FIRST, InForce, Lasting, Site, make, told};
 
 #[cfg(test)]
 mod tests;

@@ -13,8 +13,11 @@ use answer::{
 };
 
 use super::check;
-use crate::config::{self, ClientCertificates, Config, Listener, Route, Severity, show_duration};
+use crate::config::{
+    self, ClientCertificates, Config, Listener, ListenerTls, Route, Severity, show_duration,
+};
 use crate::edge::route::{Miss, RouteTable};
+use crate::edge::trust::ByName;
 use crate::policy::denial::Denial;
 use crate::policy::jose::AlgorithmSet;
 use crate::policy::presented::names_access_token;
@@ -116,8 +119,8 @@ fn fill(config: &Config, query: &Query<'_>, shown: &mut Explanation) -> Result<(
     const NO_URL: &str = "a URL is expected, as in https://api.example.com/orders";
     let host = |why: &str| refused(400, Denial::HostInvalid, why);
     let target = target(query.url).ok_or_else(|| host(NO_URL))?;
-    let (_, port) = split_authority(target.authority).ok_or_else(|| host(NO_URL))?;
-    shown.listeners = listeners(config, port.unwrap_or(443), &mut shown.notes);
+    let (name, port) = split_authority(target.authority).ok_or_else(|| host(NO_URL))?;
+    shown.listeners = listeners(config, &name, port.unwrap_or(443), &mut shown.notes);
 
     let normal = normalise_path(target.path).ok_or_else(|| {
         let why = "the path has a broken escape, a control byte, a space or a byte outside ASCII";
@@ -164,15 +167,24 @@ fn missed(miss: &Miss, authority: &str, path: &str) -> Refused {
 }
 
 /// The listeners with this port; all of them, with a note, where none has it.
-fn listeners(config: &Config, port: u16, notes: &mut Vec<String>) -> Vec<ListenerShown> {
-    let show = |listener: &Listener| ListenerShown {
-        name: listener.name.clone(),
-        address: listener.address.to_string(),
-        client_certificates: match listener.tls.client_certificates {
-            ClientCertificates::Off => "off",
-            ClientCertificates::Request => "request",
-            ClientCertificates::Require => "require",
-        },
+fn listeners(
+    config: &Config,
+    host: &str,
+    port: u16,
+    notes: &mut Vec<String>,
+) -> Vec<ListenerShown> {
+    let show = |listener: &Listener| {
+        let (policy, tls) = tls_policy(listener, host);
+        ListenerShown {
+            name: listener.name.clone(),
+            address: listener.address.to_string(),
+            policy,
+            client_certificates: match tls.client_certificates {
+                ClientCertificates::Off => "off",
+                ClientCertificates::Request => "request",
+                ClientCertificates::Require => "require",
+            },
+        }
     };
     let all = &config.edge.listeners;
     let fitting = all.iter().filter(|listener| listener.address.port() == port);
@@ -182,6 +194,18 @@ fn listeners(config: &Config, port: u16, notes: &mut Vec<String>) -> Vec<Listene
         return all.iter().map(show).collect();
     }
     fitting
+}
+
+/// The policy that a client meets which asks for `host`, with its name where it has one.
+fn tls_policy<'a>(listener: &'a Listener, host: &str) -> (Option<String>, &'a ListenerTls) {
+    let mut names = ByName::default();
+    for policy in &listener.tls.policies {
+        names.add(&policy.hosts, &policy);
+    }
+    match names.find(host) {
+        Some(policy) => (Some(policy.name.clone()), &policy.tls),
+        None => (None, &listener.tls),
+    }
 }
 
 fn upstream(config: &Config, route: &Route) -> Option<UpstreamShown> {

@@ -11,13 +11,15 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
-use super::CertificateFiles;
 use super::item::Text;
 use super::section::Section;
+use super::{CertificateFiles, Secret};
 use crate::policy::token::KeySet;
 
 /// The largest certificate, key or JWK set file, bytes.
 const MAX_BYTES: u64 = 1 << 20;
+/// The largest file of certificate revocation lists, bytes: about a million entries.
+const MAX_CRL_BYTES: u64 = 64 << 20;
 
 /// `{certificate, key}`: both there, PEM, and fitting each other.
 pub(super) fn certificate_files(section: &Section<'_>) -> Option<CertificateFiles> {
@@ -89,6 +91,57 @@ pub(super) fn key_set(text: Text<'_>) -> PathBuf {
     path
 }
 
+/// A file of certificate revocation lists, PEM or DER.
+pub(super) fn revocation_lists(text: Text<'_>) -> PathBuf {
+    let (path, text) = text.path();
+    let Some(content) = content_within(&path, &text, MAX_CRL_BYTES) else { return path };
+    match crate::policy::certificate::revocation_lists(&content) {
+        Ok(lists) => {
+            let now = std::time::SystemTime::now();
+            let now = now.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
+            let now = i64::try_from(now).unwrap_or(i64::MAX);
+            if lists.iter().any(|list| list.next_update.is_some_and(|end| end.secs() < now)) {
+                let written = text.written;
+                text.item.warn(format!("`{written}` holds a list that is past its nextUpdate"));
+            }
+        }
+        Err(reason) => text.error(format!("`{}`: {reason}", text.written)),
+    }
+    path
+}
+
+/// A secret of 32 bytes: as they are, or as 64 hexadecimal digits. Nobody but its owner and group
+/// may read the file.
+pub(super) fn secret(text: Text<'_>) -> Option<Secret> {
+    let (path, text) = text.path();
+    let content = zeroize::Zeroizing::new(content(&path, &text)?);
+    if mode(&path) & 0o007 != 0 {
+        text.error(format!("`{}` is open to every user: `chmod 600` it", text.written));
+        return None;
+    }
+    let secret = <[u8; 32]>::try_from(content.as_slice()).ok().or_else(|| hexadecimal(&content));
+    let secret = secret.map(|bytes| Secret(bytes.into()));
+    if secret.is_none() {
+        let message =
+            "holds no 32 bytes, nor 64 hexadecimal digits, as `openssl rand -hex 32` makes";
+        text.error(format!("`{}` {message}", text.written));
+    }
+    secret
+}
+
+fn hexadecimal(text: &[u8]) -> Option<[u8; 32]> {
+    let digits = text.trim_ascii();
+    let mut bytes = [0; 32];
+    if digits.len() != 2 * bytes.len() {
+        return None;
+    }
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        let pair = std::str::from_utf8(pair).ok().filter(|pair| !pair.starts_with('+'))?;
+        *byte = u8::from_str_radix(pair, 16).ok()?;
+    }
+    Some(bytes)
+}
+
 fn certificates(path: &Path, text: &Text<'_>) -> Option<Vec<CertificateDer<'static>>> {
     let content = content(path, text)?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&content).collect();
@@ -116,18 +169,27 @@ fn private_key(path: &Path, text: &Text<'_>) -> Option<PrivateKeyDer<'static>> {
     Some(key)
 }
 
-fn warn_if_open(path: &Path, text: &Text<'_>) {
+/// The file's permissions.
+fn mode(path: &Path) -> u32 {
     use std::os::unix::fs::PermissionsExt as _;
-    let mode = path.metadata().map_or(0, |metadata| metadata.permissions().mode());
+    path.metadata().map_or(0, |metadata| metadata.permissions().mode() & 0o777)
+}
+
+fn warn_if_open(path: &Path, text: &Text<'_>) {
+    let mode = mode(path);
     if mode & 0o007 != 0 {
-        let mode = mode & 0o777;
         text.item.warn(format!("`{}` is open to every user (mode {mode:o})", text.written));
     }
 }
 
 fn content(path: &Path, text: &Text<'_>) -> Option<Vec<u8>> {
+    content_within(path, text, MAX_BYTES)
+}
+
+fn content_within(path: &Path, text: &Text<'_>, limit: u64) -> Option<Vec<u8>> {
     let written = text.written;
-    match read(path, MAX_BYTES) {
+    text.item.sink.depends_on(path);
+    match read(path, limit) {
         Ok(content) => Some(content),
         Err(error) => {
             text.error(format!("cannot read `{written}`: {error}"));

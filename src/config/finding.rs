@@ -76,6 +76,7 @@ pub(super) struct Sink {
     base: PathBuf,
     findings: RefCell<Vec<Finding>>,
     known: RefCell<BTreeSet<String>>,
+    files: RefCell<BTreeSet<PathBuf>>,
 }
 
 impl Sink {
@@ -86,6 +87,7 @@ impl Sink {
             base: base.to_owned(),
             findings: RefCell::default(),
             known: RefCell::default(),
+            files: RefCell::default(),
         }
     }
 
@@ -111,13 +113,18 @@ impl Sink {
         self.known.borrow_mut().insert(path);
     }
 
-    /// Every finding in the order of lines, and the paths of all keys that were asked for, list
-    /// indices written as `[]` and names chosen by the user as `<name>`.
-    pub(super) fn into_parts(self) -> (Vec<Finding>, BTreeSet<String>) {
+    /// Remembers that what is found depends on the file at `path`.
+    pub(super) fn depends_on(&self, path: &Path) {
+        self.files.borrow_mut().insert(path.to_owned());
+    }
+
+    /// Every finding in the order of lines, the paths of all keys that were asked for, list indices
+    /// written as `[]` and names chosen by the user as `<name>`, and the files that were read.
+    pub(super) fn into_parts(self) -> (Vec<Finding>, BTreeSet<String>, Vec<PathBuf>) {
         let mut findings = self.findings.into_inner();
         findings.sort_by_key(|finding| (finding.line, finding.severity));
         findings.dedup();
-        (findings, self.known.into_inner())
+        (findings, self.known.into_inner(), self.files.into_inner().into_iter().collect())
     }
 }
 

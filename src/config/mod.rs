@@ -39,6 +39,9 @@ pub struct Loaded {
     /// The path of every key that this build reads, as far as the file made it look: list indices
     /// as `[]`, names that the user chose as `<name>`.
     pub known_keys: std::collections::BTreeSet<String>,
+    /// Every file that was looked at, the configuration first: when one changes, loading again may
+    /// find something else.
+    pub files: Vec<PathBuf>,
 }
 
 /// Loads the file at `path`. Relative paths in it start at its directory.
@@ -49,14 +52,16 @@ pub fn load(path: &Path) -> Loaded {
     let text = files::read(path, limit)
         .and_then(|bytes| String::from_utf8(bytes).map_err(|_| std::io::Error::other("not UTF-8")));
     let base = path.parent().unwrap_or(Path::new(""));
-    match text {
+    let mut loaded = match text {
         Ok(text) => load_named(&name, &text, base),
         Err(error) => {
             let sink = Sink::new(&name, base);
             sink.push(Severity::Error, Place::default(), format!("cannot read it: {error}"));
             give_out(sink, None)
         }
-    }
+    };
+    loaded.files.insert(0, path.to_owned());
+    loaded
 }
 
 /// Loads `text`, with relative paths in it starting at `base`. Findings name the file
@@ -85,8 +90,8 @@ fn load_named(name: &str, text: &str, base: &Path) -> Loaded {
 
 fn give_out(sink: Sink, config: Option<Config>) -> Loaded {
     let config = config.filter(|_| !sink.has_errors());
-    let (findings, known_keys) = sink.into_parts();
-    Loaded { config, findings, known_keys }
+    let (findings, known_keys, files) = sink.into_parts();
+    Loaded { config, findings, known_keys, files }
 }
 
 /// The environment variable `name`, when it is set and UTF-8.
@@ -111,8 +116,28 @@ pub struct Config {
     pub rules: Rules,
     /// DPoP: times, nonce, replay.
     pub dpop: ProofRules,
+    /// `dpop.nonce.keyFiles`: the first makes nonces, each checks them. Empty: a key of the process.
+    pub nonce_keys: Vec<Secret>,
     /// Log records.
     pub telemetry: Telemetry,
+}
+
+/// 32 secret bytes from a file. Not to be printed.
+#[derive(Clone)]
+pub struct Secret(zeroize::Zeroizing<[u8; 32]>);
+
+impl Secret {
+    /// The bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
 }
 
 /// `edge`: sockets and limits.
@@ -163,12 +188,42 @@ pub struct ListenerTls {
     pub client_certificates: ClientCertificates,
     /// PEM files of the authorities that sign client certificates.
     pub client_authorities: Vec<PathBuf>,
+    /// Which client certificates are withdrawn.
+    pub revocation: Revocation,
     /// Whether TLS 1.2 is offered beside 1.3.
     pub tls12: bool,
     /// Whether `h2` is offered beside `http/1.1`.
     pub h2: bool,
     /// The handshake's time.
     pub handshake_timeout: Duration,
+    /// Policies for some hosts, chosen by SNI; what stands beside them serves everyone else. Those
+    /// of a policy are empty.
+    pub policies: Vec<TlsPolicy>,
+}
+
+/// A TLS policy for some hosts of a listener.
+#[derive(Clone, Debug)]
+pub struct TlsPolicy {
+    /// Its name in the file.
+    pub name: String,
+    /// Its hosts in lower case; `*.example.com` stands for each host one label below.
+    pub hosts: Vec<String>,
+    /// What it demands and shows.
+    pub tls: ListenerTls,
+}
+
+/// `revocation` of a TLS policy: client certificates that their issuer has withdrawn (RFC 5280
+/// section 5).
+#[derive(Clone, Debug, Default)]
+pub struct Revocation {
+    /// Files of certificate revocation lists, PEM or DER. Without any, nothing is looked up.
+    pub crls: Vec<PathBuf>,
+    /// Only the client's own certificate is looked up, not those that its chain goes through.
+    pub leaf_only: bool,
+    /// A certificate whose issuer has no list here is taken.
+    pub unknown_allowed: bool,
+    /// A list past its `nextUpdate` still counts.
+    pub expired_allowed: bool,
 }
 
 /// A certificate chain with its key, both PEM.

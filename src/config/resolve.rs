@@ -7,6 +7,7 @@ mod routes;
 mod scope;
 mod security;
 mod tenants;
+mod tls;
 mod upstreams;
 
 use super::finding::Place;
@@ -75,6 +76,7 @@ pub(super) fn resolve(root: Section<'_>) -> Option<Config> {
         issuers: issuers.into_iter().map(|(issuer, _)| issuer).collect(),
         rules,
         dpop: security.proof,
+        nonce_keys: security.nonce_keys,
         telemetry,
     })
 }

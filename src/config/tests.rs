@@ -55,6 +55,17 @@ pub(crate) fn site() -> tempfile::TempDir {
     put("pki/open.key", key.serialize_pem().as_bytes());
     let open = std::fs::Permissions::from_mode(0o644);
     std::fs::set_permissions(site.path().join("pki/open.key"), open).unwrap();
+    put("pki/clients.crl", revocation_list(2100).as_bytes());
+    put("pki/old.crl", revocation_list(2021).as_bytes());
+    put("keys/nonce.key", &[7; 32]);
+    put("keys/hex.key", format!("{}\n", "0f".repeat(32)).as_bytes());
+    put("keys/short.key", &[7; 31]);
+    put("keys/open.key", &[7; 32]);
+    std::fs::set_permissions(
+        site.path().join("keys/open.key"),
+        std::fs::Permissions::from_mode(0o604),
+    )
+    .unwrap();
     put("pki/broken.pem", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
     put("pki/empty.pem", b"");
 
@@ -69,6 +80,22 @@ pub(crate) fn site() -> tempfile::TempDir {
     put("keys/jwks.json", jwks.as_bytes());
     put("keys/legacy-jwks.json", jwks.as_bytes());
     site
+}
+
+/// A list that revokes nothing, due for the next one in this year.
+fn revocation_list(next_update: i32) -> String {
+    let mut params = CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let issuer = rcgen::CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let list = rcgen::CertificateRevocationListParams {
+        this_update: rcgen::date_time_ymd(2020, 1, 1),
+        next_update: rcgen::date_time_ymd(next_update, 1, 1),
+        crl_number: rcgen::SerialNumber::from(1),
+        issuing_distribution_point: None,
+        revoked_certs: Vec::new(),
+        key_identifier_method: rcgen::KeyIdMethod::Sha256,
+    };
+    list.signed_by(&issuer).unwrap().pem().unwrap()
 }
 
 /// The findings of `text`, as they are printed.

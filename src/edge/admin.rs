@@ -1,8 +1,9 @@
 //! The admin listener: `/metrics`, `/healthz`, `/readyz`. Loopback, in clear, never on a public
 //! address.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use arc_swap::ArcSwap;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -13,6 +14,7 @@ use serde_json::{Value, json};
 use super::jwks::KeySets;
 use super::listener::Occupancy;
 use crate::gate::Gate;
+use crate::policy::time::UnixTime;
 use crate::telemetry::log::Log;
 use crate::telemetry::metrics::Metrics;
 
@@ -33,29 +35,72 @@ pub struct Parts {
     pub log: Log,
 }
 
+/// What the admin listener tells, one configuration after another.
+#[derive(Debug)]
+pub struct Told {
+    parts: ArcSwap<Parts>,
+    reloads: Mutex<Reloads>,
+}
+
+#[derive(Clone, Debug)]
+struct Reloads {
+    since: UnixTime,
+    error: Option<String>,
+}
+
+impl Told {
+    /// Of the configuration that came into force at `since`.
+    #[must_use]
+    pub fn new(parts: Parts, since: UnixTime) -> Self {
+        let reloads = Mutex::new(Reloads { since, error: None });
+        Self { parts: ArcSwap::from_pointee(parts), reloads }
+    }
+
+    /// Another configuration has come into force.
+    pub fn replace(&self, parts: Parts, since: UnixTime) {
+        self.parts.store(Arc::new(parts));
+        *self.reloads.lock().unwrap_or_else(PoisonError::into_inner) =
+            Reloads { since, error: None };
+    }
+
+    /// A reload has failed, so that the configuration before stays in force.
+    pub fn reload_failed(&self, error: String) {
+        self.parts.load().metrics.config_reloaded(false);
+        self.reloads.lock().unwrap_or_else(PoisonError::into_inner).error = Some(error);
+    }
+}
+
 /// Serves until the runtime ends.
 ///
 /// # Errors
 /// When the socket fails.
-pub async fn serve(socket: tokio::net::TcpListener, parts: Parts) -> std::io::Result<()> {
-    axum::serve(socket, router(Arc::new(parts))).await
+pub async fn serve(socket: tokio::net::TcpListener, told: Arc<Told>) -> std::io::Result<()> {
+    axum::serve(socket, router(told)).await
 }
 
-fn router(parts: Arc<Parts>) -> Router {
+fn router(told: Arc<Told>) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
-        .with_state(parts)
+        .with_state(told)
 }
 
-async fn metrics(State(parts): State<Arc<Parts>>) -> Response {
+async fn metrics(State(told): State<Arc<Told>>) -> Response {
+    let parts = told.parts.load();
     let text = parts.metrics.render(parts.gate.live_proofs(), parts.log.suppressed());
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 
-async fn ready(State(parts): State<Arc<Parts>>) -> Response {
-    let (ready, report) = report(&parts);
+async fn ready(State(told): State<Arc<Told>>) -> Response {
+    let (ready, mut report) = report(&told.parts.load());
+    // A reload that failed leaves the edge as able to serve as it was.
+    let reloads = told.reloads.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    if let Some(report) = report.as_object_mut() {
+        let (since, error) = (reloads.since.secs(), &reloads.error);
+        let told = json!({ "inForceSince": since, "lastReloadError": error });
+        report.insert("configuration".to_owned(), told);
+    }
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let content = [(header::CONTENT_TYPE, "application/json")];
     (status, content, format!("{report:#}\n")).into_response()

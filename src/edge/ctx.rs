@@ -24,6 +24,8 @@ pub struct Ctx {
     pub(super) decided: Duration,
     /// From `started` to the head of the upstream's answer.
     pub(super) answered: Option<Duration>,
+    /// The connection's certificate no longer counts.
+    pub(super) withdrawn: bool,
     pub(super) target: Option<Target>,
     pub(super) route: Option<usize>,
     pub(super) origin: Option<usize>,
@@ -48,6 +50,7 @@ impl Ctx {
             started: Instant::now(),
             decided: Duration::ZERO,
             answered: None,
+            withdrawn: false,
             target: None,
             route: None,
             origin: None,

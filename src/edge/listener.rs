@@ -10,8 +10,8 @@ use std::fmt;
 use std::future::Future as _;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -30,10 +30,13 @@ use pingora::protocols::{
 };
 use pingora::proxy::HttpProxy;
 use pingora::server::ShutdownWatch;
+use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use super::proxy::Edge;
+use super::trust::{Shown, Trust};
+use super::{hello, parts};
 use crate::policy::certificate::SenderCertificate;
 use crate::telemetry::metrics::{ConnectionLoss, Metrics};
 
@@ -46,6 +49,10 @@ const H2_PREFACE: usize = 24;
 pub struct Connection {
     /// The client's certificate, chain and possession verified in the handshake.
     pub certificate: Option<Arc<SenderCertificate>>,
+    /// Its chain, to be verified again when trust changes.
+    pub shown: Option<Shown>,
+    /// The name that the client asked for.
+    pub server_name: Option<String>,
     /// To be told when a head is complete and when an answer is.
     pub head: Arc<HeadClock>,
 }
@@ -83,8 +90,6 @@ impl HeadClock {
 /// What a front needs to know of its listener.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Its place in the configuration.
-    pub index: usize,
     /// Connections open at once.
     pub connections: usize,
     /// Time of a handshake.
@@ -114,31 +119,51 @@ impl Occupancy {
     }
 }
 
-/// Terminates TLS and hands the stream to pingora's proxy.
-pub struct TlsFront {
-    acceptor: ArcSwap<Acceptor>,
+/// What a listener serves with under one configuration.
+pub struct Serving {
+    /// One for each policy.
+    acceptors: Vec<Acceptor>,
+    trust: Arc<Trust>,
     proxy: Arc<HttpProxy<Edge>>,
     limits: Limits,
+}
+
+impl Serving {
+    /// From a listener's TLS and the proxy behind it.
+    #[must_use]
+    pub fn new(
+        configs: Vec<Arc<rustls::ServerConfig>>,
+        trust: Arc<Trust>,
+        proxy: HttpProxy<Edge>,
+        limits: Limits,
+    ) -> Self {
+        let acceptors = configs.into_iter().map(Acceptor::from_server_config).collect();
+        Self { acceptors, trust, proxy: Arc::new(proxy), limits }
+    }
+}
+
+impl fmt::Debug for Serving {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Serving").field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+/// Terminates TLS and hands the stream to pingora's proxy.
+pub struct TlsFront {
+    index: usize,
+    serving: Arc<ArcSwap<Serving>>,
+    /// Proxies of earlier configurations, for as long as connections of theirs live.
+    earlier: Mutex<Vec<Weak<HttpProxy<Edge>>>>,
     occupancy: Arc<Occupancy>,
     metrics: Arc<Metrics>,
 }
 
 impl TlsFront {
-    /// A front for one listener.
+    /// A front for the listener at `index`; what `serving` holds may be replaced.
     #[must_use]
-    pub fn new(
-        config: Arc<rustls::ServerConfig>,
-        proxy: HttpProxy<Edge>,
-        limits: Limits,
-        metrics: Arc<Metrics>,
-    ) -> Self {
-        Self {
-            acceptor: ArcSwap::from_pointee(Acceptor::from_server_config(config)),
-            proxy: Arc::new(proxy),
-            limits,
-            occupancy: Arc::default(),
-            metrics,
-        }
+    pub fn new(index: usize, serving: Arc<ArcSwap<Serving>>, metrics: Arc<Metrics>) -> Self {
+        let earlier = Mutex::default();
+        Self { index, serving, earlier, occupancy: Arc::default(), metrics }
     }
 
     /// How full the listener is.
@@ -148,27 +173,28 @@ impl TlsFront {
     }
 
     /// Takes a place, or none is free.
-    fn enter(&self) -> Option<Place<'_>> {
+    fn enter(&self, limit: usize) -> Option<Place<'_>> {
         let before = self.occupancy.live.fetch_add(1, Ordering::AcqRel);
-        self.metrics.connection_opened(self.limits.index);
+        self.metrics.connection_opened(self.index);
         let place = Place(self);
-        (before < self.limits.connections).then_some(place)
+        (before < limit).then_some(place)
     }
 
     fn lost(&self, reason: ConnectionLoss) {
-        self.metrics.connection_lost(self.limits.index, reason);
+        self.metrics.connection_lost(self.index, reason);
     }
 
-    async fn handshake(&self, stream: L4Stream) -> Option<(TlsStream<L4Stream>, Arc<HeadClock>)> {
-        let head = Arc::new(HeadClock::new(self.limits.head));
-        let callback = Handshake { head: Arc::clone(&head) };
-        let acceptor = self.acceptor.load_full();
-        let handshake = handshake_with_callback(&acceptor, stream, &callback);
-        match tokio::time::timeout(self.limits.handshake, handshake).await {
+    async fn handshake(
+        &self,
+        serving: &Serving,
+        stream: L4Stream,
+    ) -> Option<(TlsStream<L4Stream>, Arc<HeadClock>)> {
+        let head = Arc::new(HeadClock::new(serving.limits.head));
+        match tokio::time::timeout(serving.limits.handshake, shake(serving, stream, &head)).await {
             Ok(Ok(stream)) => return Some((stream, head)),
             Ok(Err(error)) => {
                 self.lost(ConnectionLoss::Handshake);
-                tracing::debug!(%error, "handshake failed");
+                tracing::debug!(error, "handshake failed");
             }
             Err(_) => {
                 self.lost(ConnectionLoss::HandshakeTimeout);
@@ -176,6 +202,39 @@ impl TlsFront {
             }
         }
         None
+    }
+
+    /// Keeps hold of a proxy, so that a drain ends its idle connections too.
+    fn remember(&self, proxy: &Arc<HttpProxy<Edge>>) {
+        let mut earlier = self.earlier.lock().unwrap_or_else(PoisonError::into_inner);
+        if !earlier.iter().any(|known| std::ptr::eq(known.as_ptr(), Arc::as_ptr(proxy))) {
+            earlier.retain(|known| known.strong_count() > 0);
+            earlier.push(Arc::downgrade(proxy));
+        }
+    }
+}
+
+/// The handshake of the policy that the client's SNI chooses.
+async fn shake(
+    serving: &Serving,
+    mut stream: L4Stream,
+    head: &Arc<HeadClock>,
+) -> Result<TlsStream<L4Stream>, String> {
+    let mut policy = 0;
+    if serving.trust.has_policies() {
+        let name = hello::server_name(&mut stream).await.map_err(|error| error.to_string())?;
+        policy = serving.trust.policy(name.as_deref());
+    }
+    let acceptor = serving.acceptors.get(policy).ok_or("no policy")?;
+    let callback = Handshake { head: Arc::clone(head), generation: serving.trust.generation() };
+    let stream = handshake_with_callback(acceptor, stream, &callback).await;
+    let stream = stream.map_err(|error| error.to_string())?;
+    // What chose the policy and what the handshake then read are the same bytes.
+    let agreed = stream.get_ssl().and_then(TlsRef::server_name);
+    if serving.trust.policy(agreed) == policy {
+        Ok(stream)
+    } else {
+        Err("the handshake has another name than its ClientHello".to_owned())
     }
 }
 
@@ -185,7 +244,7 @@ struct Place<'a>(&'a TlsFront);
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.0.occupancy.live.fetch_sub(1, Ordering::AcqRel);
-        self.0.metrics.connection_closed(self.0.limits.index);
+        self.0.metrics.connection_closed(self.0.index);
     }
 }
 
@@ -196,15 +255,17 @@ impl ServerApp for TlsFront {
         stream: Stream,
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
-        let Some(_place) = self.enter() else {
+        let serving = self.serving.load_full();
+        let Some(_place) = self.enter(serving.limits.connections) else {
             self.lost(ConnectionLoss::Full);
             return None;
         };
         let stream = stream.into_any().downcast::<L4Stream>().ok()?;
-        let (stream, head) = self.handshake(*stream).await?;
+        let (stream, head) = self.handshake(&serving, *stream).await?;
         let guarded = Guarded::new(stream, head);
         let timed_out = Arc::clone(&guarded.timed_out);
-        self.proxy.process_new(Box::new(guarded), shutdown).await;
+        self.remember(&serving.proxy);
+        serving.proxy.process_new(Box::new(guarded), shutdown).await;
         if timed_out.load(Ordering::Acquire) {
             self.lost(ConnectionLoss::HeadTimeout);
         }
@@ -213,13 +274,20 @@ impl ServerApp for TlsFront {
 
     async fn cleanup(&self) {
         self.occupancy.closed.store(true, Ordering::Release);
-        ServerApp::cleanup(&*self.proxy).await;
+        let proxies: Vec<_> = {
+            let earlier = self.earlier.lock().unwrap_or_else(PoisonError::into_inner);
+            earlier.iter().filter_map(Weak::upgrade).collect()
+        };
+        for proxy in proxies {
+            ServerApp::cleanup(&*proxy).await;
+        }
     }
 }
 
 /// Remembers the client's certificate once the handshake is complete.
 struct Handshake {
     head: Arc<HeadClock>,
+    generation: u64,
 }
 
 #[async_trait]
@@ -228,11 +296,22 @@ impl TlsAccept for Handshake {
         &self,
         tls: &TlsRef,
     ) -> Option<Arc<dyn Any + Send + Sync>> {
-        let chain = tls.peer_cert_chain_der().unwrap_or_default();
+        let chain: Vec<_> = tls
+            .peer_cert_chain_der()
+            .unwrap_or_default()
+            .iter()
+            .map(|certificate| CertificateDer::from(certificate.to_vec()))
+            .collect();
         // A leaf that webpki took and we cannot read counts as none: what is bound to it is refused.
         let leaf = chain.first().map(|leaf| leaf.to_vec());
         let certificate = leaf.and_then(SenderCertificate::new).map(Arc::new);
-        Some(Arc::new(Connection { certificate, head: Arc::clone(&self.head) }))
+        let shown = (!chain.is_empty()).then(|| Shown::new(chain, self.generation, parts::now()));
+        Some(Arc::new(Connection {
+            certificate,
+            shown,
+            server_name: tls.server_name().map(str::to_owned),
+            head: Arc::clone(&self.head),
+        }))
     }
 }
 

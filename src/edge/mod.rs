@@ -6,6 +6,7 @@
 pub mod admin;
 mod ctx;
 pub mod headers;
+mod hello;
 pub mod jwks;
 pub mod listener;
 pub mod parts;
@@ -14,5 +15,6 @@ pub mod record;
 pub mod respond;
 pub mod route;
 pub mod tls;
+pub mod trust;
 pub mod upstream;
 pub mod view;

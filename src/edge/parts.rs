@@ -13,13 +13,16 @@ use super::headers::Onward;
 use super::jwks::KeySets;
 use super::respond::{self, Answer, Asked};
 use super::route::{Miss, RouteTable};
+use super::trust::{Standing, Trust};
 use super::upstream::Servers;
 use super::view::{self, Target};
 use super::{record, record::Told};
 use crate::config::{Config, Limits, Listener, Route, Upstream};
 use crate::gate::{Admitted, Decision, Gate};
 use crate::policy::denial::Denial;
+use crate::policy::request::RequestView;
 use crate::policy::rule::{Role, TenantId};
+use crate::policy::target::split_authority;
 use crate::policy::time::UnixTime;
 use crate::telemetry::log::Log;
 use crate::telemetry::metrics::{Metrics, Stage};
@@ -32,6 +35,7 @@ pub struct Parts {
     metrics: Arc<Metrics>,
     log: Log,
     pub(super) listeners: Vec<Listener>,
+    trust: Vec<Arc<Trust>>,
     table: RouteTable,
     routes: Vec<Route>,
     upstreams: Vec<(Upstream, Servers)>,
@@ -46,6 +50,7 @@ impl Parts {
     #[must_use]
     pub fn new(
         config: &Config,
+        trust: Vec<Arc<Trust>>,
         gate: Arc<Gate>,
         keys: Arc<KeySets>,
         metrics: Arc<Metrics>,
@@ -60,6 +65,7 @@ impl Parts {
             metrics,
             log,
             listeners: config.edge.listeners.clone(),
+            trust,
             table: RouteTable::new(&config.routes),
             routes: config.routes.clone(),
             upstreams: config.upstreams.iter().enumerate().map(servers).collect(),
@@ -68,6 +74,12 @@ impl Parts {
             nonces: config.dpop.nonce_ttl.is_some(),
             ok_sample: config.telemetry.ok_sample,
         }
+    }
+
+    /// The metrics that requests are counted in.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     pub(super) fn route(&self, ctx: &Ctx) -> Option<&Route> {
@@ -83,7 +95,11 @@ impl Parts {
     }
 
     /// Limits, target, route, gate. What is found on the way stays in `ctx`.
-    pub(super) async fn decide(&self, session: &Session, ctx: &mut Ctx) -> Result<Admitted, Denial> {
+    pub(super) async fn decide(
+        &self,
+        session: &Session,
+        ctx: &mut Ctx,
+    ) -> Result<Admitted, Denial> {
         let request = session.req_header();
         if view::head_bytes(request) > self.limits.head_bytes
             || request.headers.len() > self.limits.head_fields
@@ -91,17 +107,38 @@ impl Parts {
             return Err(Denial::HeadTooLarge);
         }
         let target = Target::of(request)?;
+        self.stand(session, &target, ctx)?;
         let route = self.find(&target, request.method.as_str(), ctx)?;
         if target.ambiguous && !route.ambiguous_paths {
             return Err(Denial::PathInvalid);
         }
-        let decision = self.admit(session, &target, route, ctx.origin).await;
+        let view = view::request(session, &target, ctx.withdrawn);
+        let decision = self.admit(&view, route, ctx.origin).await;
         ctx.target = Some(target);
         if decision.facts.wants_nonce {
             ctx.nonce = ctx.origin.and_then(|origin| self.nonce(origin));
         }
         ctx.facts = Some(decision.facts);
         decision.verdict
+    }
+
+    /// Holds the connection against the trust in force.
+    fn stand(&self, session: &Session, target: &Target, ctx: &mut Ctx) -> Result<(), Denial> {
+        let (Some(connection), Some(trust)) =
+            (view::connection(session), self.trust.get(ctx.listener))
+        else {
+            return Ok(());
+        };
+        let (host, _) = split_authority(&target.authority).ok_or(Denial::HostInvalid)?;
+        let (name, shown) = (connection.server_name.as_deref(), connection.shown.as_ref());
+        match trust.standing(name, shown, &host, now()) {
+            Standing::Good => Ok(()),
+            Standing::Withdrawn => {
+                ctx.withdrawn = true;
+                Ok(())
+            }
+            Standing::Misdirected => Err(Denial::Misdirected),
+        }
     }
 
     fn find(&self, target: &Target, method: &str, ctx: &mut Ctx) -> Result<&Route, Denial> {
@@ -123,18 +160,16 @@ impl Parts {
     /// Asks the gate; once more after a fetch when it lacks the token's key.
     async fn admit(
         &self,
-        session: &Session,
-        target: &Target,
+        view: &RequestView<'_>,
         route: &Route,
         origin: Option<usize>,
     ) -> Decision {
-        let view = view::request(session, target);
-        let decision = self.gate.admit(&view, &route.rule, origin, now()).await;
+        let decision = self.gate.admit(view, &route.rule, origin, now()).await;
         if decision.verdict.as_ref().err() == Some(&Denial::TokenKeyUnknown)
             && let Some(issuer) = decision.facts.issuer
             && self.keys.refresh(issuer).await
         {
-            return self.gate.admit(&view, &route.rule, origin, now()).await;
+            return self.gate.admit(view, &route.rule, origin, now()).await;
         }
         decision
     }
@@ -206,7 +241,7 @@ impl Parts {
     ) -> Option<Onward<'a>> {
         let admitted = ctx.admitted.as_ref()?;
         let (upstream, _) = self.upstream(ctx)?;
-        let certificate = view::certificate(session).map(Arc::as_ref);
+        let certificate = view::certificate(session, ctx.withdrawn).map(Arc::as_ref);
         Some(Onward {
             received: &session.req_header().headers,
             admitted,
@@ -221,7 +256,8 @@ impl Parts {
         })
     }
 }
-fn now() -> UnixTime {
+/// The time.
+pub(super) fn now() -> UnixTime {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     UnixTime::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }

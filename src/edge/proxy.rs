@@ -31,6 +31,7 @@ use super::parts::Parts;
 use super::respond::{self, Answer, ErrorCode};
 use super::upstream::{self, Servers};
 use super::view::{self, Target};
+use crate::policy::denial::Denial;
 
 /// pingora's proxy logic for one listener. Each request keeps the parts that were in force when it
 /// came.
@@ -86,6 +87,10 @@ impl ProxyHttp for Edge {
             }
             Err(denial) => {
                 ctx.refused = Some(denial);
+                if ctx.withdrawn || denial == Denial::Misdirected {
+                    // What the client needs is another connection.
+                    session.set_keepalive(None);
+                }
                 let answer = parts.refusal(ctx, denial);
                 respond::send(session, &answer, &ctx.id).await?;
                 Ok(true)

@@ -1,12 +1,12 @@
-//! A listener's rustls configuration: certificates by SNI, client certificates, versions, ALPN.
+//! A listener's rustls configurations: policies and certificates by SNI, client certificates, their
+//! revocation, versions, ALPN.
 //!
-//! The configuration is built anew as a whole, so that its session storage starts empty: rustls
+//! Each configuration is built anew as a whole, so that its session storage starts empty: rustls
 //! does not run the certificate verifier on resumption, and a kept storage would let a client back
 //! in whose certificate is no longer accepted. Early data is never accepted.
 
 #![expect(clippy::disallowed_methods, reason = "certificates and keys are read from files")]
 
-use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,7 +22,9 @@ use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
+use super::trust::{ByName, PolicyTrust, Trust};
 use crate::config::{CertificateFiles, ClientCertificates, ListenerTls};
+use crate::policy::certificate;
 use crate::policy::time::UnixTime;
 
 /// Sessions that a listener remembers for resumption.
@@ -66,47 +68,74 @@ pub enum TlsError {
     Config(#[from] rustls::Error),
 }
 
-/// A server configuration and what is worth telling about it.
+/// What a listener is built from.
 #[derive(Debug)]
 pub struct ServerTls {
-    /// For the acceptor.
-    pub config: Arc<ServerConfig>,
-    /// When each certificate ends, by file.
+    /// For the acceptors: the first serves everyone whose SNI no other policy names.
+    pub configs: Vec<Arc<ServerConfig>>,
+    /// For the connections that are open already.
+    pub trust: Arc<Trust>,
+    /// When each certificate and revocation list ends, by file.
     pub expiry: Vec<(PathBuf, UnixTime)>,
 }
 
-/// Builds a listener's configuration.
+/// Builds a listener's configurations, one for each policy. Each has a session storage of its own, so
+/// that no session of one is resumed under another.
 ///
 /// # Errors
 /// When a file cannot be read or does not hold what it should.
-pub fn server(tls: &ListenerTls, provider: &Arc<CryptoProvider>) -> Result<ServerTls, TlsError> {
-    let mut names = Names::default();
-    let mut expiry = Vec::new();
+pub fn server(
+    tls: &ListenerTls,
+    provider: &Arc<CryptoProvider>,
+    generation: u64,
+) -> Result<ServerTls, TlsError> {
+    let (mut configs, mut policies, mut expiry) = (Vec::new(), Vec::new(), Vec::new());
+    let mut names = ByName::default();
+    let all = tls.policies.iter().map(|policy| (policy.hosts.as_slice(), &policy.tls));
+    for (index, (hosts, tls)) in std::iter::once((&[][..], tls)).chain(all).enumerate() {
+        let verifier = client_verifier(tls, provider, &mut expiry)?;
+        configs.push(server_config(tls, provider, verifier.clone(), &mut expiry)?);
+        let required = tls.client_certificates == ClientCertificates::Require;
+        policies.push(PolicyTrust { verifier, required });
+        names.add(hosts, &index);
+    }
+    Ok(ServerTls { configs, trust: Arc::new(Trust::new(generation, policies, names)), expiry })
+}
+
+fn server_config(
+    tls: &ListenerTls,
+    provider: &Arc<CryptoProvider>,
+    verifier: Option<Arc<dyn ClientCertVerifier>>,
+    expiry: &mut Vec<(PathBuf, UnixTime)>,
+) -> Result<Arc<ServerConfig>, TlsError> {
+    let mut certificates = Certificates::default();
     for files in &tls.certificates {
         let loaded = load(files, provider)?;
         expiry.push((files.certificate.clone(), loaded.not_after));
-        names.add(&loaded.names, loaded.key);
+        certificates.0.add(&loaded.names, &loaded.key);
+        certificates.1.get_or_insert(loaded.key);
     }
     let versions = if tls.tls12 { BOTH_VERSIONS } else { ONLY_TLS13 };
     let builder = ServerConfig::builder_with_provider(Arc::clone(provider))
         .with_protocol_versions(versions)?;
-    let builder = match client_verifier(tls, provider)? {
+    let builder = match verifier {
         Some(verifier) => builder.with_client_cert_verifier(verifier),
         None => builder.with_no_client_auth(),
     };
-    let mut config = builder.with_cert_resolver(Arc::new(names));
+    let mut config = builder.with_cert_resolver(Arc::new(certificates));
     config.session_storage = ServerSessionMemoryCache::new(SESSIONS);
     config.alpn_protocols = if tls.h2 {
         vec![b"h2".to_vec(), b"http/1.1".to_vec()]
     } else {
         vec![b"http/1.1".to_vec()]
     };
-    Ok(ServerTls { config: Arc::new(config), expiry })
+    Ok(Arc::new(config))
 }
 
 fn client_verifier(
     tls: &ListenerTls,
     provider: &Arc<CryptoProvider>,
+    expiry: &mut Vec<(PathBuf, UnixTime)>,
 ) -> Result<Option<Arc<dyn ClientCertVerifier>>, TlsError> {
     let required = match tls.client_certificates {
         ClientCertificates::Off => return Ok(None),
@@ -122,7 +151,22 @@ fn client_verifier(
         }
     }
     let builder = WebPkiClientVerifier::builder_with_provider(roots.into(), Arc::clone(provider));
-    let builder = if required { builder } else { builder.allow_unauthenticated() };
+    let mut builder = if required { builder } else { builder.allow_unauthenticated() };
+    for path in &tls.revocation.crls {
+        let lists = certificate::revocation_lists(&read(path)?)
+            .map_err(|reason| TlsError::Pem { path: path.clone(), reason })?;
+        expiry.extend(lists.iter().filter_map(|list| Some((path.clone(), list.next_update?))));
+        builder = builder.with_crls(lists.into_iter().map(|list| list.der));
+    }
+    if tls.revocation.leaf_only {
+        builder = builder.only_check_end_entity_revocation();
+    }
+    if tls.revocation.unknown_allowed {
+        builder = builder.allow_unknown_revocation_status();
+    }
+    if !tls.revocation.expired_allowed {
+        builder = builder.enforce_revocation_expiration();
+    }
     builder.build().map(Some).map_err(|error| TlsError::Authorities(error.to_string()))
 }
 
@@ -178,46 +222,23 @@ fn facts(der: &[u8]) -> Option<(Vec<String>, UnixTime)> {
     Some((dns.collect(), UnixTime::from_secs(certificate.validity().not_after.timestamp())))
 }
 
-/// Certificates by name. An exact name wins over a wildcard, an earlier certificate over a later
-/// one, and the first serves whoever names none of them.
+/// Certificates by name; the first serves whoever names none of them.
 #[derive(Default)]
-struct Names {
-    exact: HashMap<String, Arc<CertifiedKey>>,
-    /// By what follows `*.`: one label stands for the star (RFC 9525 section 6.3).
-    wildcard: HashMap<String, Arc<CertifiedKey>>,
-    first: Option<Arc<CertifiedKey>>,
-}
+struct Certificates(ByName<Arc<CertifiedKey>>, Option<Arc<CertifiedKey>>);
 
-impl Names {
-    fn add(&mut self, names: &[String], key: Arc<CertifiedKey>) {
-        for name in names {
-            let (map, name) = match name.strip_prefix("*.") {
-                Some(parent) => (&mut self.wildcard, parent),
-                None => (&mut self.exact, name.as_str()),
-            };
-            map.entry(name.to_owned()).or_insert_with(|| Arc::clone(&key));
-        }
-        self.first.get_or_insert(key);
-    }
-
+impl Certificates {
     fn find(&self, sni: Option<&str>) -> Option<&Arc<CertifiedKey>> {
-        let Some(sni) = sni else { return self.first.as_ref() };
-        let name = sni.trim_end_matches('.').to_ascii_lowercase();
-        let parent = name.split_once('.').map(|(_, parent)| parent);
-        self.exact
-            .get(&name)
-            .or_else(|| parent.and_then(|parent| self.wildcard.get(parent)))
-            .or(self.first.as_ref())
+        sni.and_then(|sni| self.0.find(sni)).or(self.1.as_ref())
     }
 }
 
-impl fmt::Debug for Names {
+impl fmt::Debug for Certificates {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.exact.keys()).entries(self.wildcard.keys()).finish()
+        f.write_str("Certificates")
     }
 }
 
-impl ResolvesServerCert for Names {
+impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         self.find(hello.server_name()).map(Arc::clone)
     }
@@ -228,6 +249,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::config::Revocation;
 
     fn provider() -> Arc<CryptoProvider> {
         Arc::new(rustls::crypto::aws_lc_rs::default_provider())
@@ -251,20 +273,23 @@ mod tests {
             tls12: true,
             h2: true,
             handshake_timeout: Duration::from_secs(5),
+            revocation: Revocation::default(),
+            policies: Vec::new(),
         }
     }
 
     #[test]
     fn sni_chooses() {
         let directory = tempfile::tempdir().unwrap();
-        let mut names = Names::default();
+        let mut certificates = Certificates::default();
         let mut keys = Vec::new();
         for (stem, sans) in [
             ("one", vec!["one.example", "*.wild.example"]),
             ("two", vec!["Two.Example", "named.wild.example", "one.example"]),
         ] {
             let loaded = load(&files(directory.path(), stem, &sans), &provider()).unwrap();
-            names.add(&loaded.names, Arc::clone(&loaded.key));
+            certificates.0.add(&loaded.names, &loaded.key);
+            certificates.1.get_or_insert(Arc::clone(&loaded.key));
             keys.push(loaded.key);
         }
         for (sni, expect) in [
@@ -278,12 +303,12 @@ mod tests {
             (Some("unknown.example"), 0),
             (None, 0),
         ] {
-            let found = names.find(sni).unwrap();
+            let found = certificates.find(sni).unwrap();
             assert!(Arc::ptr_eq(found, &keys[expect]), "{sni:?}");
         }
         // The wildcard itself, apart from the default.
-        assert!(names.wildcard.contains_key("wild.example"));
-        assert_eq!(names.exact.len(), 3);
+        assert!(certificates.0.find("a.wild.example").is_some());
+        assert!(certificates.0.find("a.b.wild.example").is_none());
     }
 
     #[test]
@@ -296,7 +321,7 @@ mod tests {
         let with = |certificate: &Path, key: &Path| {
             let files =
                 CertificateFiles { certificate: certificate.to_owned(), key: key.to_owned() };
-            server(&tls(vec![files]), &provider()).map(drop).map_err(|error| error.to_string())
+            server(&tls(vec![files]), &provider(), 1).map(drop).map_err(|error| error.to_string())
         };
         assert_eq!(with(&one.certificate, &one.key), Ok(()));
         for (certificate, key, expect) in [
@@ -314,11 +339,11 @@ mod tests {
     fn early_data_is_off_and_alpn_as_configured() {
         let directory = tempfile::tempdir().unwrap();
         let mut settings = tls(vec![files(directory.path(), "one", &["one.example"])]);
-        let built = server(&settings, &provider()).unwrap();
-        assert_eq!(built.config.max_early_data_size, 0);
-        assert_eq!(built.config.alpn_protocols, [b"h2".to_vec(), b"http/1.1".to_vec()]);
+        let built = server(&settings, &provider(), 1).unwrap();
+        assert_eq!(built.configs[0].max_early_data_size, 0);
+        assert_eq!(built.configs[0].alpn_protocols, [b"h2".to_vec(), b"http/1.1".to_vec()]);
         settings.h2 = false;
-        let built = server(&settings, &provider()).unwrap();
-        assert_eq!(built.config.alpn_protocols, [b"http/1.1".to_vec()]);
+        let built = server(&settings, &provider(), 1).unwrap();
+        assert_eq!(built.configs[0].alpn_protocols, [b"http/1.1".to_vec()]);
     }
 }

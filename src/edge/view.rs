@@ -91,10 +91,10 @@ pub fn connection(session: &Session) -> Option<&Connection> {
     session.digest()?.ssl_digest.as_ref()?.extension.get::<Connection>()
 }
 
-/// The client certificate of the connection.
+/// The client certificate of the connection, unless it is `withdrawn`.
 #[must_use]
-pub fn certificate(session: &Session) -> Option<&Arc<SenderCertificate>> {
-    connection(session)?.certificate.as_ref()
+pub fn certificate(session: &Session, withdrawn: bool) -> Option<&Arc<SenderCertificate>> {
+    connection(session)?.certificate.as_ref().filter(|_| !withdrawn)
 }
 
 /// The address of the socket's other end.
@@ -103,12 +103,13 @@ pub fn peer(session: &Session) -> Option<IpAddr> {
     session.client_addr()?.as_inet().map(std::net::SocketAddr::ip)
 }
 
-/// The request as the decisions see it.
+/// The request as the decisions see it, on a connection whose certificate may be `withdrawn`.
 #[must_use]
-pub fn request<'a>(session: &'a Session, target: &'a Target) -> RequestView<'a> {
+pub fn request<'a>(session: &'a Session, target: &'a Target, withdrawn: bool) -> RequestView<'a> {
     let sender = match connection(session) {
         None => Sender::NoContext,
         Some(connection) => match &connection.certificate {
+            Some(_) if withdrawn => Sender::NoCertificate,
             None => Sender::NoCertificate,
             Some(certificate) => Sender::Certificate(certificate),
         },

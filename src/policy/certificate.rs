@@ -1,6 +1,8 @@
-//! Client certificates: thumbprint and validity.
+//! Client certificates: thumbprint and validity, and the lists of those that were withdrawn.
 
-use x509_parser::prelude::{FromDer as _, X509Certificate};
+use rustls::pki_types::CertificateRevocationListDer;
+use rustls::pki_types::pem::PemObject as _;
+use x509_parser::prelude::{CertificateRevocationList, FromDer as _, X509Certificate};
 
 use super::digest::{Sha256, X5tS256};
 use super::time::UnixTime;
@@ -44,5 +46,46 @@ impl SenderCertificate {
     #[must_use]
     pub fn not_after(&self) -> UnixTime {
         self.not_after
+    }
+}
+
+/// A certificate revocation list (RFC 5280 section 5), not verified yet: whoever uses it verifies
+/// its issuer's signature.
+#[derive(Clone, Debug)]
+pub struct RevocationList {
+    /// The whole list.
+    pub der: CertificateRevocationListDer<'static>,
+    /// When the next one is due.
+    pub next_update: Option<UnixTime>,
+}
+
+/// Reads a file of lists: PEM blocks, or one list in DER.
+///
+/// # Errors
+/// What is wrong, when something in it is no list, or one of a kind that cannot be looked up
+/// (indirect and delta lists), or there is none.
+pub fn revocation_lists(content: &[u8]) -> Result<Vec<RevocationList>, String> {
+    const SEQUENCE: u8 = 0x30;
+    let lists = if content.first() == Some(&SEQUENCE) {
+        vec![CertificateRevocationListDer::from(content.to_vec())]
+    } else {
+        let blocks = CertificateRevocationListDer::pem_slice_iter(content);
+        blocks.collect::<Result<Vec<_>, _>>().map_err(|_| "not valid PEM".to_owned())?
+    };
+    let read = |der: CertificateRevocationListDer<'static>| {
+        webpki::OwnedCertRevocationList::from_der(&der).map_err(|error| error.to_string())?;
+        let malformed = || "not one certificate revocation list".to_owned();
+        let (rest, list) = CertificateRevocationList::from_der(&der).map_err(|_| malformed())?;
+        if !rest.is_empty() {
+            return Err(malformed());
+        }
+        let next_update = list.next_update().map(|end| UnixTime::from_secs(end.timestamp()));
+        Ok(RevocationList { next_update, der: der.clone() })
+    };
+    let lists: Vec<_> = lists.into_iter().map(read).collect::<Result<_, _>>()?;
+    if lists.is_empty() {
+        Err("no certificate revocation list in it".to_owned())
+    } else {
+        Ok(lists)
     }
 }

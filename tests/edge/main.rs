@@ -21,7 +21,11 @@ mod headers;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]
+mod policies;
+#[cfg(test)]
 mod proof;
+#[cfg(test)]
+mod reload;
 #[cfg(test)]
 mod replay;
 #[cfg(test)]

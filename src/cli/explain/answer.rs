@@ -34,6 +34,9 @@ pub(super) struct Refused {
 pub(super) struct ListenerShown {
     pub(super) name: String,
     pub(super) address: String,
+    /// The TLS policy that the host chooses; absent where it is the listener's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) policy: Option<String>,
     pub(super) client_certificates: &'static str,
 }
 

@@ -53,6 +53,19 @@ fn ask(config: &str, question: &str, json: bool) -> (u8, String) {
     (status, out.replace(&path.display().to_string(), "authority.yaml"))
 }
 
+#[test]
+fn a_host_with_a_tls_policy() {
+    let policy = "        policies: [{name: strict, hosts: ['*.example'], clientCertificates: require, \
+                  clientAuthorities: [pki/clients-ca.pem], certificates: [{certificate: pki/edge.pem, \
+                  key: pki/edge.key}]}]\nupstreams:";
+    let config = SMALL.replacen("upstreams:", policy, 1);
+    let config = config.replace("localhost:8443", "api.example:8443");
+    let (_, text) = ask(&config, "GET https://api.example:8443/orders/1", false);
+    let line =
+        "listener   public (127.0.0.1:8443, TLS policy strict, client certificates: require)";
+    assert!(text.contains(line), "{text}");
+}
+
 /// A question and its answer a block.
 const ANSWERS: &str = include_str!("answers.txt");
 

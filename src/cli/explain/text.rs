@@ -10,7 +10,9 @@ pub(super) fn write(out: &mut impl Write, shown: &Explanation, file: &str) -> io
     for listener in &shown.listeners {
         let (name, address) = (&listener.name, &listener.address);
         let asked = listener.client_certificates;
-        writeln!(out, "listener   {name} ({address}, client certificates: {asked})")?;
+        let policy = listener.policy.iter().map(|policy| format!("TLS policy {policy}, "));
+        let policy: String = policy.collect();
+        writeln!(out, "listener   {name} ({address}, {policy}client certificates: {asked})")?;
     }
     if let Some(route) = &shown.route {
         let unbound = if route.allow_unbound { ", unbound tokens pass" } else { "" };

@@ -59,7 +59,10 @@ fn asks_for_certificates(all: &Demands<'_, '_>) -> Option<bool> {
         ClientCertificates::Request | ClientCertificates::Require => true,
     };
     let mut listeners = all.edge?.listeners.iter();
-    Some(listeners.any(|listener| asks(listener.tls.client_certificates)))
+    Some(listeners.any(|listener| {
+        let policies = listener.tls.policies.iter().map(|policy| &policy.tls);
+        std::iter::once(&listener.tls).chain(policies).any(|tls| asks(tls.client_certificates))
+    }))
 }
 
 /// Warns of values without effect, and of those that weaken.

@@ -1,26 +1,12 @@
 //! `edge`: listeners, admin, limits.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
 
-use crate::config::files;
-use crate::config::item::{Text, Words};
+use crate::config::item::Text;
 use crate::config::section::Section;
-use crate::config::{ClientCertificates, Edge, Limits, Listener, ListenerTls};
+use crate::config::{Edge, Limits, Listener};
 
-use super::{Names, own_name};
-
-const CLIENT_CERTIFICATES: Words<ClientCertificates> = &[
-    ("off", ClientCertificates::Off),
-    ("request", ClientCertificates::Request),
-    ("require", ClientCertificates::Require),
-];
-
-/// Whether TLS 1.2 is offered.
-const MIN_VERSIONS: Words<bool> = &[("1.2", true), ("1.3", false)];
-
-/// Whether a protocol is `h2`.
-const ALPN: Words<bool> = &[("h2", true), ("http/1.1", false)];
+use super::{Names, own_name, tls};
 
 const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9901);
 
@@ -56,7 +42,7 @@ fn listener(section: &Section<'_>, names: &mut Names, addresses: &mut Names) -> 
     }
     Some(Listener {
         name,
-        tls: tls(&section.section("tls"), section.has("tls")),
+        tls: tls::listener(&section.section("tls"), section.has("tls")),
         max_connections: section.size("maxConnections", 10_000, 1..=1_000_000),
         head_timeout: section.duration("headTimeout", "15s", ["1s", "5m"]),
         keepalive_timeout: section.duration("keepaliveTimeout", "60s", ["1s", "1h"]),
@@ -78,54 +64,6 @@ fn address(text: &Text<'_>, addresses: &mut Names) -> Option<SocketAddr> {
         text.error(format!("`{}` is taken on line {}", text.written, taken.line));
     }
     Some(address)
-}
-
-fn tls(section: &Section<'_>, given: bool) -> ListenerTls {
-    if given && section.lacks("certificates") {
-        section.error("certificates", "at least one `certificate` with its `key` is needed");
-    }
-    let certificates = section.list("certificates", 64).unwrap_or_default().into_iter();
-    let certificates = certificates.filter_map(|item| files::certificate_files(&item.section()));
-    let certificates = certificates.collect();
-
-    let (client_certificates, client_authorities) = client_certificates(section);
-    ListenerTls {
-        certificates,
-        client_certificates,
-        client_authorities,
-        tls12: section.word("minVersion", MIN_VERSIONS).unwrap_or(true),
-        h2: alpn(section),
-        handshake_timeout: section.duration("handshakeTimeout", "10s", ["100ms", "1m"]),
-    }
-}
-
-fn client_certificates(section: &Section<'_>) -> (ClientCertificates, Vec<PathBuf>) {
-    let default = (!section.has("clientCertificates")).then_some(ClientCertificates::Off);
-    let asked = section.word("clientCertificates", CLIENT_CERTIFICATES).or(default);
-    let lacks = section.lacks("clientAuthorities");
-    match asked {
-        Some(ClientCertificates::Off) if !lacks => {
-            section.warn("clientAuthorities", "has no effect: `clientCertificates` is `off`");
-        }
-        Some(ClientCertificates::Request | ClientCertificates::Require) if lacks => {
-            let message =
-                "is required: a client certificate is good only from an authority named here";
-            section.error("clientAuthorities", message);
-        }
-        Some(_) | None => {}
-    }
-    let authorities = section.texts("clientAuthorities", 64).unwrap_or_default();
-    (asked.unwrap_or(ClientCertificates::Off), files::authorities(authorities))
-}
-
-/// Whether `h2` is offered beside `http/1.1`, which always is.
-fn alpn(section: &Section<'_>) -> bool {
-    let Some(item) = section.item("alpn") else { return true };
-    let offered: Vec<_> = item.list(2).iter().filter_map(|item| item.word(ALPN)).collect();
-    if !offered.contains(&false) {
-        section.error("alpn", "`http/1.1` must be in it: clients without ALPN speak it");
-    }
-    offered.contains(&true)
 }
 
 fn admin(section: &Section<'_>, addresses: &mut Names) -> SocketAddr {

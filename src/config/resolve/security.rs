@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::config::item::{Text, Words};
 use crate::config::section::Section;
 use crate::config::value::show_duration;
+use crate::config::{Secret, files};
 use crate::policy::jose::{Algorithm, AlgorithmSet};
 use crate::policy::proof::ProofRules;
 use crate::policy::rule::{Demand, Mode, Requirement};
@@ -33,6 +34,8 @@ pub(super) struct Security<'a> {
     pub(super) nonce_audiences: Vec<String>,
     /// `dpop`.
     pub(super) proof: ProofRules,
+    /// `dpop.nonce.keyFiles`.
+    pub(super) nonce_keys: Vec<Secret>,
     /// `mtls`, for findings.
     pub(super) mtls: Section<'a>,
 }
@@ -77,6 +80,7 @@ pub(super) fn resolve<'a>(root: &Section<'a>) -> Security<'a> {
         certificate_audiences,
         nonce_audiences: nonce_audiences(&nonce, nonces),
         proof: proof(&dpop, &nonce, nonces),
+        nonce_keys: nonce_keys(&nonce, nonces),
         mtls,
     }
 }
@@ -98,6 +102,22 @@ fn nonce_audiences(nonce: &Section<'_>, nonces: bool) -> Vec<String> {
         );
     }
     audiences
+}
+
+/// Keys of nonces by file, the first for new ones.
+fn nonce_keys(nonce: &Section<'_>, nonces: bool) -> Vec<Secret> {
+    let texts = nonce.texts("keyFiles", 8).unwrap_or_default();
+    if nonce.flag("sharedKeys") == Some(true) {
+        let message = "`true` needs a replay store that the edges share; with `replay.store: memory` a \
+                       proof could be used once at each edge";
+        nonce.error("sharedKeys", message);
+    }
+    if nonce.has("keyFiles") && nonce.lacks("keyFiles") {
+        nonce.error("keyFiles", "is empty; leave it out for a key that each start makes anew");
+    } else if nonce.has("keyFiles") && !nonces {
+        nonce.warn("keyFiles", "has no effect: `nonce.enabled` is `false`");
+    }
+    texts.into_iter().filter_map(files::secret).collect()
 }
 
 fn proof(dpop: &Section<'_>, nonce: &Section<'_>, nonces: bool) -> ProofRules {

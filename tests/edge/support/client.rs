@@ -175,6 +175,11 @@ impl Client {
         who: Option<&Identity>,
         protocol: &str,
     ) -> Result<TlsStream<TcpStream>, String> {
+        self.tls_with(self.settings(who, protocol)).await
+    }
+
+    /// What a client remembers from one connection to the next: sessions, for one.
+    pub(crate) fn settings(&self, who: Option<&Identity>, protocol: &str) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from(self.authority.clone())).expect("an authority");
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -193,11 +198,24 @@ impl Client {
             }
         };
         config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
+        Arc::new(config)
+    }
+
+    /// An HTTP/1.1 connection that resumes a session where `settings` has one.
+    pub(crate) async fn connect_with(
+        &self,
+        settings: &Arc<ClientConfig>,
+    ) -> Result<Connection, String> {
+        let stream = self.tls_with(Arc::clone(settings)).await?;
+        Ok(Connection { stream, unread: Vec::new() })
+    }
+
+    async fn tls_with(&self, settings: Arc<ClientConfig>) -> Result<TlsStream<TcpStream>, String> {
         let connect = async {
             let socket = TcpStream::connect(("127.0.0.1", self.port)).await?;
             socket.set_nodelay(true)?;
             let name = ServerName::try_from(self.name).expect("a name");
-            TlsConnector::from(Arc::new(config)).connect(name, socket).await
+            TlsConnector::from(settings).connect(name, socket).await
         };
         patiently(connect).await
     }
@@ -210,6 +228,11 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
+    /// What the handshake came to.
+    pub(crate) fn tls(&self) -> &rustls::ClientConnection {
+        self.stream.get_ref().1
+    }
+
     pub(crate) async fn send(&mut self, bytes: &[u8]) -> Outcome {
         self.write(bytes).await?;
         self.answer(bytes.starts_with(b"HEAD ")).await

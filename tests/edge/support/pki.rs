@@ -4,8 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
+    SerialNumber,
 };
 
 use super::digest;
@@ -19,6 +20,7 @@ pub(crate) struct Identity {
     pub(crate) certificate_der: Vec<u8>,
     pub(crate) key_pem: String,
     pub(crate) key_der: Vec<u8>,
+    serial: SerialNumber,
 }
 
 impl Identity {
@@ -30,6 +32,7 @@ impl Identity {
 
 /// Everybody's certificates.
 pub(crate) struct Pki {
+    own: Authority,
     pub(crate) authority_pem: String,
     pub(crate) authority_der: Vec<u8>,
     pub(crate) server: Identity,
@@ -54,7 +57,35 @@ impl Pki {
             bob: identity(&own, "bob", 0),
             stranger: identity(&foreign, "alice", 0),
             expired: identity(&own, "alice", 2020),
+            own,
         }
+    }
+
+    /// A list of these revoked certificates, due for the next one in `next_update` (a year).
+    pub(crate) fn revocation_list(&self, revoked: &[&Identity], next_update: i32) -> String {
+        let revoked = revoked.iter().map(|identity| RevokedCertParams {
+            serial_number: identity.serial.clone(),
+            revocation_time: rcgen::date_time_ymd(2020, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let params = CertificateRevocationListParams {
+            this_update: rcgen::date_time_ymd(2020, 1, 1),
+            next_update: rcgen::date_time_ymd(next_update, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.own).expect("a list").pem().expect("PEM")
+    }
+
+    /// A server certificate for other names, by the same authority.
+    pub(crate) fn another_server(&self, names: &[&str]) -> Identity {
+        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+        let purpose = ExtendedKeyUsagePurpose::ServerAuth;
+        let params = CertificateParams::new(names).expect("names");
+        signed(&self.own, params, "another server", purpose)
     }
 
     /// Writes what a configuration names: `ca.pem`, `server.pem`, `server.key`, and a pair for each
@@ -79,7 +110,11 @@ fn authority(name: &str) -> Authority {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+    params.key_usages = vec![
+        KeyUsagePurpose::KeyCertSign,
+        KeyUsagePurpose::CrlSign,
+        KeyUsagePurpose::DigitalSignature,
+    ];
     CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key"))
         .expect("a certificate")
 }
@@ -90,22 +125,41 @@ fn identity(authority: &Authority, name: &str, ended: i32) -> Identity {
     let names: Vec<String> =
         if server { NAMES.map(str::to_owned).to_vec() } else { vec![format!("{name}.example")] };
     let mut params = CertificateParams::new(names).expect("names");
-    params.distinguished_name.push(DnType::CommonName, name);
-    params.extended_key_usages = vec![if server {
-        ExtendedKeyUsagePurpose::ServerAuth
-    } else {
-        ExtendedKeyUsagePurpose::ClientAuth
-    }];
     if ended > 0 {
         params.not_before = rcgen::date_time_ymd(ended - 1, 1, 1);
         params.not_after = rcgen::date_time_ymd(ended, 1, 1);
     }
+    let purpose = if server {
+        ExtendedKeyUsagePurpose::ServerAuth
+    } else {
+        ExtendedKeyUsagePurpose::ClientAuth
+    };
+    signed(authority, params, name, purpose)
+}
+
+fn signed(
+    authority: &Authority,
+    mut params: CertificateParams,
+    name: &str,
+    purpose: ExtendedKeyUsagePurpose,
+) -> Identity {
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.extended_key_usages = vec![purpose];
     let key = KeyPair::generate().expect("a key");
+    // Chosen here, so that it can be revoked.
+    let serial =
+        SerialNumber::from(
+            key.public_key_raw().iter().rev().take(16).fold(1, |sum, byte| {
+                u64::from(*byte).wrapping_add(u64::wrapping_mul(sum, 31)) >> 1
+            }),
+        );
+    params.serial_number = Some(serial.clone());
     let certificate = params.signed_by(&key, authority).expect("a certificate");
     Identity {
         certificate_pem: certificate.pem(),
         certificate_der: certificate.der().to_vec(),
         key_pem: key.serialize_pem(),
         key_der: key.serialize_der(),
+        serial,
     }
 }

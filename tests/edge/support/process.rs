@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read};
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
@@ -25,9 +25,7 @@ pub(crate) struct Process {
 impl Process {
     /// Starts `holdfast run` and waits until it says that it is ready.
     pub(crate) async fn start(directory: &Path, config: &Value, admin: u16) -> Self {
-        let file = directory.join("authority.yaml");
-        let text = serde_json::to_string_pretty(config).expect("JSON, which is YAML");
-        fs::write(&file, text).expect("a writable directory");
+        let file = write_config(directory, config);
         let mut process = Self::spawn(&["run", "--config"], &file);
         for _ in 0..POLLS {
             if let Some(status) = process.child.try_wait().expect("a child") {
@@ -81,9 +79,14 @@ impl Process {
 
     /// Sends SIGTERM.
     pub(crate) fn terminate(&self) {
-        let command = format!("kill -TERM {}", self.child.id());
+        self.signal("TERM");
+    }
+
+    /// Sends a signal.
+    pub(crate) fn signal(&self, name: &str) {
+        let command = format!("kill -{name} {}", self.child.id());
         let status = Command::new("sh").args(["-c", &command]).status().expect("a shell");
-        assert!(status.success(), "SIGTERM could not be sent");
+        assert!(status.success(), "SIG{name} could not be sent");
     }
 
     /// Waits for its end.
@@ -96,6 +99,14 @@ impl Process {
         }
         None
     }
+}
+
+/// Writes `authority.yaml`.
+pub(crate) fn write_config(directory: &Path, config: &Value) -> PathBuf {
+    let file = directory.join("authority.yaml");
+    let text = serde_json::to_string_pretty(config).expect("JSON, which is YAML");
+    fs::write(&file, text).expect("a writable directory");
+    file
 }
 
 impl Drop for Process {

@@ -1,7 +1,9 @@
 //! Everything between a client and an upstream, made anew for each test.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -9,7 +11,7 @@ use tempfile::TempDir;
 use super::client::{Client, Message, Outcome, Request, plain_get};
 use super::keys::Key;
 use super::pki::{Identity, Pki};
-use super::process::{Process, free_port};
+use super::process::{Process, free_port, write_config};
 use super::proof::Proof;
 use super::token::{ALGORITHMS, AUDIENCE, ISSUER, Token};
 use super::upstream::Upstream;
@@ -59,6 +61,11 @@ impl World {
 
     /// `change` bends the configuration first.
     pub(crate) async fn start_with(change: impl FnOnce(&mut Value)) -> Self {
+        Self::start_in(|_, _, config| change(config)).await
+    }
+
+    /// `change` bends the configuration and writes files first.
+    pub(crate) async fn start_in(change: impl FnOnce(&Path, &Pki, &mut Value)) -> Self {
         let directory = TempDir::new().expect("a directory");
         let pki = Pki::new();
         pki.write(directory.path());
@@ -67,11 +74,51 @@ impl World {
         let upstream = Upstream::start().await;
         let (port, admin) = (free_port(), free_port());
         let mut config = base_config(port, admin, upstream.port);
-        change(&mut config);
+        change(directory.path(), &pki, &mut config);
         let process = Process::start(directory.path(), &config, admin).await;
         let client = Client::new(port, &pki.authority_der);
         let key = Key::new("ES256");
         Self { directory, pki, issuer, key, upstream, config, client, admin, process }
+    }
+
+    /// Writes a file beside the configuration.
+    pub(crate) fn write(&self, name: &str, text: &str) {
+        let path = self.directory.path().join(name);
+        fs::write(&path, text).expect("a writable directory");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("its owner");
+    }
+
+    /// Writes the configuration, tells the program to read it again, and waits for what it says.
+    pub(crate) async fn reload(&self) -> bool {
+        write_config(self.directory.path(), &self.config);
+        self.told_to_reload().await
+    }
+
+    /// Tells the program to read its files again, and waits for what it says.
+    pub(crate) async fn told_to_reload(&self) -> bool {
+        let before = self.reloads().len();
+        self.process.signal("HUP");
+        for _ in 0..500 {
+            if let Some(taken) = self.reloads().get(before) {
+                return *taken;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("it said nothing:\n{}", self.process.output());
+    }
+
+    /// How each reload so far went.
+    pub(crate) fn reloads(&self) -> Vec<bool> {
+        let taken = |record: &Value| {
+            let message = record["message"].as_str()?;
+            let about = message.strip_prefix("configuration ")?;
+            match about.split(':').next()? {
+                "reloaded" => Some(true),
+                "not reloaded" => Some(false),
+                _ => None,
+            }
+        };
+        self.process.records(|record| taken(record).is_some()).iter().filter_map(taken).collect()
     }
 
     /// Ends the program and starts it anew with the same files.

@@ -1,0 +1,239 @@
+//! What one configuration makes, what outlives it, and how the next takes its place.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use rustls::crypto::CryptoProvider;
+use tokio::runtime::Handle;
+
+use super::{StartError, gate, now, random, serving};
+use crate::config::Config;
+use crate::edge::admin;
+use crate::edge::jwks::KeySets;
+use crate::edge::listener::{Occupancy, Serving};
+use crate::edge::parts::Parts;
+use crate::edge::tls::{self, ServerTls, TlsError};
+use crate::gate::Gate;
+use crate::policy::time::UnixTime;
+use crate::store::replay::{MemoryReplay, ReplayLog};
+use crate::telemetry::log::Log;
+use crate::telemetry::metrics::{Metrics, Shape};
+
+/// The first configuration of a process.
+pub(super) const FIRST: u64 = 1;
+
+/// Why a configuration does not take the place of the one before.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// A part cannot be made.
+    #[error(transparent)]
+    Part(#[from] StartError),
+    /// What was changed is fixed while the process lives.
+    #[error("{0} cannot change while the edge runs: restart it")]
+    Restart(String),
+    /// The edge has been stopped.
+    #[error("the edge has been stopped")]
+    Stopped,
+}
+
+/// What outlives every configuration of a process.
+#[derive(Debug)]
+pub(super) struct Lasting {
+    log: Log,
+    provider: Arc<CryptoProvider>,
+    pub(super) replay: Arc<dyn ReplayLog>,
+    pub(super) nonce_secret: NonceSecret,
+    pub(super) started: UnixTime,
+}
+
+/// The randomness that this process's nonces rest on. Not to be printed.
+pub(super) struct NonceSecret(zeroize::Zeroizing<[u8; 32]>);
+
+impl std::ops::Deref for NonceSecret {
+    type Target = [u8; 32];
+
+    fn deref(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for NonceSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("NonceSecret")
+    }
+}
+
+impl Lasting {
+    pub(super) fn new(
+        config: &Config,
+        log: &Log,
+        provider: Arc<CryptoProvider>,
+    ) -> Result<Self, StartError> {
+        let (window, entries) = (config.dpop.replay_window, config.edge.limits.replay_entries);
+        Ok(Self {
+            log: log.clone(),
+            provider,
+            replay: Arc::new(MemoryReplay::new(&random()?, window, entries)),
+            nonce_secret: NonceSecret(random()?.into()),
+            started: now(),
+        })
+    }
+}
+
+/// The parts that more than one room needs.
+#[derive(Debug)]
+pub(super) struct Common {
+    pub(super) gate: Arc<Gate>,
+    pub(super) keys: Arc<KeySets>,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+/// What a configuration makes, listeners apart.
+#[derive(Debug)]
+pub(super) struct Made {
+    pub(super) common: Common,
+    pub(super) parts: Arc<Parts>,
+    pub(super) tls: Vec<ServerTls>,
+}
+
+/// Makes everything that can fail, before anything is put in the place of what is there.
+pub(super) fn make(
+    config: &Config,
+    lasting: &Lasting,
+    before: Option<&Metrics>,
+    generation: u64,
+) -> Result<Made, StartError> {
+    let tenants: Vec<_> = config.rules.tenants.iter().map(|tenant| tenant.name.as_str()).collect();
+    let listeners: Vec<_> =
+        config.edge.listeners.iter().map(|listener| listener.name.as_str()).collect();
+    let issuers: Vec<_> =
+        config.issuers.iter().map(|issuer| issuer.rules.issuer.as_str()).collect();
+    let shape = Shape {
+        tenants: &tenants,
+        listeners: &listeners,
+        issuers: &issuers,
+        replay_capacity: config.edge.limits.replay_entries,
+    };
+    let metrics = match before {
+        Some(before) => before.reshaped(&shape)?,
+        None => Metrics::new(&shape)?,
+    };
+    let metrics = Arc::new(metrics);
+    let tls = listeners_tls(config, lasting, &metrics, generation)?;
+    let gate = Arc::new(gate(config, lasting));
+    let keys = KeySets::new(&config.issuers, Arc::clone(&gate), Arc::clone(&metrics))?;
+    let common = Common { gate, keys: Arc::new(keys), metrics };
+    let trust = tls.iter().map(|tls| Arc::clone(&tls.trust)).collect();
+    let Common { gate, keys, metrics } = &common;
+    let log = lasting.log.clone();
+    let parts = Parts::new(config, trust, gate.clone(), keys.clone(), metrics.clone(), log);
+    Ok(Made { common, parts: Arc::new(parts), tls })
+}
+
+fn listeners_tls(
+    config: &Config,
+    lasting: &Lasting,
+    metrics: &Metrics,
+    generation: u64,
+) -> Result<Vec<ServerTls>, StartError> {
+    let mut all = Vec::new();
+    for listener in &config.edge.listeners {
+        let name = &listener.name;
+        let wrong = |error: TlsError| StartError::Tls { name: name.clone(), error };
+        let tls = tls::server(&listener.tls, &lasting.provider, generation).map_err(wrong)?;
+        for (path, not_after) in &tls.expiry {
+            metrics.certificate_expiry(name, &path.display().to_string(), *not_after);
+        }
+        all.push(tls);
+    }
+    Ok(all)
+}
+
+/// What the admin listener tells of a configuration.
+pub(super) fn told(
+    config: &Config,
+    lasting: &Lasting,
+    common: &Common,
+    occupancies: &[Arc<Occupancy>],
+) -> admin::Parts {
+    let names = config.edge.listeners.iter().map(|listener| listener.name.clone());
+    admin::Parts {
+        metrics: Arc::clone(&common.metrics),
+        gate: Arc::clone(&common.gate),
+        replay_capacity: config.edge.limits.replay_entries,
+        keys: Arc::clone(&common.keys),
+        listeners: names.zip(occupancies.iter().cloned()).collect(),
+        log: lasting.log.clone(),
+    }
+}
+
+/// The configuration in force.
+#[derive(Debug)]
+pub(super) struct InForce {
+    pub(super) config: Config,
+    pub(super) generation: u64,
+}
+
+/// Everything that a reload touches.
+#[derive(Debug)]
+pub(super) struct Site {
+    pub(super) lasting: Lasting,
+    pub(super) current: Arc<ArcSwap<Parts>>,
+    pub(super) serving: Vec<Arc<ArcSwap<Serving>>>,
+    pub(super) told: Arc<admin::Told>,
+    pub(super) occupancies: Vec<Arc<Occupancy>>,
+    /// Held while a reload is under way, so that there is one at a time.
+    pub(super) in_force: Mutex<Arc<InForce>>,
+}
+
+impl Site {
+    pub(super) fn in_force(&self) -> Arc<InForce> {
+        Arc::clone(&self.in_force.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn reload(&self, config: &Config, runtime: &Handle) -> Result<(), ReloadError> {
+        let mut in_force = self.in_force.lock().unwrap_or_else(PoisonError::into_inner);
+        let fixed = fixed(&in_force.config, config);
+        if !fixed.is_empty() {
+            return Err(ReloadError::Restart(fixed.join(", ")));
+        }
+        let generation = in_force.generation + 1;
+        let before = self.current.load_full();
+        let made = make(config, &self.lasting, Some(before.metrics()), generation)?;
+        // From here on nothing fails. Requests first, so that a connection which is made meanwhile
+        // under the trust of before is held against the new one.
+        self.current.store(made.parts);
+        let listeners = config.edge.listeners.iter().zip(&self.serving).zip(made.tls);
+        for (index, ((listener, place), tls)) in listeners.enumerate() {
+            place.store(Arc::new(serving(config, &self.current, index, listener, tls)));
+        }
+        self.lasting.log.set_level(config.telemetry.level);
+        made.common.metrics.config_reloaded(true);
+        self.told.replace(told(config, &self.lasting, &made.common, &self.occupancies), now());
+        made.common.keys.start(runtime);
+        *in_force = Arc::new(InForce { config: config.clone(), generation });
+        Ok(())
+    }
+}
+
+/// The keys that differ and cannot.
+fn fixed(old: &Config, new: &Config) -> Vec<String> {
+    let mut keys = Vec::new();
+    let mut same = |key: &str, same: bool| {
+        if !same {
+            keys.push(key.to_owned());
+        }
+    };
+    let (before, after) = (&old.edge, &new.edge);
+    let sockets = |edge: &crate::config::Edge| -> Vec<_> {
+        edge.listeners.iter().map(|it| (it.name.clone(), it.address)).collect()
+    };
+    same("edge.listeners (their names and addresses)", sockets(before) == sockets(after));
+    same("edge.admin.address", before.admin == after.admin);
+    same("edge.threads", before.threads == after.threads);
+    let replay = |edge: &crate::config::Edge| edge.limits.replay_entries;
+    same("edge.limits.replayEntries", replay(before) == replay(after));
+    let window = |config: &Config| config.dpop.replay_window;
+    same("security.senderConstraints.dpop.replayWindow", window(old) == window(new));
+    keys
+}
