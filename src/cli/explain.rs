@@ -132,6 +132,7 @@ fn fill(config: &Config, query: &Query<'_>, shown: &mut Explanation) -> Result<(
         line: route.line,
         role: route.rule.role.name(),
         allow_unbound: route.rule.allow_unbound,
+        stream_max_age: route.stream_max_age.map(show_duration),
     });
     shown.upstream = upstream(config, route);
     if normal.ambiguous && !route.ambiguous_paths {

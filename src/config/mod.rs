@@ -271,6 +271,9 @@ pub struct Route {
     pub pass_credentials: bool,
     /// Whether `%2F`, `%5C`, `\`, empty segments and dots before a `;` are let through.
     pub ambiguous_paths: bool,
+    /// The longest time from an admission to the end of the exchange; `None`: as long as the token
+    /// and the certificate stand.
+    pub stream_max_age: Option<Duration>,
     /// Where it stands in the file, for messages.
     pub line: usize,
 }

@@ -34,6 +34,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use super::proxy::Edge;
+use super::stream::{Bounded, Exchanges};
 use crate::policy::certificate::SenderCertificate;
 use crate::telemetry::metrics::{ConnectionLoss, Metrics};
 
@@ -48,6 +49,8 @@ pub struct Connection {
     pub certificate: Option<Arc<SenderCertificate>>,
     /// To be told when a head is complete and when an answer is.
     pub head: Arc<HeadClock>,
+    /// Those that its certificate can end.
+    pub exchanges: Exchanges,
 }
 
 /// Times request heads. The proxy says where a connection stands, the guard acts on it.
@@ -117,7 +120,7 @@ impl Occupancy {
 /// Terminates TLS and hands the stream to pingora's proxy.
 pub struct TlsFront {
     acceptor: ArcSwap<Acceptor>,
-    proxy: Arc<HttpProxy<Edge>>,
+    proxy: Arc<Bounded>,
     limits: Limits,
     occupancy: Arc<Occupancy>,
     metrics: Arc<Metrics>,
@@ -134,7 +137,7 @@ impl TlsFront {
     ) -> Self {
         Self {
             acceptor: ArcSwap::from_pointee(Acceptor::from_server_config(config)),
-            proxy: Arc::new(proxy),
+            proxy: Arc::new(Bounded::new(proxy)),
             limits,
             occupancy: Arc::default(),
             metrics,
@@ -232,7 +235,8 @@ impl TlsAccept for Handshake {
         // A leaf that webpki took and we cannot read counts as none: what is bound to it is refused.
         let leaf = chain.first().map(|leaf| leaf.to_vec());
         let certificate = leaf.and_then(SenderCertificate::new).map(Arc::new);
-        Some(Arc::new(Connection { certificate, head: Arc::clone(&self.head) }))
+        let (head, exchanges) = (Arc::clone(&self.head), Exchanges::default());
+        Some(Arc::new(Connection { certificate, head, exchanges }))
     }
 }
 

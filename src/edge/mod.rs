@@ -13,6 +13,7 @@ pub mod proxy;
 pub mod record;
 pub mod respond;
 pub mod route;
+pub mod stream;
 pub mod tls;
 pub mod upstream;
 pub mod view;

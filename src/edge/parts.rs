@@ -13,12 +13,14 @@ use super::headers::Onward;
 use super::jwks::KeySets;
 use super::respond::{self, Answer, Asked};
 use super::route::{Miss, RouteTable};
+use super::stream;
 use super::upstream::Servers;
 use super::view::{self, Target};
 use super::{record, record::Told};
 use crate::config::{Config, Limits, Listener, Route, Upstream};
 use crate::gate::{Admitted, Decision, Gate};
 use crate::policy::denial::Denial;
+use crate::policy::lifetime;
 use crate::policy::rule::{Role, TenantId};
 use crate::policy::time::UnixTime;
 use crate::telemetry::log::Log;
@@ -83,7 +85,11 @@ impl Parts {
     }
 
     /// Limits, target, route, gate. What is found on the way stays in `ctx`.
-    pub(super) async fn decide(&self, session: &Session, ctx: &mut Ctx) -> Result<Admitted, Denial> {
+    pub(super) async fn decide(
+        &self,
+        session: &Session,
+        ctx: &mut Ctx,
+    ) -> Result<Admitted, Denial> {
         let request = session.req_header();
         if view::head_bytes(request) > self.limits.head_bytes
             || request.headers.len() > self.limits.head_fields
@@ -102,6 +108,23 @@ impl Parts {
         }
         ctx.facts = Some(decision.facts);
         decision.verdict
+    }
+
+    /// Sets how long an admitted exchange may go on, and has it watched unless it is known to be
+    /// over before.
+    pub(super) fn set_term(&self, session: &mut Session, ctx: &mut Ctx, admitted: &Admitted) {
+        let max_age = self.route(ctx).and_then(|route| route.stream_max_age);
+        let rests = lifetime::rests_on_certificate(admitted.bound_by());
+        let certificate = view::certificate(session).filter(|_| rests).map(Arc::as_ref);
+        let token = admitted.token().map(|token| token.expires());
+        let now = now();
+        ctx.term.set(lifetime::end(token, certificate, max_age, now), now, rests);
+        // How long an ordinary exchange may wait for its next step.
+        let pause = self.upstream(ctx).map(|(upstream, _)| upstream.read_timeout);
+        let pause = pause.max(ctx.listener().map(|listener| listener.body_timeout));
+        if stream::is_open_ended(session) || ctx.term.ends_within(pause.unwrap_or_default()) {
+            ctx.term.watch(view::connection(session).map(|connection| &connection.exchanges));
+        }
     }
 
     fn find(&self, target: &Target, method: &str, ctx: &mut Ctx) -> Result<&Route, Denial> {
@@ -185,6 +208,11 @@ impl Parts {
             ok_sample: self.ok_sample,
         };
         record::tell(&told, &self.metrics, &self.log);
+        if let Some(ending) = ctx.term.cut() {
+            self.metrics.stream_ended(ending);
+            let seconds = ctx.started.elapsed().as_secs();
+            tracing::info!(decision_id = ctx.id, reason = ending.name(), seconds, "stream ended");
+        }
     }
 
     /// A client that goes away is its own business; a service that fails is somebody's.

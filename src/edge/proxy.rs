@@ -15,9 +15,11 @@
 //! gate makes one.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
@@ -29,6 +31,7 @@ use super::ctx::Ctx;
 use super::headers;
 use super::parts::Parts;
 use super::respond::{self, Answer, ErrorCode};
+use super::stream;
 use super::upstream::{self, Servers};
 use super::view::{self, Target};
 
@@ -81,6 +84,7 @@ impl ProxyHttp for Edge {
         ctx.decided = ctx.started.elapsed();
         match verdict {
             Ok(admitted) => {
+                parts.set_term(session, ctx, &admitted);
                 ctx.admitted = Some(admitted);
                 Ok(false)
             }
@@ -138,6 +142,19 @@ impl ProxyHttp for Edge {
         }
     }
 
+    async fn request_body_filter(
+        &self,
+        session: &mut Session,
+        body: &mut Option<Bytes>,
+        end_of_stream: bool,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        if body.is_some() && !end_of_stream {
+            watch(session, ctx);
+        }
+        Ok(())
+    }
+
     async fn response_filter(
         &self,
         session: &mut Session,
@@ -156,7 +173,28 @@ impl ProxyHttp for Edge {
             return Ok(());
         }
         ctx.answered = Some(ctx.started.elapsed());
+        if ctx.term.over().is_some() {
+            // Nobody may read it any more; `failure` has no answer for this either.
+            return Err(Error::new_down(ErrorType::ConnectionClosed));
+        }
+        ctx.status = response.status.as_u16();
+        if stream::is_unbounded(&session.req_header().method, response) {
+            watch(session, ctx);
+        }
         headers::downstream_response(response, &ctx.id, issues, ctx.nonce.as_deref())
+    }
+
+    fn response_body_filter(
+        &self,
+        session: &mut Session,
+        _body: &mut Option<Bytes>,
+        end_of_stream: bool,
+        ctx: &mut Ctx,
+    ) -> Result<Option<Duration>> {
+        if !end_of_stream {
+            watch(session, ctx);
+        }
+        Ok(None)
     }
 
     async fn response_trailer_filter(
@@ -164,7 +202,7 @@ impl ProxyHttp for Edge {
         _session: &mut Session,
         trailers: &mut HeaderMap,
         ctx: &mut Ctx,
-    ) -> Result<Option<bytes::Bytes>> {
+    ) -> Result<Option<Bytes>> {
         headers::downstream_trailers(trailers, ctx.parts.issues(ctx));
         Ok(None)
     }
@@ -185,6 +223,7 @@ impl ProxyHttp for Edge {
 
     async fn logging(&self, session: &mut Session, _e: Option<&Error>, ctx: &mut Ctx) {
         let status = session.response_written().map_or(0, |response| response.status.as_u16());
+        ctx.told = true;
         ctx.parts.tell(ctx, status);
         if !session.is_http2()
             && let Some(connection) = view::connection(session)
@@ -210,6 +249,11 @@ impl ProxyHttp for Edge {
     ) -> bool {
         true
     }
+}
+
+/// The exchange is not known to be short.
+fn watch(session: &Session, ctx: &mut Ctx) {
+    ctx.term.watch(view::connection(session).map(|connection| &connection.exchanges));
 }
 
 /// The error that a failed request is answered with; `None` when nobody is there to read it.

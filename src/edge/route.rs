@@ -193,6 +193,7 @@ mod tests {
             rule,
             pass_credentials: false,
             ambiguous_paths: false,
+            stream_max_age: None,
             line: 0,
         }
     }

@@ -12,6 +12,7 @@ pub mod denial;
 pub mod digest;
 pub mod jose;
 pub mod json;
+pub mod lifetime;
 pub mod nonce;
 pub mod presented;
 pub mod proof;

@@ -11,6 +11,7 @@ use prometheus::{
 };
 
 use crate::policy::denial::DpopResult;
+use crate::policy::lifetime::Ending;
 use crate::policy::rule::{Role, TenantId};
 use crate::policy::time::UnixTime;
 
@@ -168,6 +169,7 @@ pub struct Metrics {
     responses: Vec<IntCounter>,
     /// By role, stage.
     durations: Vec<Histogram>,
+    streams_ended: Vec<IntCounter>,
     clock_skew: Histogram,
     replay_live: IntGauge,
     connections: Vec<IntGauge>,
@@ -207,6 +209,11 @@ impl Metrics {
             )?,
             responses,
             durations: define.durations()?,
+            streams_ended: define.reasons(
+                "holdfast_streams_ended_total",
+                "Exchanges cut because what admitted them no longer holds",
+                &Ending::ALL.map(Ending::name),
+            )?,
             clock_skew: define.clock_skew()?,
             replay_live: define.gauge("holdfast_replay_entries", "Live proofs remembered")?,
             connections,
@@ -240,11 +247,16 @@ impl Metrics {
 
     /// Counts an answer.
     pub fn response(&self, role: Option<Role>, status: u16) {
-        let class = usize::from(status / 100).saturating_sub(1);
+        let class = usize::from(status / 100).checked_sub(1);
         let role = role.map_or(ROLES, role_index);
-        if class < CLASSES.len() {
+        if let Some(class) = class.filter(|class| *class < CLASSES.len()) {
             count(&self.responses, role * CLASSES.len() + class);
         }
+    }
+
+    /// Counts an exchange that was cut.
+    pub fn stream_ended(&self, reason: Ending) {
+        count(&self.streams_ended, reason as usize);
     }
 
     /// Records how long a stage took.

@@ -31,6 +31,8 @@ mod running;
 #[cfg(test)]
 mod signals;
 #[cfg(test)]
+mod streams;
+#[cfg(test)]
 mod target;
 #[cfg(test)]
 mod token;

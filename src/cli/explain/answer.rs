@@ -44,6 +44,8 @@ pub(super) struct RouteShown {
     pub(super) line: usize,
     pub(super) role: &'static str,
     pub(super) allow_unbound: bool,
+    /// `streamMaxAge`.
+    pub(super) stream_max_age: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize)]

@@ -22,6 +22,7 @@ const MORE: &str = r#"  - name: health
     allowUnbound: true
     audiences: [reports]
     scopes: [reports.read, reports.list]
+    streamMaxAge: 1h
 tenancy: {claim: tenant}
 tenants:
   acme: {require: mtls, mode: observe, allowedAlgorithms: [ES256]}

@@ -16,6 +16,12 @@ pub(super) fn write(out: &mut impl Write, shown: &Explanation, file: &str) -> io
         let unbound = if route.allow_unbound { ", unbound tokens pass" } else { "" };
         let (name, line, role) = (&route.name, route.line, route.role);
         writeln!(out, "route      {name} ({file}:{line}), {role}{unbound}")?;
+        if let Some(age) = &route.stream_max_age {
+            writeln!(
+                out,
+                "stream     cut {age} after its admission, with token or certificate if sooner"
+            )?;
+        }
     }
     if let Some(upstream) = &shown.upstream {
         let servers = upstream.servers.join(", ");

@@ -71,7 +71,7 @@ pub(super) fn resolve<'a>(
 }
 
 fn route(section: &Section<'_>, shared: &mut Shared<'_>) -> Route {
-    section.later(&["cors", "streamMaxAge", "binding", "retrofit", "maxAge", "answer"]);
+    section.later(&["cors", "binding", "retrofit", "maxAge", "answer"]);
     let name = own_name(section, "name", &mut shared.names);
     let role = section.word_or_later("role", ROLES, &LATER_ROLES).unwrap_or(Role::Resource);
     let hosts = hosts(section, role, shared);
@@ -86,11 +86,15 @@ fn route(section: &Section<'_>, shared: &mut Shared<'_>) -> Route {
         scopes: scopes(section),
     };
     check_role_keys(section, role);
+    let methods = methods(section);
+    let max_age = section.has("streamMaxAge");
+    let stream_max_age = section.duration("streamMaxAge", "0s", ["1s", "365d"]);
     Route {
         name,
         hosts,
         path: path.unwrap_or(PathPattern::Exact(String::new())),
-        methods: methods(section),
+        stream_max_age: max_age.then_some(stream_max_age),
+        methods,
         upstream: upstream.flatten().unwrap_or(usize::MAX),
         rule,
         pass_credentials: section.flag("passCredentials").unwrap_or(false),

@@ -39,6 +39,7 @@ pub(crate) struct Pki {
     pub(crate) stranger: Identity,
     /// Signed by the right authority, its time is over.
     pub(crate) expired: Identity,
+    authority: Authority,
 }
 
 impl Pki {
@@ -54,7 +55,17 @@ impl Pki {
             bob: identity(&own, "bob", 0),
             stranger: identity(&foreign, "alice", 0),
             expired: identity(&own, "alice", 2020),
+            authority: own,
         }
+    }
+
+    /// A client whose certificate ends at `not_after`, seconds since the epoch.
+    pub(crate) fn until(&self, not_after: u64) -> Identity {
+        let mut params = CertificateParams::new(vec!["brief.example".to_owned()]).expect("names");
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.not_after =
+            rcgen::date_time_ymd(1970, 1, 1) + std::time::Duration::from_secs(not_after);
+        sign(&self.authority, &params)
     }
 
     /// Writes what a configuration names: `ca.pem`, `server.pem`, `server.key`, and a pair for each
@@ -100,6 +111,10 @@ fn identity(authority: &Authority, name: &str, ended: i32) -> Identity {
         params.not_before = rcgen::date_time_ymd(ended - 1, 1, 1);
         params.not_after = rcgen::date_time_ymd(ended, 1, 1);
     }
+    sign(authority, &params)
+}
+
+fn sign(authority: &Authority, params: &CertificateParams) -> Identity {
     let key = KeyPair::generate().expect("a key");
     let certificate = params.signed_by(&key, authority).expect("a certificate");
     Identity {
