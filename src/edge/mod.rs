@@ -4,7 +4,9 @@
 //! it says.
 
 pub mod admin;
+mod cors;
 mod ctx;
+mod grpc;
 pub mod headers;
 pub mod jwks;
 pub mod listener;

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use http::{HeaderMap, Method};
 use pingora::proxy::Session;
 use pingora::{Error, ErrorSource};
 
@@ -17,10 +18,12 @@ use super::stream;
 use super::upstream::Servers;
 use super::view::{self, Target};
 use super::{record, record::Told};
-use crate::config::{Config, Limits, Listener, Route, Upstream};
+use crate::config::{Config, Cors, Limits, Listener, Route, Upstream};
 use crate::gate::{Admitted, Decision, Gate};
+use crate::policy::cors::{self, Grant, Preflight};
 use crate::policy::denial::Denial;
 use crate::policy::lifetime;
+use crate::policy::presented::names_access_token;
 use crate::policy::rule::{Role, TenantId};
 use crate::policy::time::UnixTime;
 use crate::telemetry::log::Log;
@@ -41,6 +44,15 @@ pub struct Parts {
     limits: Limits,
     nonces: bool,
     ok_sample: f64,
+}
+
+/// What an admitted request may do.
+#[derive(Debug)]
+pub(super) enum Permit {
+    /// Go upstream.
+    Forward(Admitted),
+    /// Be answered: it is a preflight.
+    Preflight(Grant),
 }
 
 impl Parts {
@@ -87,9 +99,11 @@ impl Parts {
     /// Limits, target, route, gate. What is found on the way stays in `ctx`.
     pub(super) async fn decide(
         &self,
-        session: &Session,
+        session: &mut Session,
         ctx: &mut Ctx,
-    ) -> Result<Admitted, Denial> {
+    ) -> Result<Permit, Denial> {
+        let preflight = session.req_header().method == Method::OPTIONS && session.is_body_empty();
+        let session = &*session;
         let request = session.req_header();
         if view::head_bytes(request) > self.limits.head_bytes
             || request.headers.len() > self.limits.head_fields
@@ -97,9 +111,20 @@ impl Parts {
             return Err(Denial::HeadTooLarge);
         }
         let target = Target::of(request)?;
-        let route = self.find(&target, request.method.as_str(), ctx)?;
+        let method = request.method.as_str();
+        let preflight = preflight.then(|| cors::preflight(method, &request.headers)).flatten();
+        let asked = preflight.and_then(|preflight| self.asked_for(&target, &preflight, ctx));
+        let route = match asked {
+            Some(route) => route,
+            None => self.find(&target, method, ctx)?,
+        };
         if target.ambiguous && !route.ambiguous_paths {
             return Err(Denial::PathInvalid);
+        }
+        if let Some(preflight) = preflight.filter(|_| asked.is_some()) {
+            let permit = self.preflight(&preflight, route, &target, &request.headers);
+            ctx.target = Some(target);
+            return permit;
         }
         let decision = self.admit(session, &target, route, ctx.origin).await;
         ctx.target = Some(target);
@@ -107,7 +132,44 @@ impl Parts {
             ctx.nonce = ctx.origin.and_then(|origin| self.nonce(origin));
         }
         ctx.facts = Some(decision.facts);
-        decision.verdict
+        decision.verdict.map(Permit::Forward)
+    }
+
+    /// The route that a preflight asks for, where it has a `cors`: `methods` need not list OPTIONS.
+    fn asked_for(
+        &self,
+        target: &Target,
+        preflight: &Preflight<'_>,
+        ctx: &mut Ctx,
+    ) -> Option<&Route> {
+        let found = self.table.find(&target.authority, &target.path, preflight.method).ok()?;
+        let route = self.routes.get(found.route).filter(|route| route.cors != Cors::Off)?;
+        ctx.route = Some(found.route);
+        Some(route)
+    }
+
+    fn preflight(
+        &self,
+        preflight: &Preflight<'_>,
+        route: &Route,
+        target: &Target,
+        headers: &HeaderMap,
+    ) -> Result<Permit, Denial> {
+        match &route.cors {
+            Cors::Edge(rules) => rules.grant(preflight, headers).map(Permit::Preflight),
+            Cors::Off | Cors::Upstream => {
+                let query = target.query.as_deref();
+                if route.rule.role == Role::Resource && query.is_some_and(names_access_token) {
+                    return Err(Denial::TokenInQuery);
+                }
+                Ok(Permit::Forward(self.gate.admit_preflight(preflight)))
+            }
+        }
+    }
+
+    /// The `cors` of the request's route.
+    pub(super) fn cors(&self, ctx: &Ctx) -> &Cors {
+        self.route(ctx).map_or(&Cors::Off, |route| &route.cors)
     }
 
     /// Sets how long an admitted exchange may go on, and has it watched unless it is known to be

@@ -27,13 +27,15 @@ use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
+use super::cors;
 use super::ctx::Ctx;
 use super::headers;
-use super::parts::Parts;
+use super::parts::{Parts, Permit};
 use super::respond::{self, Answer, ErrorCode};
 use super::stream;
 use super::upstream::{self, Servers};
 use super::view::{self, Target};
+use crate::config::Cors;
 
 /// pingora's proxy logic for one listener. Each request keeps the parts that were in force when it
 /// came.
@@ -83,7 +85,13 @@ impl ProxyHttp for Edge {
         let verdict = parts.decide(session, ctx).await;
         ctx.decided = ctx.started.elapsed();
         match verdict {
-            Ok(admitted) => {
+            Ok(Permit::Preflight(grant)) => {
+                if let Cors::Edge(rules) = parts.cors(ctx) {
+                    cors::answer(session, rules, &grant, &ctx.id).await?;
+                }
+                Ok(true)
+            }
+            Ok(Permit::Forward(admitted)) => {
                 parts.set_term(session, ctx, &admitted);
                 ctx.admitted = Some(admitted);
                 Ok(false)
@@ -91,7 +99,7 @@ impl ProxyHttp for Edge {
             Err(denial) => {
                 ctx.refused = Some(denial);
                 let answer = parts.refusal(ctx, denial);
-                respond::send(session, &answer, &ctx.id).await?;
+                respond::send(session, &answer, parts.cors(ctx), &ctx.id).await?;
                 Ok(true)
             }
         }
@@ -181,7 +189,8 @@ impl ProxyHttp for Edge {
         if stream::is_unbounded(&session.req_header().method, response) {
             watch(session, ctx);
         }
-        headers::downstream_response(response, &ctx.id, issues, ctx.nonce.as_deref())
+        headers::downstream_response(response, &ctx.id, issues, ctx.nonce.as_deref())?;
+        cors::downstream_response(response, ctx.parts.cors(ctx), &session.req_header().headers)
     }
 
     fn response_body_filter(
@@ -214,7 +223,7 @@ impl ProxyHttp for Edge {
         if let Some(error) = error.filter(|_| session.response_written().is_none()) {
             session.set_keepalive(None);
             let answer = Answer { nonce: ctx.nonce.clone(), ..Answer::plain(error) };
-            if respond::send(session, &answer, &ctx.id).await.is_ok() {
+            if respond::send(session, &answer, ctx.parts.cors(ctx), &ctx.id).await.is_ok() {
                 error_code = error.status().as_u16();
             }
         }

@@ -37,7 +37,11 @@ impl Ending {
 pub fn rests_on_certificate(bound_by: BoundBy) -> bool {
     match bound_by {
         BoundBy::Mtls | BoundBy::Both => true,
-        BoundBy::Public | BoundBy::Unbound | BoundBy::Dpop | BoundBy::Observed => false,
+        BoundBy::Public
+        | BoundBy::Preflight
+        | BoundBy::Unbound
+        | BoundBy::Dpop
+        | BoundBy::Observed => false,
     }
 }
 
@@ -102,6 +106,7 @@ mod tests {
     fn a_certificate_that_was_shown_beside_is_not_rested_on() {
         for (bound_by, expect) in [
             (BoundBy::Public, false),
+            (BoundBy::Preflight, false),
             (BoundBy::Unbound, false),
             (BoundBy::Dpop, false),
             (BoundBy::Mtls, true),

@@ -8,6 +8,7 @@
 
 pub mod binding;
 pub mod certificate;
+pub mod cors;
 pub mod denial;
 pub mod digest;
 pub mod jose;
