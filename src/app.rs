@@ -30,6 +30,7 @@ use crate::edge::listener::{Limits, Occupancy, Serving, TlsFront};
 use crate::edge::parts::Parts;
 use crate::edge::proxy::Edge;
 use crate::edge::tls::{ServerTls, TlsError};
+use crate::edge::trust::Live;
 use crate::edge::upstream::MAX_ATTEMPTS;
 use crate::gate::{Gate, Settings};
 use crate::policy::nonce;
@@ -176,7 +177,8 @@ pub fn start(config: &Config, log: &Log) -> Result<Running, StartError> {
     let (socket, admin) = bind("admin", config.edge.admin)?;
     let mut fronts = Vec::new();
     for (index, (listener, tls)) in config.edge.listeners.iter().zip(made.tls).enumerate() {
-        let serving = ArcSwap::from_pointee(serving(config, &current, index, listener, tls));
+        let serving =
+            ArcSwap::from_pointee(serving(config, &current, index, listener, tls, Arc::default()));
         fronts.push(front(index, listener, Arc::new(serving), &made.common.metrics)?);
     }
 
@@ -262,13 +264,14 @@ fn serving(
     index: usize,
     listener: &Listener,
     tls: ServerTls,
+    live: Arc<Live>,
 ) -> Serving {
     let limits = Limits {
         connections: listener.max_connections,
         handshake: listener.tls.handshake_timeout,
         head: listener.head_timeout,
     };
-    Serving::new(tls.configs, tls.trust, proxy(config, current, index, listener), limits)
+    Serving::new(tls.configs, tls.trust, proxy(config, current, index, listener), limits, live)
 }
 
 fn bind(name: &str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {

@@ -14,6 +14,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use crate::policy::binding::{self, BoundBy};
+use crate::policy::cors::Preflight;
 use crate::policy::denial::Denial;
 use crate::policy::digest::{Jkt, Sha256, X5tS256};
 use crate::policy::jose::AlgorithmSet;
@@ -42,7 +43,7 @@ impl Admitted {
         self.bound_by
     }
 
-    /// The verified token; `None` on public routes.
+    /// The verified token; `None` on public routes and preflights.
     #[must_use]
     pub fn token(&self) -> Option<&VerifiedToken> {
         self.token.as_deref()
@@ -245,6 +246,12 @@ impl Gate {
         let case = Case { view, route, site, now };
         let verdict = self.decide(&case, requirement, &mut facts).await;
         Decision { verdict, facts }
+    }
+
+    /// Admits a preflight for the service to answer, on a route that says so. It reads no token.
+    #[must_use]
+    pub fn admit_preflight(&self, _preflight: &Preflight<'_>) -> Admitted {
+        Admitted { bound_by: BoundBy::Preflight, token: None }
     }
 
     async fn decide(

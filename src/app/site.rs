@@ -205,7 +205,10 @@ impl Site {
         self.current.store(made.parts);
         let listeners = config.edge.listeners.iter().zip(&self.serving).zip(made.tls);
         for (index, ((listener, place), tls)) in listeners.enumerate() {
-            place.store(Arc::new(serving(config, &self.current, index, listener, tls)));
+            let (live, trust) = (Arc::clone(place.load().live()), Arc::clone(&tls.trust));
+            let serving = serving(config, &self.current, index, listener, tls, Arc::clone(&live));
+            place.store(Arc::new(serving));
+            live.review(&trust, now());
         }
         self.lasting.log.set_level(config.telemetry.level);
         made.common.metrics.config_reloaded(true);

@@ -14,7 +14,7 @@ use answer::{
 
 use super::check;
 use crate::config::{
-    self, ClientCertificates, Config, Listener, ListenerTls, Route, Severity, show_duration,
+    self, ClientCertificates, Config, Cors, Listener, ListenerTls, Route, Severity, show_duration,
 };
 use crate::edge::route::{Miss, RouteTable};
 use crate::edge::trust::ByName;
@@ -135,6 +135,17 @@ fn fill(config: &Config, query: &Query<'_>, shown: &mut Explanation) -> Result<(
         line: route.line,
         role: route.rule.role.name(),
         allow_unbound: route.rule.allow_unbound,
+        cors: match &route.cors {
+            Cors::Off => None,
+            Cors::Upstream => Some("upstream"),
+            Cors::Edge(_) => Some("edge"),
+        },
+        cors_origins: match &route.cors {
+            Cors::Off | Cors::Upstream => Vec::new(),
+            Cors::Edge(rules) if rules.any_origin => vec!["*".to_owned()],
+            Cors::Edge(rules) => rules.origins.clone(),
+        },
+        stream_max_age: route.stream_max_age.map(show_duration),
     });
     shown.upstream = upstream(config, route);
     if normal.ambiguous && !route.ambiguous_paths {

@@ -24,6 +24,7 @@ pub use value::show_duration;
 use finding::{Place, Sink};
 use section::Section;
 
+use crate::policy::cors::CorsRules;
 use crate::policy::proof::ProofRules;
 use crate::policy::rule::{RouteRule, Rules};
 use crate::policy::target::Origin;
@@ -326,8 +327,24 @@ pub struct Route {
     pub pass_credentials: bool,
     /// Whether `%2F`, `%5C`, `\`, empty segments and dots before a `;` are let through.
     pub ambiguous_paths: bool,
+    /// What becomes of cross-origin requests.
+    pub cors: Cors,
+    /// The longest time from an admission to the end of the exchange; `None`: as long as the token
+    /// and the certificate stand.
+    pub stream_max_age: Option<Duration>,
     /// Where it stands in the file, for messages.
     pub line: usize,
+}
+
+/// Who answers cross-origin preflights.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cors {
+    /// Nobody: they are requests without a token.
+    Off,
+    /// The service: they go through without a token.
+    Upstream,
+    /// The edge.
+    Edge(CorsRules),
 }
 
 /// A host of a route and the external origin of requests to it.

@@ -1,5 +1,6 @@
 //! From sections of the file to [`Config`], with every error on the way.
 
+mod cors;
 mod demands;
 mod edge;
 mod issuers;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::parts::Parts;
+use super::stream::Term;
 use super::view::Target;
 use crate::config::Listener;
 use crate::gate::{Admitted, Facts};
@@ -36,6 +37,12 @@ pub struct Ctx {
     pub(super) nonce: Option<String>,
     pub(super) turn: Option<usize>,
     pub(super) unreachable: usize,
+    /// How long it may go on.
+    pub(super) term: Term,
+    /// Status of the answer's head; 0 before it.
+    pub(super) status: u16,
+    /// Whether it was recorded.
+    pub(super) told: bool,
 }
 
 impl Ctx {
@@ -61,10 +68,23 @@ impl Ctx {
             nonce: None,
             turn: None,
             unreachable: 0,
+            term: Term::current(),
+            status: 0,
+            told: false,
         }
     }
     /// The listener that it came in by.
     pub(super) fn listener(&self) -> Option<&Listener> {
         self.parts.listeners.get(self.listener)
+    }
+}
+
+/// An exchange that is cut sees no further phase; it is told of here.
+impl Drop for Ctx {
+    fn drop(&mut self) {
+        if !self.told {
+            self.told = true;
+            self.parts.tell(self, self.status);
+        }
     }
 }

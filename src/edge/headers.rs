@@ -16,6 +16,7 @@ use http::header::{
 use http::{HeaderMap, HeaderValue, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
 
+use super::cors;
 use crate::config::AuthorizationPolicy;
 use crate::gate::Admitted;
 use crate::policy::binding::BoundBy;
@@ -84,6 +85,9 @@ pub struct Onward<'a> {
 /// When the target cannot be written, which normalisation rules out.
 pub fn upstream_request(request: &mut RequestHeader, onward: &Onward<'_>) -> pingora::Result<()> {
     remove_reserved(request);
+    if onward.admitted.bound_by() == BoundBy::Preflight {
+        cors::upstream_preflight(request);
+    }
     request.set_raw_path(onward.target.as_bytes())?;
     request.insert_header(HOST, onward.authority)?;
     if let Some(length) = repeated_length(&request.headers) {
@@ -151,7 +155,7 @@ fn credentials(request: &mut RequestHeader, onward: &Onward<'_>) -> pingora::Res
         (BoundBy::Public, _) if onward.pass_credentials => proxy_authorization(request, onward)?,
         // As received: what the sender showed was not proven, the service may judge it itself.
         (BoundBy::Observed, _) => proxy_authorization(request, onward)?,
-        (BoundBy::Public, _) | (_, AuthorizationPolicy::Strip) => {
+        (BoundBy::Public | BoundBy::Preflight, _) | (_, AuthorizationPolicy::Strip) => {
             request.remove_header(&AUTHORIZATION);
             request.remove_header(&DPOP);
         }
@@ -213,7 +217,7 @@ fn identity(request: &mut RequestHeader, onward: &Onward<'_>) -> pingora::Result
     if let Some(result) = bound_by.result_header() {
         request.insert_header(RESULT, result)?;
     }
-    if bound_by == BoundBy::Observed {
+    if matches!(bound_by, BoundBy::Observed | BoundBy::Preflight) {
         return Ok(());
     }
     if let Some(certificate) = onward.client_certificate {

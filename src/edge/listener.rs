@@ -35,7 +35,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use super::proxy::Edge;
-use super::trust::{Shown, Trust};
+use super::stream::{Bounded, Exchanges};
+use super::trust::{Live, Shown, Trust};
 use super::{hello, parts};
 use crate::policy::certificate::SenderCertificate;
 use crate::telemetry::metrics::{ConnectionLoss, Metrics};
@@ -55,6 +56,8 @@ pub struct Connection {
     pub server_name: Option<String>,
     /// To be told when a head is complete and when an answer is.
     pub head: Arc<HeadClock>,
+    /// Those that its certificate can end.
+    pub exchanges: Exchanges,
 }
 
 /// Times request heads. The proxy says where a connection stands, the guard acts on it.
@@ -124,8 +127,9 @@ pub struct Serving {
     /// One for each policy.
     acceptors: Vec<Acceptor>,
     trust: Arc<Trust>,
-    proxy: Arc<HttpProxy<Edge>>,
+    proxy: Arc<Bounded>,
     limits: Limits,
+    live: Arc<Live>,
 }
 
 impl Serving {
@@ -136,9 +140,18 @@ impl Serving {
         trust: Arc<Trust>,
         proxy: HttpProxy<Edge>,
         limits: Limits,
+        live: Arc<Live>,
     ) -> Self {
         let acceptors = configs.into_iter().map(Acceptor::from_server_config).collect();
-        Self { acceptors, trust, proxy: Arc::new(proxy), limits }
+        Self { acceptors, trust, proxy: Arc::new(Bounded::new(proxy)), limits, live }
+    }
+}
+
+impl Serving {
+    /// The connections that this and every other configuration's handshakes have made.
+    #[must_use]
+    pub fn live(&self) -> &Arc<Live> {
+        &self.live
     }
 }
 
@@ -153,7 +166,7 @@ pub struct TlsFront {
     index: usize,
     serving: Arc<ArcSwap<Serving>>,
     /// Proxies of earlier configurations, for as long as connections of theirs live.
-    earlier: Mutex<Vec<Weak<HttpProxy<Edge>>>>,
+    earlier: Mutex<Vec<Weak<Bounded>>>,
     occupancy: Arc<Occupancy>,
     metrics: Arc<Metrics>,
 }
@@ -205,7 +218,7 @@ impl TlsFront {
     }
 
     /// Keeps hold of a proxy, so that a drain ends its idle connections too.
-    fn remember(&self, proxy: &Arc<HttpProxy<Edge>>) {
+    fn remember(&self, proxy: &Arc<Bounded>) {
         let mut earlier = self.earlier.lock().unwrap_or_else(PoisonError::into_inner);
         if !earlier.iter().any(|known| std::ptr::eq(known.as_ptr(), Arc::as_ptr(proxy))) {
             earlier.retain(|known| known.strong_count() > 0);
@@ -226,7 +239,11 @@ async fn shake(
         policy = serving.trust.policy(name.as_deref());
     }
     let acceptor = serving.acceptors.get(policy).ok_or("no policy")?;
-    let callback = Handshake { head: Arc::clone(head), generation: serving.trust.generation() };
+    let callback = Handshake {
+        head: Arc::clone(head),
+        generation: serving.trust.generation(),
+        live: Arc::clone(&serving.live),
+    };
     let stream = handshake_with_callback(acceptor, stream, &callback).await;
     let stream = stream.map_err(|error| error.to_string())?;
     // What chose the policy and what the handshake then read are the same bytes.
@@ -288,6 +305,7 @@ impl ServerApp for TlsFront {
 struct Handshake {
     head: Arc<HeadClock>,
     generation: u64,
+    live: Arc<Live>,
 }
 
 #[async_trait]
@@ -306,12 +324,15 @@ impl TlsAccept for Handshake {
         let leaf = chain.first().map(|leaf| leaf.to_vec());
         let certificate = leaf.and_then(SenderCertificate::new).map(Arc::new);
         let shown = (!chain.is_empty()).then(|| Shown::new(chain, self.generation, parts::now()));
-        Some(Arc::new(Connection {
+        let connection = Arc::new(Connection {
             certificate,
             shown,
             server_name: tls.server_name().map(str::to_owned),
             head: Arc::clone(&self.head),
-        }))
+            exchanges: Exchanges::default(),
+        });
+        self.live.add(&connection);
+        Some(connection)
     }
 }
 

@@ -4,7 +4,9 @@
 //! it says.
 
 pub mod admin;
+mod cors;
 mod ctx;
+mod grpc;
 pub mod headers;
 mod hello;
 pub mod jwks;
@@ -14,6 +16,7 @@ pub mod proxy;
 pub mod record;
 pub mod respond;
 pub mod route;
+pub mod stream;
 pub mod tls;
 pub mod trust;
 pub mod upstream;

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use http::{HeaderMap, Method};
 use pingora::proxy::Session;
 use pingora::{Error, ErrorSource};
 
@@ -13,13 +14,17 @@ use super::headers::Onward;
 use super::jwks::KeySets;
 use super::respond::{self, Answer, Asked};
 use super::route::{Miss, RouteTable};
+use super::stream;
 use super::trust::{Standing, Trust};
 use super::upstream::Servers;
 use super::view::{self, Target};
 use super::{record, record::Told};
-use crate::config::{Config, Limits, Listener, Route, Upstream};
+use crate::config::{Config, Cors, Limits, Listener, Route, Upstream};
 use crate::gate::{Admitted, Decision, Gate};
+use crate::policy::cors::{self, Grant, Preflight};
 use crate::policy::denial::Denial;
+use crate::policy::lifetime;
+use crate::policy::presented::names_access_token;
 use crate::policy::request::RequestView;
 use crate::policy::rule::{Role, TenantId};
 use crate::policy::target::split_authority;
@@ -43,6 +48,15 @@ pub struct Parts {
     limits: Limits,
     nonces: bool,
     ok_sample: f64,
+}
+
+/// What an admitted request may do.
+#[derive(Debug)]
+pub(super) enum Permit {
+    /// Go upstream.
+    Forward(Admitted),
+    /// Be answered: it is a preflight.
+    Preflight(Grant),
 }
 
 impl Parts {
@@ -97,9 +111,11 @@ impl Parts {
     /// Limits, target, route, gate. What is found on the way stays in `ctx`.
     pub(super) async fn decide(
         &self,
-        session: &Session,
+        session: &mut Session,
         ctx: &mut Ctx,
-    ) -> Result<Admitted, Denial> {
+    ) -> Result<Permit, Denial> {
+        let preflight = session.req_header().method == Method::OPTIONS && session.is_body_empty();
+        let session = &*session;
         let request = session.req_header();
         if view::head_bytes(request) > self.limits.head_bytes
             || request.headers.len() > self.limits.head_fields
@@ -108,9 +124,20 @@ impl Parts {
         }
         let target = Target::of(request)?;
         self.stand(session, &target, ctx)?;
-        let route = self.find(&target, request.method.as_str(), ctx)?;
+        let method = request.method.as_str();
+        let preflight = preflight.then(|| cors::preflight(method, &request.headers)).flatten();
+        let asked = preflight.and_then(|preflight| self.asked_for(&target, &preflight, ctx));
+        let route = match asked {
+            Some(route) => route,
+            None => self.find(&target, method, ctx)?,
+        };
         if target.ambiguous && !route.ambiguous_paths {
             return Err(Denial::PathInvalid);
+        }
+        if let Some(preflight) = preflight.filter(|_| asked.is_some()) {
+            let permit = self.preflight(&preflight, route, &target, &request.headers);
+            ctx.target = Some(target);
+            return permit;
         }
         let view = view::request(session, &target, ctx.withdrawn);
         let decision = self.admit(&view, route, ctx.origin).await;
@@ -119,7 +146,62 @@ impl Parts {
             ctx.nonce = ctx.origin.and_then(|origin| self.nonce(origin));
         }
         ctx.facts = Some(decision.facts);
-        decision.verdict
+        decision.verdict.map(Permit::Forward)
+    }
+
+    /// The route that a preflight asks for, where it has a `cors`: `methods` need not list OPTIONS.
+    fn asked_for(
+        &self,
+        target: &Target,
+        preflight: &Preflight<'_>,
+        ctx: &mut Ctx,
+    ) -> Option<&Route> {
+        let found = self.table.find(&target.authority, &target.path, preflight.method).ok()?;
+        let route = self.routes.get(found.route).filter(|route| route.cors != Cors::Off)?;
+        ctx.route = Some(found.route);
+        Some(route)
+    }
+
+    fn preflight(
+        &self,
+        preflight: &Preflight<'_>,
+        route: &Route,
+        target: &Target,
+        headers: &HeaderMap,
+    ) -> Result<Permit, Denial> {
+        match &route.cors {
+            Cors::Edge(rules) => rules.grant(preflight, headers).map(Permit::Preflight),
+            Cors::Off | Cors::Upstream => {
+                let query = target.query.as_deref();
+                if route.rule.role == Role::Resource && query.is_some_and(names_access_token) {
+                    return Err(Denial::TokenInQuery);
+                }
+                Ok(Permit::Forward(self.gate.admit_preflight(preflight)))
+            }
+        }
+    }
+
+    /// The `cors` of the request's route.
+    pub(super) fn cors(&self, ctx: &Ctx) -> &Cors {
+        self.route(ctx).map_or(&Cors::Off, |route| &route.cors)
+    }
+
+    /// Sets how long an admitted exchange may go on, and has it watched unless it is known to be
+    /// over before.
+    pub(super) fn set_term(&self, session: &mut Session, ctx: &mut Ctx, admitted: &Admitted) {
+        let max_age = self.route(ctx).and_then(|route| route.stream_max_age);
+        let rests = lifetime::rests_on_certificate(admitted.bound_by());
+        let certificate =
+            view::certificate(session, ctx.withdrawn).filter(|_| rests).map(Arc::as_ref);
+        let token = admitted.token().map(|token| token.expires());
+        let now = now();
+        ctx.term.set(lifetime::end(token, certificate, max_age, now), now, rests);
+        // How long an ordinary exchange may wait for its next step.
+        let pause = self.upstream(ctx).map(|(upstream, _)| upstream.read_timeout);
+        let pause = pause.max(ctx.listener().map(|listener| listener.body_timeout));
+        if stream::is_open_ended(session) || ctx.term.ends_within(pause.unwrap_or_default()) {
+            ctx.term.watch(view::connection(session).map(|connection| &connection.exchanges));
+        }
     }
 
     /// Holds the connection against the trust in force.
@@ -220,6 +302,11 @@ impl Parts {
             ok_sample: self.ok_sample,
         };
         record::tell(&told, &self.metrics, &self.log);
+        if let Some(ending) = ctx.term.cut() {
+            self.metrics.stream_ended(ending);
+            let seconds = ctx.started.elapsed().as_secs();
+            tracing::info!(decision_id = ctx.id, reason = ending.name(), seconds, "stream ended");
+        }
     }
 
     /// A client that goes away is its own business; a service that fails is somebody's.

@@ -15,9 +15,11 @@
 //! gate makes one.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
@@ -25,12 +27,15 @@ use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
+use super::cors;
 use super::ctx::Ctx;
 use super::headers;
-use super::parts::Parts;
+use super::parts::{Parts, Permit};
 use super::respond::{self, Answer, ErrorCode};
+use super::stream;
 use super::upstream::{self, Servers};
 use super::view::{self, Target};
+use crate::config::Cors;
 use crate::policy::denial::Denial;
 
 /// pingora's proxy logic for one listener. Each request keeps the parts that were in force when it
@@ -81,7 +86,14 @@ impl ProxyHttp for Edge {
         let verdict = parts.decide(session, ctx).await;
         ctx.decided = ctx.started.elapsed();
         match verdict {
-            Ok(admitted) => {
+            Ok(Permit::Preflight(grant)) => {
+                if let Cors::Edge(rules) = parts.cors(ctx) {
+                    cors::answer(session, rules, &grant, &ctx.id).await?;
+                }
+                Ok(true)
+            }
+            Ok(Permit::Forward(admitted)) => {
+                parts.set_term(session, ctx, &admitted);
                 ctx.admitted = Some(admitted);
                 Ok(false)
             }
@@ -92,7 +104,7 @@ impl ProxyHttp for Edge {
                     session.set_keepalive(None);
                 }
                 let answer = parts.refusal(ctx, denial);
-                respond::send(session, &answer, &ctx.id).await?;
+                respond::send(session, &answer, parts.cors(ctx), &ctx.id).await?;
                 Ok(true)
             }
         }
@@ -143,6 +155,19 @@ impl ProxyHttp for Edge {
         }
     }
 
+    async fn request_body_filter(
+        &self,
+        session: &mut Session,
+        body: &mut Option<Bytes>,
+        end_of_stream: bool,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        if body.is_some() && !end_of_stream {
+            watch(session, ctx);
+        }
+        Ok(())
+    }
+
     async fn response_filter(
         &self,
         session: &mut Session,
@@ -161,7 +186,29 @@ impl ProxyHttp for Edge {
             return Ok(());
         }
         ctx.answered = Some(ctx.started.elapsed());
-        headers::downstream_response(response, &ctx.id, issues, ctx.nonce.as_deref())
+        if ctx.term.over().is_some() {
+            // Nobody may read it any more; `failure` has no answer for this either.
+            return Err(Error::new_down(ErrorType::ConnectionClosed));
+        }
+        ctx.status = response.status.as_u16();
+        if stream::is_unbounded(&session.req_header().method, response) {
+            watch(session, ctx);
+        }
+        headers::downstream_response(response, &ctx.id, issues, ctx.nonce.as_deref())?;
+        cors::downstream_response(response, ctx.parts.cors(ctx), &session.req_header().headers)
+    }
+
+    fn response_body_filter(
+        &self,
+        session: &mut Session,
+        _body: &mut Option<Bytes>,
+        end_of_stream: bool,
+        ctx: &mut Ctx,
+    ) -> Result<Option<Duration>> {
+        if !end_of_stream {
+            watch(session, ctx);
+        }
+        Ok(None)
     }
 
     async fn response_trailer_filter(
@@ -169,7 +216,7 @@ impl ProxyHttp for Edge {
         _session: &mut Session,
         trailers: &mut HeaderMap,
         ctx: &mut Ctx,
-    ) -> Result<Option<bytes::Bytes>> {
+    ) -> Result<Option<Bytes>> {
         headers::downstream_trailers(trailers, ctx.parts.issues(ctx));
         Ok(None)
     }
@@ -181,7 +228,7 @@ impl ProxyHttp for Edge {
         if let Some(error) = error.filter(|_| session.response_written().is_none()) {
             session.set_keepalive(None);
             let answer = Answer { nonce: ctx.nonce.clone(), ..Answer::plain(error) };
-            if respond::send(session, &answer, &ctx.id).await.is_ok() {
+            if respond::send(session, &answer, ctx.parts.cors(ctx), &ctx.id).await.is_ok() {
                 error_code = error.status().as_u16();
             }
         }
@@ -190,6 +237,7 @@ impl ProxyHttp for Edge {
 
     async fn logging(&self, session: &mut Session, _e: Option<&Error>, ctx: &mut Ctx) {
         let status = session.response_written().map_or(0, |response| response.status.as_u16());
+        ctx.told = true;
         ctx.parts.tell(ctx, status);
         if !session.is_http2()
             && let Some(connection) = view::connection(session)
@@ -215,6 +263,11 @@ impl ProxyHttp for Edge {
     ) -> bool {
         true
     }
+}
+
+/// The exchange is not known to be short.
+fn watch(session: &Session, ctx: &mut Ctx) {
+    ctx.term.watch(view::connection(session).map(|connection| &connection.exchanges));
 }
 
 /// The error that a failed request is answered with; `None` when nobody is there to read it.

@@ -39,7 +39,9 @@ pub fn tell(told: &Told<'_>, metrics: &Metrics, log: &Log) {
     if let Some((role, facts)) = told.role.zip(told.facts) {
         count(role, facts, fault, result, metrics);
     }
-    let concerns = told.refused.is_some() || told.role == Some(Role::Resource);
+    // Without facts nothing was decided: a preflight.
+    let decided = told.role == Some(Role::Resource) && told.facts.is_some();
+    let concerns = told.refused.is_some() || decided;
     if concerns && (result != DpopResult::Ok || sampled(told.id, told.ok_sample)) {
         log.request(&request(told, fault, result));
     }

@@ -11,10 +11,14 @@ use http::header::{
 };
 use http::{Method, StatusCode};
 use pingora::http::ResponseHeader;
+use pingora::protocols::http::HttpTask;
 use pingora::proxy::Session;
 use serde::Serialize;
 
+use super::cors;
+use super::grpc;
 use super::headers::{DPOP_NONCE, REQUEST_ID};
+use crate::config::Cors;
 use crate::gate::{self, Challenge};
 use crate::policy::denial::Denial;
 use crate::policy::presented::Scheme;
@@ -41,6 +45,8 @@ pub enum ErrorCode {
     InvalidDpopProof,
     /// `use_dpop_nonce`
     UseDpopNonce,
+    /// 403
+    Forbidden,
     /// 404
     NotFound,
     /// 405
@@ -76,6 +82,7 @@ impl ErrorCode {
             Self::UseDpopNonce => {
                 ("use_dpop_nonce", "a DPoP proof with the nonce of this answer is needed")
             }
+            Self::Forbidden => ("forbidden", "this is not allowed here"),
             Self::NotFound => ("not_found", "nothing is here"),
             Self::MethodNotAllowed => ("method_not_allowed", "the method is not allowed here"),
             Self::RequestTimeout => ("request_timeout", "the request took too long to arrive"),
@@ -103,7 +110,7 @@ impl ErrorCode {
             | Self::InvalidDpopProof
             | Self::UseDpopNonce => StatusCode::UNAUTHORIZED,
             Self::InvalidRequest => StatusCode::BAD_REQUEST,
-            Self::InsufficientScope => StatusCode::FORBIDDEN,
+            Self::InsufficientScope | Self::Forbidden => StatusCode::FORBIDDEN,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
@@ -174,6 +181,7 @@ fn error_of(denial: Denial, nonce: bool) -> ErrorCode {
         Denial::Misdirected => ErrorCode::MisdirectedRequest,
         Denial::RouteUnknown => ErrorCode::NotFound,
         Denial::MethodNotAllowed => ErrorCode::MethodNotAllowed,
+        Denial::OriginRefused => ErrorCode::Forbidden,
         Denial::TokenMissing => ErrorCode::Unauthorized,
         Denial::TokenMalformed
         | Denial::TokenType
@@ -301,21 +309,36 @@ fn head(answer: &Answer, id: &str, length: usize) -> pingora::Result<ResponseHea
 }
 
 /// Sends an answer and reads what is left of the request's body within limits. The connection is
-/// kept where that leaves it clean, else closed.
+/// kept where that leaves it clean, else closed. With the fields of `cors` a page can read it.
 ///
 /// # Errors
 /// When the client is gone.
-pub async fn send(session: &mut Session, answer: &Answer, id: &str) -> pingora::Result<()> {
+pub async fn send(
+    session: &mut Session,
+    answer: &Answer,
+    cors: &Cors,
+    id: &str,
+) -> pingora::Result<()> {
     let (error, error_description) = answer.error.words();
     let body = Body { error, error_description, decision_id: id };
     let body = Bytes::from(serde_json::to_vec(&body).unwrap_or_default());
-    let head = head(answer, id, body.len())?;
+    let mut head = head(answer, id, body.len())?;
+    cors::downstream_response(&mut head, cors, &session.req_header().headers)?;
+    let call = grpc::is_call(session.req_header());
+    if call {
+        grpc::refuse(&mut head, error_description)?;
+    }
     if !can_keep(session) {
         session.set_keepalive(None);
     }
     session.set_close_on_response_before_downstream_finish(false);
-    let without_body = session.req_header().method == Method::HEAD;
-    session.write_response_header(Box::new(head), without_body).await?;
+    let without_body = call || session.req_header().method == Method::HEAD;
+    if call {
+        // The one way to have the head itself end an HTTP/2 stream.
+        session.write_response_tasks(vec![HttpTask::Header(Box::new(head), true)]).await?;
+    } else {
+        session.write_response_header(Box::new(head), without_body).await?;
+    }
     if !without_body {
         session.write_response_body(Some(body), true).await?;
     }
@@ -378,6 +401,7 @@ mod tests {
         (Denial::Misdirected, 421, "misdirected_request"),
         (Denial::RouteUnknown, 404, "not_found"),
         (Denial::MethodNotAllowed, 405, "method_not_allowed"),
+        (Denial::OriginRefused, 403, "forbidden"),
         (Denial::TokenInQuery, 400, "invalid_request"),
         (Denial::TokenMissing, 401, "unauthorized"),
         (Denial::AuthorizationRepeated, 400, "invalid_request"),

@@ -193,6 +193,8 @@ mod tests {
             rule,
             pass_credentials: false,
             ambiguous_paths: false,
+            cors: crate::config::Cors::Off,
+            stream_max_age: None,
             line: 0,
         }
     }

@@ -5,12 +5,13 @@
 //! therefore holds its connection against the trust that is in force.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use rustls::pki_types::{CertificateDer, UnixTime as PkiTime};
 use rustls::server::danger::ClientCertVerifier;
 
+use super::listener::Connection;
 use crate::policy::time::UnixTime;
 
 /// How long a chain that was verified is not verified again while nothing is reloaded: lists and
@@ -133,6 +134,39 @@ impl Shown {
     }
 }
 
+/// A listener's connections that came with a certificate.
+#[derive(Debug, Default)]
+pub struct Live {
+    open: Mutex<Vec<Weak<Connection>>>,
+}
+
+impl Live {
+    /// Keeps an eye on a connection, if it came with a certificate.
+    pub(super) fn add(&self, connection: &Arc<Connection>) {
+        if connection.shown.is_some() {
+            let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            // What has ended goes whenever there would be no room, so that it takes no more than
+            // twice what is open.
+            if open.len() == open.capacity() {
+                open.retain(|connection| connection.strong_count() > 0);
+            }
+            open.push(Arc::downgrade(connection));
+        }
+    }
+
+    /// Ends what goes on under certificates that `trust` no longer takes.
+    pub fn review(&self, trust: &Trust, now: UnixTime) {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for connection in open.iter().filter_map(Weak::upgrade) {
+            let policy = trust.policies.get(trust.policy(connection.server_name.as_deref()));
+            let shown = policy.zip(connection.shown.as_ref());
+            if !shown.is_some_and(|(policy, shown)| trust.counts(policy, shown, now)) {
+                connection.exchanges.withdraw();
+            }
+        }
+    }
+}
+
 impl Trust {
     /// The trust of a listener: policies by index, the first for every host that `names` lacks.
     /// `generation` grows with each configuration.
@@ -159,6 +193,11 @@ impl Trust {
         host.and_then(|host| self.names.find(host)).copied().unwrap_or_default()
     }
 
+    fn counts(&self, policy: &PolicyTrust, shown: &Shown, now: UnixTime) -> bool {
+        let verifier = policy.verifier.as_ref();
+        verifier.is_some_and(|verifier| shown.good(verifier.as_ref(), self.generation, now))
+    }
+
     /// Whether a connection that came with this SNI and certificate may carry a request for `host`
     /// (without port) at `now`.
     #[must_use]
@@ -174,14 +213,7 @@ impl Trust {
             return Standing::Misdirected;
         }
         let Some(policy) = self.policies.get(index) else { return Standing::Misdirected };
-        let counts = match (&policy.verifier, shown) {
-            (_, None) => None,
-            (None, Some(_)) => Some(false),
-            (Some(verifier), Some(shown)) => {
-                Some(shown.good(verifier.as_ref(), self.generation, now))
-            }
-        };
-        match counts {
+        match shown.map(|shown| self.counts(policy, shown, now)) {
             Some(true) => Standing::Good,
             Some(false) | None if policy.required => Standing::Misdirected,
             Some(false) => Standing::Withdrawn,

@@ -12,6 +12,8 @@ use super::token::Confirmation;
 pub enum BoundBy {
     /// A `public` route: no token was read, no `X-Holdfast-*` is added.
     Public,
+    /// A cross-origin preflight that the service answers: no token was read.
+    Preflight,
     /// An unbound token where that is allowed.
     Unbound,
     /// `cnf.jkt`, proven.
@@ -25,11 +27,11 @@ pub enum BoundBy {
 }
 
 impl BoundBy {
-    /// The value of `X-Holdfast-Result`; `None` on public routes.
+    /// The value of `X-Holdfast-Result`; `None` on public routes and preflights.
     #[must_use]
     pub fn result_header(self) -> Option<&'static str> {
         match self {
-            Self::Public => None,
+            Self::Public | Self::Preflight => None,
             Self::Unbound => Some("unbound"),
             Self::Dpop => Some("dpop"),
             Self::Mtls => Some("mtls"),

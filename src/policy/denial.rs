@@ -21,6 +21,8 @@ pub enum Denial {
     RouteUnknown,
     /// The route does not take this method.
     MethodNotAllowed,
+    /// A preflight asks for an origin, method or field that the route's `cors` does not allow.
+    OriginRefused,
     /// `access_token` in the query (RFC 9449 section 7.1 has no such form; RFC 6750 section 5.3).
     TokenInQuery,
 
@@ -196,6 +198,7 @@ impl Denial {
             Self::Misdirected => "misdirected",
             Self::RouteUnknown => "route_unknown",
             Self::MethodNotAllowed => "method_not_allowed",
+            Self::OriginRefused => "origin_refused",
             Self::TokenInQuery => "token_in_query",
             Self::TokenMissing => "token_missing",
             Self::AuthorizationRepeated => "authorization_repeated",
@@ -293,6 +296,7 @@ impl Denial {
             | Self::Misdirected
             | Self::RouteUnknown
             | Self::MethodNotAllowed
+            | Self::OriginRefused
             | Self::TokenInQuery
             | Self::TokenMissing
             | Self::AuthorizationRepeated

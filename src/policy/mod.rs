@@ -8,10 +8,12 @@
 
 pub mod binding;
 pub mod certificate;
+pub mod cors;
 pub mod denial;
 pub mod digest;
 pub mod jose;
 pub mod json;
+pub mod lifetime;
 pub mod nonce;
 pub mod presented;
 pub mod proof;

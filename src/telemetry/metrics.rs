@@ -4,17 +4,20 @@
 //! Handles are resolved at start. Counting is an index and an atomic addition.
 
 mod families;
+mod labels;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use families::Families;
+pub use labels::{CertificateMiss, ConnectionLoss, NonceMiss, Stage, Tenant};
 use prometheus::{
     Encoder as _, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter,
     IntCounterVec, IntGauge, IntGaugeVec, Opts, TextEncoder,
 };
 
 use crate::policy::denial::DpopResult;
+use crate::policy::lifetime::Ending;
 use crate::policy::rule::{Role, TenantId};
 use crate::policy::time::UnixTime;
 
@@ -29,116 +32,6 @@ pub struct Shape<'a> {
     pub issuers: &'a [&'a str],
     /// Live proofs that the replay log can hold.
     pub replay_capacity: usize,
-}
-
-/// The tenant label.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tenant {
-    /// The request has none: no token, or one of an issuer without tenants.
-    Default,
-    /// A configured one.
-    Known(TenantId),
-    /// Any other.
-    Other,
-}
-
-/// The `reason` label of `authority_dpop_nonce_miss_total`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NonceMiss {
-    /// The proof has no nonce.
-    Absent,
-    /// Ours, too old.
-    Expired,
-    /// Not ours.
-    Unknown,
-    /// Ours, and spent.
-    Replayed,
-}
-
-impl NonceMiss {
-    const ALL: [Self; 4] = [Self::Absent, Self::Expired, Self::Unknown, Self::Replayed];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Absent => "absent",
-            Self::Expired => "expired",
-            Self::Unknown => "unknown",
-            Self::Replayed => "replayed",
-        }
-    }
-}
-
-/// The `reason` label of `authority_mtls_mismatch_total`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CertificateMiss {
-    /// No TLS facts for the connection.
-    ContextMissing,
-    /// No client certificate.
-    MissingCertificate,
-    /// Another certificate.
-    ThumbprintMismatch,
-}
-
-impl CertificateMiss {
-    const ALL: [Self; 3] =
-        [Self::ContextMissing, Self::MissingCertificate, Self::ThumbprintMismatch];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::ContextMissing => "context-missing",
-            Self::MissingCertificate => "missing-certificate",
-            Self::ThumbprintMismatch => "thumbprint-mismatch",
-        }
-    }
-}
-
-/// The `stage` label of `holdfast_request_duration_seconds`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
-    /// From the request head to the decision.
-    Decision,
-    /// From the decision to the head of the upstream's answer.
-    Upstream,
-    /// From the request head to the end of the answer.
-    Total,
-}
-
-impl Stage {
-    const ALL: [Self; 3] = [Self::Decision, Self::Upstream, Self::Total];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Decision => "decision",
-            Self::Upstream => "upstream",
-            Self::Total => "total",
-        }
-    }
-}
-
-/// Why a connection came to nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConnectionLoss {
-    /// The listener was full.
-    Full,
-    /// The handshake failed.
-    Handshake,
-    /// The handshake took too long.
-    HandshakeTimeout,
-    /// The request head took too long.
-    HeadTimeout,
-}
-
-impl ConnectionLoss {
-    const ALL: [Self; 4] = [Self::Full, Self::Handshake, Self::HandshakeTimeout, Self::HeadTimeout];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Full => "full",
-            Self::Handshake => "handshake",
-            Self::HandshakeTimeout => "handshake-timeout",
-            Self::HeadTimeout => "head-timeout",
-        }
-    }
 }
 
 /// The classes of `holdfast_responses_total`.
@@ -172,6 +65,7 @@ pub struct Metrics {
     responses: Vec<IntCounter>,
     /// By role, stage.
     durations: Vec<Histogram>,
+    streams_ended: Vec<IntCounter>,
     clock_skew: Histogram,
     replay_live: IntGauge,
     connections: Vec<IntGauge>,
@@ -225,6 +119,11 @@ impl Metrics {
             )?,
             responses,
             durations: define.durations()?,
+            streams_ended: define.reasons(
+                "holdfast_streams_ended_total",
+                "Exchanges cut because what admitted them no longer holds",
+                &Ending::ALL.map(Ending::name),
+            )?,
             clock_skew: define.clock_skew()?,
             replay_live: define.gauge("holdfast_replay_entries", "Live proofs remembered")?,
             connections,
@@ -259,11 +158,16 @@ impl Metrics {
 
     /// Counts an answer.
     pub fn response(&self, role: Option<Role>, status: u16) {
-        let class = usize::from(status / 100).saturating_sub(1);
+        let class = usize::from(status / 100).checked_sub(1);
         let role = role.map_or(ROLES, role_index);
-        if class < CLASSES.len() {
+        if let Some(class) = class.filter(|class| *class < CLASSES.len()) {
             count(&self.responses, role * CLASSES.len() + class);
         }
+    }
+
+    /// Counts an exchange that was cut.
+    pub fn stream_ended(&self, reason: Ending) {
+        count(&self.streams_ended, reason as usize);
     }
 
     /// Records how long a stage took.

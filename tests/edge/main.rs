@@ -15,11 +15,15 @@ mod binding;
 #[cfg(test)]
 mod commands;
 #[cfg(test)]
+mod cors;
+#[cfg(test)]
 mod end_to_end;
 #[cfg(test)]
 mod headers;
 #[cfg(test)]
 mod hostile;
+#[cfg(test)]
+mod peers;
 #[cfg(test)]
 mod policies;
 #[cfg(test)]
@@ -34,6 +38,8 @@ mod rules;
 mod running;
 #[cfg(test)]
 mod signals;
+#[cfg(test)]
+mod streams;
 #[cfg(test)]
 mod target;
 #[cfg(test)]

@@ -47,6 +47,12 @@ pub(super) struct RouteShown {
     pub(super) line: usize,
     pub(super) role: &'static str,
     pub(super) allow_unbound: bool,
+    /// Who answers cross-origin preflights: `edge` or `upstream`.
+    pub(super) cors: Option<&'static str>,
+    /// The pages that may read answers, where the edge says so.
+    pub(super) cors_origins: Vec<String>,
+    /// `streamMaxAge`.
+    pub(super) stream_max_age: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize)]

@@ -10,6 +10,7 @@ const MORE: &str = r#"  - name: health
     hosts: ["localhost:8443"]
     path: /health
     upstream: api
+    cors: upstream
     role: public
   - name: reports
     hosts: ["localhost:8443"]
@@ -22,6 +23,8 @@ const MORE: &str = r#"  - name: health
     allowUnbound: true
     audiences: [reports]
     scopes: [reports.read, reports.list]
+    cors: {allowedOrigins: ["https://app.example.com"]}
+    streamMaxAge: 1h
 tenancy: {claim: tenant}
 tenants:
   acme: {require: mtls, mode: observe, allowedAlgorithms: [ES256]}

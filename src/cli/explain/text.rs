@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::answer::{Contribution, Explanation, Present, TokenShown};
+use super::answer::{Contribution, Explanation, Present, RouteShown, TokenShown};
 
 /// Writes it. `file` is the configuration's name.
 pub(super) fn write(out: &mut impl Write, shown: &Explanation, file: &str) -> io::Result<()> {
@@ -18,6 +18,7 @@ pub(super) fn write(out: &mut impl Write, shown: &Explanation, file: &str) -> io
         let unbound = if route.allow_unbound { ", unbound tokens pass" } else { "" };
         let (name, line, role) = (&route.name, route.line, route.role);
         writeln!(out, "route      {name} ({file}:{line}), {role}{unbound}")?;
+        write_browsers_and_streams(out, route)?;
     }
     if let Some(upstream) = &shown.upstream {
         let servers = upstream.servers.join(", ");
@@ -46,6 +47,24 @@ pub(super) fn write(out: &mut impl Write, shown: &Explanation, file: &str) -> io
     }
     if let Some(refused) = &shown.refused {
         writeln!(out, "refused    {} {}: {}", refused.status, refused.code, refused.why)?;
+    }
+    Ok(())
+}
+
+fn write_browsers_and_streams(out: &mut impl Write, route: &RouteShown) -> io::Result<()> {
+    match route.cors {
+        Some("edge") => {
+            let origins = route.cors_origins.join(", ");
+            writeln!(out, "cors       the edge answers preflights; answers are for {origins}")?;
+        }
+        Some(_) => writeln!(out, "cors       preflights go to the upstream, without a token")?,
+        None => {}
+    }
+    if let Some(age) = &route.stream_max_age {
+        writeln!(
+            out,
+            "stream     cut {age} after its admission, with token or certificate if sooner"
+        )?;
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ use crate::config::{Edge, PathPattern, Route, RouteHost};
 use crate::policy::rule::{Role, RouteRule};
 use crate::policy::target::{Origin, normalise_path, split_authority};
 
+use super::cors::cors;
 use super::scope::{SCOPE_KEYS, scope};
 use super::security::audiences;
 use super::{Names, own_name};
@@ -71,7 +72,7 @@ pub(super) fn resolve<'a>(
 }
 
 fn route(section: &Section<'_>, shared: &mut Shared<'_>) -> Route {
-    section.later(&["cors", "streamMaxAge", "binding", "retrofit", "maxAge", "answer"]);
+    section.later(&["binding", "retrofit", "maxAge", "answer"]);
     let name = own_name(section, "name", &mut shared.names);
     let role = section.word_or_later("role", ROLES, &LATER_ROLES).unwrap_or(Role::Resource);
     let hosts = hosts(section, role, shared);
@@ -86,11 +87,16 @@ fn route(section: &Section<'_>, shared: &mut Shared<'_>) -> Route {
         scopes: scopes(section),
     };
     check_role_keys(section, role);
+    let methods = methods(section);
+    let max_age = section.has("streamMaxAge");
+    let stream_max_age = section.duration("streamMaxAge", "0s", ["1s", "365d"]);
     Route {
         name,
         hosts,
         path: path.unwrap_or(PathPattern::Exact(String::new())),
-        methods: methods(section),
+        cors: cors(section, role, &methods),
+        stream_max_age: max_age.then_some(stream_max_age),
+        methods,
         upstream: upstream.flatten().unwrap_or(usize::MAX),
         rule,
         pass_credentials: section.flag("passCredentials").unwrap_or(false),

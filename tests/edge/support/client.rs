@@ -327,17 +327,26 @@ pub(crate) struct H2 {
 }
 
 impl H2 {
+    /// Whether the server takes extended CONNECT (RFC 8441).
+    pub(crate) fn offers_connect(&self) -> bool {
+        self.sender.is_extended_connect_protocol_enabled()
+    }
+
+    /// Opens a stream: the answer to come, and the way to send a body.
+    pub(crate) async fn open(
+        &self,
+        request: &Request,
+        end: bool,
+    ) -> Result<(h2::client::ResponseFuture, h2::SendStream<Bytes>), String> {
+        let head = h2_head(request)?;
+        let mut sender = patiently(self.sender.clone().ready()).await?;
+        sender.send_request(head, end).map_err(|error| error.to_string())
+    }
+
     /// One request on a stream of its own. `Host` becomes `:authority`; trailers are put behind
     /// the fields.
     pub(crate) async fn send(&self, request: &Request) -> Outcome {
-        let authority = request.fields.iter().find(|(name, _)| name == "Host");
-        let authority = authority.map_or("api.example", |(_, value)| value.as_str());
-        let uri = format!("https://{authority}{}", request.target);
-        let mut head = http::Request::builder().method(request.method.as_str()).uri(uri);
-        for (name, value) in request.fields.iter().filter(|(name, _)| name != "Host") {
-            head = head.header(name.to_ascii_lowercase(), value);
-        }
-        let head = head.body(()).map_err(|error| error.to_string())?;
+        let head = h2_head(request)?;
         let body = Bytes::from(request.body.clone());
         let sender = self.sender.clone();
         patiently(async move {
@@ -363,6 +372,17 @@ impl H2 {
         })
         .await
     }
+}
+
+fn h2_head(request: &Request) -> Result<http::Request<()>, String> {
+    let authority = request.fields.iter().find(|(name, _)| name == "Host");
+    let authority = authority.map_or("api.example", |(_, value)| value.as_str());
+    let uri = format!("https://{authority}{}", request.target);
+    let mut head = http::Request::builder().method(request.method.as_str()).uri(uri);
+    for (name, value) in request.fields.iter().filter(|(name, _)| name != "Host") {
+        head = head.header(name.to_ascii_lowercase(), value);
+    }
+    head.body(()).map_err(|error| error.to_string())
 }
 
 /// One plain HTTP/1.1 GET, for the admin listener.

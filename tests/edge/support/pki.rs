@@ -88,6 +88,14 @@ impl Pki {
         signed(&self.own, params, "another server", purpose)
     }
 
+    /// A client whose certificate ends at `not_after`, seconds since the epoch.
+    pub(crate) fn until(&self, not_after: u64) -> Identity {
+        let mut params = CertificateParams::new(vec!["brief.example".to_owned()]).expect("names");
+        params.not_after =
+            rcgen::date_time_ymd(1970, 1, 1) + std::time::Duration::from_secs(not_after);
+        signed(&self.own, params, "brief", ExtendedKeyUsagePurpose::ClientAuth)
+    }
+
     /// Writes what a configuration names: `ca.pem`, `server.pem`, `server.key`, and a pair for each
     /// client.
     pub(crate) fn write(&self, directory: &Path) {

@@ -244,6 +244,7 @@ impl World {
             "route_unknown" => (404, None),
             "method_not_allowed" => (405, None),
             "token_missing" => (401, None),
+            "origin_refused" => (403, Some("forbidden")),
             "scope_missing" => (403, Some("insufficient_scope")),
             "nonce_absent" | "nonce_expired" | "nonce_unknown" => (401, Some("use_dpop_nonce")),
             "proof_missing" if nonces => (401, Some("use_dpop_nonce")),

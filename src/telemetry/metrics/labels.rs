@@ -1,0 +1,114 @@
+//! What labels range over.
+
+use crate::policy::rule::TenantId;
+
+/// The tenant label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tenant {
+    /// The request has none: no token, or one of an issuer without tenants.
+    Default,
+    /// A configured one.
+    Known(TenantId),
+    /// Any other.
+    Other,
+}
+
+/// The `reason` label of `authority_dpop_nonce_miss_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NonceMiss {
+    /// The proof has no nonce.
+    Absent,
+    /// Ours, too old.
+    Expired,
+    /// Not ours.
+    Unknown,
+    /// Ours, and spent.
+    Replayed,
+}
+
+impl NonceMiss {
+    pub(super) const ALL: [Self; 4] = [Self::Absent, Self::Expired, Self::Unknown, Self::Replayed];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Absent => "absent",
+            Self::Expired => "expired",
+            Self::Unknown => "unknown",
+            Self::Replayed => "replayed",
+        }
+    }
+}
+
+/// The `reason` label of `authority_mtls_mismatch_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CertificateMiss {
+    /// No TLS facts for the connection.
+    ContextMissing,
+    /// No client certificate.
+    MissingCertificate,
+    /// Another certificate.
+    ThumbprintMismatch,
+}
+
+impl CertificateMiss {
+    pub(super) const ALL: [Self; 3] =
+        [Self::ContextMissing, Self::MissingCertificate, Self::ThumbprintMismatch];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::ContextMissing => "context-missing",
+            Self::MissingCertificate => "missing-certificate",
+            Self::ThumbprintMismatch => "thumbprint-mismatch",
+        }
+    }
+}
+
+/// The `stage` label of `holdfast_request_duration_seconds`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// From the request head to the decision.
+    Decision,
+    /// From the decision to the head of the upstream's answer.
+    Upstream,
+    /// From the request head to the end of the answer.
+    Total,
+}
+
+impl Stage {
+    pub(super) const ALL: [Self; 3] = [Self::Decision, Self::Upstream, Self::Total];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Decision => "decision",
+            Self::Upstream => "upstream",
+            Self::Total => "total",
+        }
+    }
+}
+
+/// Why a connection came to nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectionLoss {
+    /// The listener was full.
+    Full,
+    /// The handshake failed.
+    Handshake,
+    /// The handshake took too long.
+    HandshakeTimeout,
+    /// The request head took too long.
+    HeadTimeout,
+}
+
+impl ConnectionLoss {
+    pub(super) const ALL: [Self; 4] =
+        [Self::Full, Self::Handshake, Self::HandshakeTimeout, Self::HeadTimeout];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Handshake => "handshake",
+            Self::HandshakeTimeout => "handshake-timeout",
+            Self::HeadTimeout => "head-timeout",
+        }
+    }
+}

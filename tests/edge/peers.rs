@@ -1,0 +1,229 @@
+//! gRPC by grpcio and WebSockets by `websockets`, on both sides of the edge.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use serde_json::{Value, json};
+
+use super::end_to_end::{run, skip};
+use super::support::world::{World, expect_eq};
+use super::support::{Table, now};
+
+/// The Python of `tests/run`, with the packages of `tests/python/requirements.txt`.
+fn python() -> Option<Command> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let program = root.join("target/python/bin/python");
+    if !program.exists() {
+        skip("grpcio and websockets: not installed in target/python");
+        return None;
+    }
+    let mut command = Command::new(program);
+    command.current_dir(root.join("tests/python"));
+    Some(command)
+}
+
+/// A service in Python. It ends with its standard input.
+struct Service {
+    child: Child,
+    port: u16,
+}
+
+impl Service {
+    fn start(script: &str) -> Option<Self> {
+        let mut child = python()?
+            .arg(script)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("Python");
+        let mut line = String::new();
+        let pipe = child.stdout.take().expect("a pipe");
+        BufReader::new(pipe).read_line(&mut line).expect("a line");
+        let port = line.trim().parse().expect("a port");
+        Some(Self { child, port })
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs a client and reads the line of JSON that it prints.
+async fn client(mut command: Command) -> Value {
+    let output = tokio::task::spawn_blocking(move || run(&mut command)).await.expect("a thread");
+    let output = output.expect("Python was there");
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{told}");
+    serde_json::from_slice(&output.stdout).expect("a line of JSON")
+}
+
+#[expect(clippy::cast_precision_loss, reason = "seconds since 1970 fit exactly")]
+fn seconds(since_epoch: i64) -> f64 {
+    since_epoch as f64
+}
+
+fn key_file(world: &World) -> PathBuf {
+    let file = world.directory.path().join("client.key");
+    std::fs::write(&file, world.key.private_pem()).expect("a writable directory");
+    file
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn grpcio_calls_of_every_kind() {
+    let Some(service) = Service::start("grpc_service.py") else { return };
+    let world = World::start_with(|config| {
+        config["upstreams"]["echo"] =
+            json!({"servers": [format!("127.0.0.1:{}", service.port)], "protocol": "h2c"});
+        config["routes"][0]["path"] = json!("/test.Echo/*");
+        config["issuers"][0]["clockSkew"] = json!("0s");
+    })
+    .await;
+    let end = now() + 12;
+    let brief = world.token().claim("exp", end).jkt(&world.key.jkt()).sign();
+    let mut command = python().expect("Python was there");
+    command
+        .arg("grpc_client.py")
+        .arg(world.client.port.to_string())
+        .arg(world.directory.path().join("ca.pem"))
+        .arg(key_file(&world))
+        .args([world.bound(), brief, end.to_string()]);
+    let told = client(command).await;
+
+    let mut table = Table::default();
+    let around = json!({
+        "initial": {"seen-x-holdfast-result": "dpop", "seen-x-holdfast-subject": "user-1"},
+        "trailing": {"trailer": "at the end"}, "code": "OK", "details": "",
+    });
+    let with = |name: &str, value: Value| {
+        let mut all = around.clone();
+        all[name] = value;
+        all
+    };
+    for (name, details, challenge) in [
+        ("no token", "an access token is needed", "DPoP algs="),
+        (
+            "no nonce",
+            "a DPoP proof with the nonce of this answer is needed",
+            "DPoP error=\"use_dpop_nonce\"",
+        ),
+    ] {
+        let told = &told[name];
+        table.row(name, expect_eq("code", &told["code"], &json!("UNAUTHENTICATED")));
+        table.row(name, expect_eq("details", &told["details"], &json!(details)));
+        let shown = told["challenges"][0].as_str().unwrap_or_default().starts_with(challenge);
+        table.row(name, expect_eq("challenge", &shown, &true));
+    }
+    for (name, expect) in [
+        ("nonce", json!(true)),
+        ("unary", with("answer", json!("one"))),
+        ("large", json!(true)),
+        ("from service", with("answers", json!(300))),
+        ("from client", with("answer", json!(300))),
+        ("both", with("answers", json!(20))),
+        (
+            "fail",
+            json!({"code": "NOT_FOUND", "details": "no such thing", "trailer": "at the end",
+                   "soon": true}),
+        ),
+        ("unknown", json!("UNIMPLEMENTED")),
+        ("other method's proof", json!("UNAUTHENTICATED")),
+        ("ticks", json!(true)),
+        ("neighbour", json!("tick")),
+    ] {
+        table.row(name, expect_eq("told", &told[name], &expect));
+    }
+    let deadline = &told["deadline"];
+    table.row("deadline", expect_eq("code", &deadline["code"], &json!("DEADLINE_EXCEEDED")));
+    table.row("deadline", expect_eq("soon", &deadline["soon"], &json!(true)));
+    table.row("cut", expect_eq("code", &told["cut"]["code"], &json!("CANCELLED")));
+    let late = told["cut"]["late"].as_f64().unwrap_or(f64::NAN);
+    table.row("cut", expect_eq(&format!("{late} s late"), &(-0.1..1.5).contains(&late), &true));
+    let ended = world.metric("holdfast_streams_ended_total", &["reason=\"token\""]).await;
+    table.row("cut", expect_eq("counted", &ended, &1.0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn websockets_of_another_maker() {
+    let Some(service) = Service::start("websocket_service.py") else { return };
+    let world = World::start_with(|config| {
+        config["upstreams"]["echo"]["servers"] = json!([format!("127.0.0.1:{}", service.port)]);
+        config["issuers"][0]["clockSkew"] = json!("0s");
+        let mut aged = config["routes"][0].clone();
+        aged["name"] = json!("aged");
+        aged["path"] = json!("/aged");
+        aged["streamMaxAge"] = json!("3s");
+        config["routes"].as_array_mut().expect("routes").push(aged);
+    })
+    .await;
+    let end = now() + 8;
+    let token = |end: i64| world.token().claim("exp", end).jkt(&world.key.jkt()).sign();
+    let x5t = world.pki.alice.x5t();
+    let certified = |end: i64| world.token().claim("exp", end).x5t(&x5t).sign();
+    let case = |token: String, scheme: &str, path: &str, certificate: bool, until: bool| {
+        json!({"token": token, "scheme": scheme, "path": path, "certificate": certificate,
+               "until": until})
+    };
+    let far = now() + 600;
+    let mut command = python().expect("Python was there");
+    let file = |name: &str| world.directory.path().join(name).display().to_string();
+    let asked = json!({
+        "port": world.client.port,
+        "authority": file("ca.pem"),
+        "key": key_file(&world).display().to_string(),
+        "certificate": file("alice.pem"),
+        "certificateKey": file("alice.key"),
+        "cases": {
+            "proof": case(token(far), "DPoP", "/orders/1", false, false),
+            "certificate": case(certified(far), "Bearer", "/orders/1", true, false),
+            "brief": case(token(end), "DPoP", "/orders/1", false, true),
+            "brief certified": case(certified(end), "Bearer", "/orders/1", true, true),
+            "aged": case(token(far), "DPoP", "/aged", false, true),
+            "public": case(String::new(), "", "/public/1", false, false),
+            "no token": case(String::new(), "", "/orders/1", false, false),
+            "no certificate": case(certified(far), "Bearer", "/orders/1", false, false),
+            "downgrade": case(token(far), "Bearer", "/orders/1", false, false),
+        },
+    });
+    let input = file("cases.json");
+    std::fs::File::create(&input)
+        .and_then(|mut file| file.write_all(asked.to_string().as_bytes()))
+        .expect("a writable directory");
+    command.arg("websocket_client.py").stdin(std::fs::File::open(&input).expect("the cases"));
+    let told = client(command).await;
+
+    let mut table = Table::default();
+    for (name, challenges, result) in [
+        ("proof", 1, "dpop"),
+        ("certificate", 0, "mtls"),
+        ("brief", 1, "dpop"),
+        ("brief certified", 0, "mtls"),
+        ("aged", 1, "dpop"),
+        ("public", 0, "-"),
+    ] {
+        let told = &told[name];
+        table.row(name, expect_eq("challenges", &told["challenges"], &json!(challenges)));
+        table.row(name, expect_eq("result", &told["result"], &json!(result)));
+        for what in ["text", "bytes", "large", "ping"] {
+            table.row(name, expect_eq(what, &told[what], &json!(true)));
+        }
+    }
+    for name in ["no token", "no certificate", "downgrade"] {
+        table.row(name, expect_eq("status", &told[name]["status"], &json!(401)));
+    }
+    for name in ["brief", "brief certified"] {
+        let late = told[name]["ended"].as_f64().map(|ended| ended - seconds(end));
+        let soon = late.is_some_and(|late| (-0.1..1.5).contains(&late));
+        table.row(name, expect_eq(&format!("{late:?} s late"), &soon, &true));
+        table.row(name, expect_eq("ticks", &told[name]["ticks"], &json!(true)));
+    }
+    table.row("aged", expect_eq("ended", &told["aged"]["ended"].is_f64(), &true));
+    for (reason, count) in [("token", 2.0), ("max_age", 1.0), ("certificate", 0.0)] {
+        let label = format!("reason=\"{reason}\"");
+        let ended = world.metric("holdfast_streams_ended_total", &[&label]).await;
+        table.row(reason, expect_eq("counted", &ended, &count));
+    }
+}
