@@ -30,7 +30,7 @@ use crate::edge::listener::{Limits, Occupancy, TlsFront};
 use crate::edge::parts::Parts;
 use crate::edge::proxy::Edge;
 use crate::edge::tls::{self, TlsError};
-use crate::edge::upstream::MAX_ATTEMPTS;
+use crate::edge::upstream::{MAX_ATTEMPTS, Servers, UpstreamError};
 use crate::gate::{Gate, Settings};
 use crate::policy::time::UnixTime;
 use crate::store::replay::MemoryReplay;
@@ -74,6 +74,14 @@ pub enum StartError {
     /// A key set cannot be read.
     #[error("JWK set: {0}")]
     Jwks(#[from] JwksError),
+    /// An upstream cannot be used.
+    #[error("upstream {name}: {error}")]
+    Upstream {
+        /// The upstream's name.
+        name: String,
+        /// What is wrong.
+        error: UpstreamError,
+    },
     /// A metric is defined twice.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -162,7 +170,15 @@ pub fn start(config: &Config, log: &Log) -> Result<Running, StartError> {
     let gate = Arc::new(gate(config)?);
     let keys = KeySets::new(&config.issuers, Arc::clone(&gate), Arc::clone(&metrics))?;
     let keys = Arc::new(keys);
-    let parts = Parts::new(config, gate.clone(), keys.clone(), metrics.clone(), log.clone());
+    let servers = servers(config)?;
+    let parts = Parts::new(
+        config,
+        servers.clone(),
+        gate.clone(),
+        keys.clone(),
+        metrics.clone(),
+        log.clone(),
+    );
     let parts = Arc::new(ArcSwap::from_pointee(parts));
     let admin_socket = bind("admin", config.edge.admin)?;
     let fronts = fronts(config, &parts, &metrics, &provider)?;
@@ -181,17 +197,30 @@ pub fn start(config: &Config, log: &Log) -> Result<Running, StartError> {
         gate,
         replay_capacity: config.edge.limits.replay_entries,
         keys: Arc::clone(&keys),
+        edge: parts,
         listeners: told,
         log: log.clone(),
     };
     runtime.spawn(serve_admin(socket, told));
     keys.start(runtime.handle());
+    for servers in &servers {
+        servers.start(runtime.handle());
+    }
     let drain = config.edge.drain_timeout;
     Ok(Running { runtime: Some(runtime), shutdown, listeners, admin, drain })
 }
 
 fn names<T>(of: &[T], name: impl Fn(&T) -> &str) -> Vec<&str> {
     of.iter().map(name).collect()
+}
+
+/// The servers of each upstream, which are not watched yet.
+fn servers(config: &Config) -> Result<Vec<Arc<Servers>>, StartError> {
+    let servers = config.upstreams.iter().map(|upstream| {
+        let servers = Servers::new(upstream).map(Arc::new);
+        servers.map_err(|error| StartError::Upstream { name: upstream.name.clone(), error })
+    });
+    servers.collect()
 }
 
 fn gate(config: &Config) -> Result<Gate, StartError> {
@@ -277,8 +306,8 @@ fn proxy(
         threads: config.edge.threads,
         max_retries: ATTEMPTS,
         upstream_keepalive_pool_size: UPSTREAM_POOL,
-        // Upstreams are spoken to in clear. Without a file pingora reads the system's authorities
-        // and panics where there are none.
+        // Upstreams bring their authorities. Without a file pingora reads the system's, and panics
+        // where there are none.
         ca_file: Some("/dev/null".to_owned()),
         ..ServerConf::default()
     };

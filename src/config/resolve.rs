@@ -7,6 +7,7 @@ mod routes;
 mod scope;
 mod security;
 mod tenants;
+mod upstream_tls;
 mod upstreams;
 
 use super::finding::Place;

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorSource};
 
@@ -13,7 +14,7 @@ use super::headers::Onward;
 use super::jwks::KeySets;
 use super::respond::{self, Answer, Asked};
 use super::route::{Miss, RouteTable};
-use super::upstream::Servers;
+use super::upstream::{self, Servers};
 use super::view::{self, Target};
 use super::{record, record::Told};
 use crate::config::{Config, Limits, Listener, Route, Upstream};
@@ -34,7 +35,7 @@ pub struct Parts {
     pub(super) listeners: Vec<Listener>,
     table: RouteTable,
     routes: Vec<Route>,
-    upstreams: Vec<(Upstream, Servers)>,
+    upstreams: Vec<(Upstream, Arc<Servers>)>,
     tenants: Vec<String>,
     limits: Limits,
     nonces: bool,
@@ -42,18 +43,16 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// What `config` makes of them.
+    /// What `config` makes of them; `servers` are those of its upstreams, in their order.
     #[must_use]
     pub fn new(
         config: &Config,
+        servers: Vec<Arc<Servers>>,
         gate: Arc<Gate>,
         keys: Arc<KeySets>,
         metrics: Arc<Metrics>,
         log: Log,
     ) -> Self {
-        let servers = |(index, upstream): (usize, &Upstream)| {
-            (upstream.clone(), Servers::new(index, upstream))
-        };
         Self {
             gate,
             keys,
@@ -62,7 +61,7 @@ impl Parts {
             listeners: config.edge.listeners.clone(),
             table: RouteTable::new(&config.routes),
             routes: config.routes.clone(),
-            upstreams: config.upstreams.iter().enumerate().map(servers).collect(),
+            upstreams: config.upstreams.iter().cloned().zip(servers).collect(),
             tenants: config.rules.tenants.iter().map(|tenant| tenant.name.clone()).collect(),
             limits: config.edge.limits,
             nonces: config.dpop.nonce_ttl.is_some(),
@@ -74,8 +73,13 @@ impl Parts {
         self.routes.get(ctx.route?)
     }
 
-    pub(super) fn upstream(&self, ctx: &Ctx) -> Option<&(Upstream, Servers)> {
+    pub(super) fn upstream(&self, ctx: &Ctx) -> Option<&(Upstream, Arc<Servers>)> {
         self.upstreams.get(self.route(ctx)?.upstream)
+    }
+
+    /// The servers of each upstream.
+    pub fn servers(&self) -> impl Iterator<Item = &Arc<Servers>> {
+        self.upstreams.iter().map(|(_, servers)| servers)
     }
 
     pub(super) fn tenant(&self, tenant: Option<TenantId>) -> Option<&str> {
@@ -83,7 +87,11 @@ impl Parts {
     }
 
     /// Limits, target, route, gate. What is found on the way stays in `ctx`.
-    pub(super) async fn decide(&self, session: &Session, ctx: &mut Ctx) -> Result<Admitted, Denial> {
+    pub(super) async fn decide(
+        &self,
+        session: &Session,
+        ctx: &mut Ctx,
+    ) -> Result<Admitted, Denial> {
         let request = session.req_header();
         if view::head_bytes(request) > self.limits.head_bytes
             || request.headers.len() > self.limits.head_fields
@@ -187,14 +195,25 @@ impl Parts {
         record::tell(&told, &self.metrics, &self.log);
     }
 
+    /// Whether one more head of an answer may be passed on.
+    pub(super) fn check_head(&self, head: &ResponseHeader, ctx: &Ctx) -> pingora::Result<()> {
+        let limit = self.upstream(ctx).map_or(0, |(upstream, _)| upstream.head_bytes);
+        if upstream::fits(head, limit) && ctx.interim < upstream::MAX_INTERIM {
+            return Ok(());
+        }
+        Err(Error::new_up(upstream::HEAD_TOO_LARGE))
+    }
+
     /// A client that goes away is its own business; a service that fails is somebody's.
     pub(super) fn tell_failure(&self, e: &Error, ctx: &Ctx) {
         let (kind, side) = (e.etype().as_str(), e.esource().as_str());
         let upstream = self.upstream(ctx).map(|(upstream, _)| upstream.name.as_str());
+        // Of pingora's own words some quote what was sent; the system's and rustls' do not.
+        let cause = e.root_cause().downcast_ref::<std::io::Error>().map(ToString::to_string);
         if *e.esource() == ErrorSource::Downstream {
-            tracing::debug!(decision_id = ctx.id, upstream, kind, side, "request failed");
+            tracing::debug!(decision_id = ctx.id, upstream, kind, side, cause, "request failed");
         } else {
-            tracing::warn!(decision_id = ctx.id, upstream, kind, side, "request failed");
+            tracing::warn!(decision_id = ctx.id, upstream, kind, side, cause, "request failed");
         }
     }
 

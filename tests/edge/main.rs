@@ -23,6 +23,8 @@ mod hostile;
 #[cfg(test)]
 mod proof;
 #[cfg(test)]
+mod real_upstreams;
+#[cfg(test)]
 mod replay;
 #[cfg(test)]
 mod rules;
@@ -34,3 +36,7 @@ mod signals;
 mod target;
 #[cfg(test)]
 mod token;
+#[cfg(test)]
+mod upstream_tls;
+#[cfg(test)]
+mod upstreams;

@@ -73,6 +73,30 @@ impl Pki {
     }
 }
 
+/// An authority that signs services' certificates.
+pub(crate) struct Issuer(Authority);
+
+impl Issuer {
+    pub(crate) fn new(name: &str) -> Self {
+        Self(authority(name))
+    }
+
+    pub(crate) fn pem(&self) -> String {
+        self.0.pem()
+    }
+
+    pub(crate) fn der(&self) -> Vec<u8> {
+        self.0.der().to_vec()
+    }
+
+    /// A certificate for these names or addresses that serves and asks; `ended` is the year in which
+    /// it ended, 0 for one that is good.
+    pub(crate) fn sign(&self, names: &[&str], ended: i32) -> Identity {
+        let usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        signed(&self.0, names, usages, ended)
+    }
+}
+
 type Authority = CertifiedIssuer<'static, KeyPair>;
 
 fn authority(name: &str) -> Authority {
@@ -86,16 +110,24 @@ fn authority(name: &str) -> Authority {
 
 /// `ended` is the year in which it ended, 0 for one that is good.
 fn identity(authority: &Authority, name: &str, ended: i32) -> Identity {
-    let server = name == "server";
-    let names: Vec<String> =
-        if server { NAMES.map(str::to_owned).to_vec() } else { vec![format!("{name}.example")] };
+    if name == "server" {
+        return signed(authority, &NAMES, vec![ExtendedKeyUsagePurpose::ServerAuth], ended);
+    }
+    let own = format!("{name}.example");
+    signed(authority, &[&own], vec![ExtendedKeyUsagePurpose::ClientAuth], ended)
+}
+
+fn signed(
+    authority: &Authority,
+    names: &[&str],
+    usages: Vec<ExtendedKeyUsagePurpose>,
+    ended: i32,
+) -> Identity {
+    let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+    let common = names.first().map_or("", |name| name.trim_end_matches(".example")).to_owned();
     let mut params = CertificateParams::new(names).expect("names");
-    params.distinguished_name.push(DnType::CommonName, name);
-    params.extended_key_usages = vec![if server {
-        ExtendedKeyUsagePurpose::ServerAuth
-    } else {
-        ExtendedKeyUsagePurpose::ClientAuth
-    }];
+    params.distinguished_name.push(DnType::CommonName, common);
+    params.extended_key_usages = usages;
     if ended > 0 {
         params.not_before = rcgen::date_time_ymd(ended - 1, 1, 1);
         params.not_after = rcgen::date_time_ymd(ended, 1, 1);
