@@ -253,7 +253,7 @@ async fn a_stream_that_was_refused_untouched_is_sent_again() {
         })
         .await;
         let name = format!("{method} {reason:?}");
-        let answer = world.send(&Request::new(method, "/h2").body(b"hello")).await;
+        let answer = world.send(&Request::new(method, "/h2")).await;
         table.row(&name, expect_eq("status", &status(&answer), &Ok(expect)));
         table.row(&name, expect_eq("sendings", &seen.load(Ordering::SeqCst), &sendings));
     }
