@@ -31,7 +31,7 @@ use crate::edge::parts::Parts;
 use crate::edge::proxy::Edge;
 use crate::edge::tls::{ServerTls, TlsError};
 use crate::edge::trust::Live;
-use crate::edge::upstream::MAX_ATTEMPTS;
+use crate::edge::upstream::{MAX_ATTEMPTS, Servers, UpstreamError};
 use crate::gate::{Gate, Settings};
 use crate::policy::nonce;
 use crate::policy::time::UnixTime;
@@ -75,6 +75,14 @@ pub enum StartError {
     /// A key set cannot be read.
     #[error("JWK set: {0}")]
     Jwks(#[from] JwksError),
+    /// An upstream cannot be used.
+    #[error("upstream {name}: {error}")]
+    Upstream {
+        /// The upstream's name.
+        name: String,
+        /// What is wrong.
+        error: UpstreamError,
+    },
     /// A metric is defined twice.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -184,10 +192,11 @@ pub fn start(config: &Config, log: &Log) -> Result<Running, StartError> {
 
     let (shutdown, watch) = watch::channel(false);
     let occupancies: Vec<_> = fronts.iter().map(|front| Arc::clone(&front.occupancy)).collect();
-    let told = told(config, &lasting, &made.common, &occupancies);
+    let told = told(config, &lasting, &made.common, &current, &occupancies);
     let told = Arc::new(admin::Told::new(told, lasting.started));
     runtime.spawn(serve_admin(socket, Arc::clone(&told)));
     made.common.keys.start(runtime.handle());
+    made.parts.servers().for_each(|servers| servers.start(runtime.handle()));
     let site = Site {
         lasting,
         current,
@@ -202,6 +211,15 @@ pub fn start(config: &Config, log: &Log) -> Result<Running, StartError> {
         runtime.spawn(serve(front, watch.clone()));
     }
     Ok(Running { runtime: Some(runtime), shutdown, listeners, admin, site })
+}
+
+/// The servers of each upstream, which are not watched yet.
+fn servers(config: &Config) -> Result<Vec<Arc<Servers>>, StartError> {
+    let servers = config.upstreams.iter().map(|upstream| {
+        let servers = Servers::new(upstream).map(Arc::new);
+        servers.map_err(|error| StartError::Upstream { name: upstream.name.clone(), error })
+    });
+    servers.collect()
 }
 
 fn gate(config: &Config, lasting: &Lasting) -> Gate {
@@ -293,8 +311,8 @@ fn proxy(
         threads: config.edge.threads,
         max_retries: ATTEMPTS,
         upstream_keepalive_pool_size: UPSTREAM_POOL,
-        // Upstreams are spoken to in clear. Without a file pingora reads the system's authorities
-        // and panics where there are none.
+        // Upstreams bring their authorities. Without a file pingora reads the system's, and panics
+        // where there are none.
         ca_file: Some("/dev/null".to_owned()),
         ..ServerConf::default()
     };

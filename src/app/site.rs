@@ -6,7 +6,7 @@ use arc_swap::ArcSwap;
 use rustls::crypto::CryptoProvider;
 use tokio::runtime::Handle;
 
-use super::{StartError, gate, now, random, serving};
+use super::{StartError, gate, now, random, servers, serving};
 use crate::config::Config;
 use crate::edge::admin;
 use crate::edge::jwks::KeySets;
@@ -126,7 +126,9 @@ pub(super) fn make(
     let trust = tls.iter().map(|tls| Arc::clone(&tls.trust)).collect();
     let Common { gate, keys, metrics } = &common;
     let log = lasting.log.clone();
-    let parts = Parts::new(config, trust, gate.clone(), keys.clone(), metrics.clone(), log);
+    let servers = servers(config)?;
+    let parts =
+        Parts::new(config, trust, servers, gate.clone(), keys.clone(), metrics.clone(), log);
     Ok(Made { common, parts: Arc::new(parts), tls })
 }
 
@@ -154,6 +156,7 @@ pub(super) fn told(
     config: &Config,
     lasting: &Lasting,
     common: &Common,
+    edge: &Arc<ArcSwap<Parts>>,
     occupancies: &[Arc<Occupancy>],
 ) -> admin::Parts {
     let names = config.edge.listeners.iter().map(|listener| listener.name.clone());
@@ -162,6 +165,7 @@ pub(super) fn told(
         gate: Arc::clone(&common.gate),
         replay_capacity: config.edge.limits.replay_entries,
         keys: Arc::clone(&common.keys),
+        edge: Arc::clone(edge),
         listeners: names.zip(occupancies.iter().cloned()).collect(),
         log: lasting.log.clone(),
     }
@@ -212,8 +216,11 @@ impl Site {
         }
         self.lasting.log.set_level(config.telemetry.level);
         made.common.metrics.config_reloaded(true);
-        self.told.replace(told(config, &self.lasting, &made.common, &self.occupancies), now());
+        let told = told(config, &self.lasting, &made.common, &self.current, &self.occupancies);
+        self.told.replace(told, now());
         made.common.keys.start(runtime);
+        before.servers().for_each(|servers| servers.retire());
+        self.current.load().servers().for_each(|servers| servers.start(runtime));
         *in_force = Arc::new(InForce { config: config.clone(), generation });
         Ok(())
     }

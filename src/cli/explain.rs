@@ -229,11 +229,9 @@ fn upstream(config: &Config, route: &Route) -> Option<UpstreamShown> {
         (Role::Resource, Bearer) => "forwarded as Bearer, without the proof",
         (Role::Resource, Strip) => "removed",
     };
-    Some(UpstreamShown {
-        name: upstream.name.clone(),
-        servers: upstream.servers.iter().map(ToString::to_string).collect(),
-        credentials,
-    })
+    let scheme = if upstream.tls.is_some() { "https://" } else { "" };
+    let servers = upstream.servers.iter().map(|server| format!("{scheme}{}", server.name));
+    Some(UpstreamShown { name: upstream.name.clone(), servers: servers.collect(), credentials })
 }
 
 fn rule(

@@ -12,6 +12,7 @@ mod item;
 mod raw;
 mod resolve;
 mod section;
+mod upstream;
 mod value;
 
 use std::net::SocketAddr;
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use finding::{Finding, Severity};
+pub use upstream::{Authorities, Health, Server, UpstreamTls};
 pub use value::show_duration;
 
 use finding::{Place, Sink};
@@ -270,30 +272,42 @@ pub struct Upstream {
     /// Its name in the file.
     pub name: String,
     /// Its servers, tried in turn.
-    pub servers: Vec<SocketAddr>,
+    pub servers: Vec<Server>,
     /// What it speaks.
     pub protocol: UpstreamProtocol,
+    /// TLS to it; in clear otherwise.
+    pub tls: Option<UpstreamTls>,
+    /// Active checks; without them only a server that could not be connected to is skipped.
+    pub health: Option<Health>,
     /// What becomes of `Authorization` and `DPoP`.
     pub authorization: AuthorizationPolicy,
     /// Whether it is told the client's certificate (`Client-Cert`, RFC 9440).
     pub client_certificate: bool,
     /// Time to connect.
     pub connect_timeout: Duration,
-    /// Time between two reads.
+    /// Time between two reads of an answer, and from the end of a request to the whole head.
     pub read_timeout: Duration,
     /// Time for a write to make progress.
     pub write_timeout: Duration,
     /// How long an unused connection is kept for reuse; under the service's own keepalive time.
     pub idle_timeout: Duration,
+    /// From one look at a server's name to the next.
+    pub resolve_interval: Duration,
+    /// Connections open to it at once; a request that needs one more is refused with 503.
+    pub max_connections: usize,
+    /// Bytes of the head of an answer.
+    pub head_bytes: usize,
 }
 
 /// What an upstream speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UpstreamProtocol {
-    /// HTTP/1.1 in clear.
+    /// HTTP/1.1.
     Http1,
     /// HTTP/2 in clear, with prior knowledge.
     H2c,
+    /// HTTP/2 over TLS, agreed on by ALPN.
+    H2,
 }
 
 /// What becomes of the credentials on their way upstream.

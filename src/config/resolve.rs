@@ -9,6 +9,7 @@ mod scope;
 mod security;
 mod tenants;
 mod tls;
+mod upstream_tls;
 mod upstreams;
 
 use super::finding::Place;

@@ -47,10 +47,17 @@ pub(crate) fn site() -> tempfile::TempDir {
     let key = KeyPair::generate().unwrap();
     let params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
     let certificate = params.self_signed(&key).unwrap().pem();
-    for name in ["pki/edge.pem", "pki/clients-ca.pem", "pki/as-ca.pem"] {
+    for name in [
+        "pki/edge.pem",
+        "pki/clients-ca.pem",
+        "pki/as-ca.pem",
+        "pki/services-ca.pem",
+        "pki/edge-client.pem",
+    ] {
         put(name, certificate.as_bytes());
     }
     put("pki/edge.key", key.serialize_pem().as_bytes());
+    put("pki/edge-client.key", key.serialize_pem().as_bytes());
     put("pki/other.key", KeyPair::generate().unwrap().serialize_pem().as_bytes());
     put("pki/open.key", key.serialize_pem().as_bytes());
     let open = std::fs::Permissions::from_mode(0o644);
@@ -276,6 +283,26 @@ fn each_fault_has_its_finding() {
         let found = findings(&text, site.path()).join("\n").replace("authority.yaml:", "");
         assert_eq!(found, expect.trim_end(), "{old} -> {new}");
     }
+}
+
+#[test]
+fn a_name_without_an_address_is_a_warning() {
+    let site = site();
+    let servers = "[\"my_host.invalid:9000\"]\n    tls: {authorities: [pki/services-ca.pem]}";
+    let text = SMALL.replace("[\"127.0.0.1:9000\"]", "[\"no-such-host.invalid:9000\"]");
+    let loaded = load_str(&text, site.path());
+    let found: Vec<_> = loaded.findings.iter().map(ToString::to_string).collect();
+    let warning = "authority.yaml:12: warning: upstreams.api.servers[0]: \
+                   `no-such-host.invalid:9000` has no address now";
+    assert!(found.len() == 1 && found[0].starts_with(warning), "{found:?}");
+    let upstream = &loaded.config.unwrap().upstreams[0];
+    assert!(upstream.servers[0].named && upstream.servers[0].addresses.is_empty());
+
+    // What a certificate cannot have must be said otherwise.
+    let found = findings(&SMALL.replace("[\"127.0.0.1:9000\"]", servers), site.path());
+    let error = "authority.yaml:13: upstreams.api.tls.serverName: is required: `my_host.invalid` is \
+                 no name that a certificate can have";
+    assert!(found.iter().any(|finding| finding == error), "{found:?}");
 }
 
 #[test]

@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 
 use super::jwks::KeySets;
 use super::listener::Occupancy;
+use super::parts;
+use super::upstream::{ServerStatus, Servers};
 use crate::gate::Gate;
 use crate::policy::time::UnixTime;
 use crate::telemetry::log::Log;
@@ -29,6 +31,8 @@ pub struct Parts {
     pub replay_capacity: usize,
     /// The issuers' keys.
     pub keys: Arc<KeySets>,
+    /// The configuration in force, for the upstreams.
+    pub edge: Arc<ArcSwap<parts::Parts>>,
     /// The listeners, by name.
     pub listeners: Vec<(String, Arc<Occupancy>)>,
     /// Dropped lines.
@@ -88,7 +92,11 @@ fn router(told: Arc<Told>) -> Router {
 
 async fn metrics(State(told): State<Arc<Told>>) -> Response {
     let parts = told.parts.load();
-    let text = parts.metrics.render(parts.gate.live_proofs(), parts.log.suppressed());
+    let edge = parts.edge.load();
+    let servers = edge.servers().flat_map(|upstream| {
+        upstream.status().map(|status| (upstream.name(), status.server, status.up))
+    });
+    let text = parts.metrics.render(parts.gate.live_proofs(), parts.log.suppressed(), servers);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 
@@ -128,6 +136,9 @@ fn report(parts: &Parts) -> (bool, Value) {
             json!({ "issuer": issuer, "ready": part(status.loaded), "lastError": status.error })
         })
         .collect();
+    let upstreams = upstreams(&parts.edge.load());
+    // One service that is down is its routes' trouble; without any the edge serves nobody.
+    part(upstreams.is_empty() || upstreams.iter().any(|upstream| upstream["ready"] == true));
     let live = parts.gate.live_proofs();
     let capacity = parts.replay_capacity;
     let replay = json!({ "ready": part(live < capacity), "entries": live, "capacity": capacity });
@@ -135,7 +146,26 @@ fn report(parts: &Parts) -> (bool, Value) {
         "ready": ready,
         "listeners": listeners,
         "issuers": issuers,
+        "upstreams": upstreams,
         "replay": replay,
     });
     (ready, report)
+}
+
+fn upstreams(edge: &parts::Parts) -> Vec<Value> {
+    let server = |status: &ServerStatus<'_>| {
+        json!({
+            "name": status.server,
+            "up": status.up,
+            "addresses": status.addresses,
+            "lastError": status.error,
+        })
+    };
+    let upstream = |servers: &Arc<Servers>| {
+        let status: Vec<_> = servers.status().collect();
+        let ready = status.iter().any(|status| status.up);
+        let each: Vec<_> = status.iter().map(server).collect();
+        json!({ "name": servers.name(), "ready": ready, "servers": each })
+    };
+    edge.servers().map(upstream).collect()
 }

@@ -2,11 +2,13 @@
 
 #![expect(clippy::disallowed_methods, reason = "a request has a start and an id")]
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::parts::Parts;
 use super::stream::Term;
+use super::upstream::{Line, Target as Server};
 use super::view::Target;
 use crate::config::Listener;
 use crate::gate::{Admitted, Facts};
@@ -36,13 +38,20 @@ pub struct Ctx {
     pub(super) admitted: Option<Admitted>,
     pub(super) nonce: Option<String>,
     pub(super) turn: Option<usize>,
-    pub(super) unreachable: usize,
     /// How long it may go on.
     pub(super) term: Term,
     /// Status of the answer's head; 0 before it.
     pub(super) status: u16,
     /// Whether it was recorded.
     pub(super) told: bool,
+    /// Servers that could not be connected to.
+    pub(super) tried: Vec<SocketAddr>,
+    /// The server of the attempt under way.
+    pub(super) server: Option<Arc<Server>>,
+    /// The connection to it.
+    pub(super) line: Option<Arc<Line>>,
+    /// Interim answers so far.
+    pub(super) interim: usize,
 }
 
 impl Ctx {
@@ -67,10 +76,13 @@ impl Ctx {
             admitted: None,
             nonce: None,
             turn: None,
-            unreachable: 0,
             term: Term::current(),
             status: 0,
             told: false,
+            tried: Vec::new(),
+            server: None,
+            line: None,
+            interim: 0,
         }
     }
     /// The listener that it came in by.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use http::{HeaderMap, Method};
+use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorSource};
 
@@ -16,7 +17,7 @@ use super::respond::{self, Answer, Asked};
 use super::route::{Miss, RouteTable};
 use super::stream;
 use super::trust::{Standing, Trust};
-use super::upstream::Servers;
+use super::upstream::{self, Servers};
 use super::view::{self, Target};
 use super::{record, record::Told};
 use crate::config::{Config, Cors, Limits, Listener, Route, Upstream};
@@ -43,7 +44,7 @@ pub struct Parts {
     trust: Vec<Arc<Trust>>,
     table: RouteTable,
     routes: Vec<Route>,
-    upstreams: Vec<(Upstream, Servers)>,
+    upstreams: Vec<(Upstream, Arc<Servers>)>,
     tenants: Vec<String>,
     limits: Limits,
     nonces: bool,
@@ -60,19 +61,17 @@ pub(super) enum Permit {
 }
 
 impl Parts {
-    /// What `config` makes of them.
+    /// What `config` makes of them; `servers` are those of its upstreams, in their order.
     #[must_use]
     pub fn new(
         config: &Config,
         trust: Vec<Arc<Trust>>,
+        servers: Vec<Arc<Servers>>,
         gate: Arc<Gate>,
         keys: Arc<KeySets>,
         metrics: Arc<Metrics>,
         log: Log,
     ) -> Self {
-        let servers = |(index, upstream): (usize, &Upstream)| {
-            (upstream.clone(), Servers::new(index, upstream))
-        };
         Self {
             gate,
             keys,
@@ -82,7 +81,7 @@ impl Parts {
             trust,
             table: RouteTable::new(&config.routes),
             routes: config.routes.clone(),
-            upstreams: config.upstreams.iter().enumerate().map(servers).collect(),
+            upstreams: config.upstreams.iter().cloned().zip(servers).collect(),
             tenants: config.rules.tenants.iter().map(|tenant| tenant.name.clone()).collect(),
             limits: config.edge.limits,
             nonces: config.dpop.nonce_ttl.is_some(),
@@ -100,8 +99,13 @@ impl Parts {
         self.routes.get(ctx.route?)
     }
 
-    pub(super) fn upstream(&self, ctx: &Ctx) -> Option<&(Upstream, Servers)> {
+    pub(super) fn upstream(&self, ctx: &Ctx) -> Option<&(Upstream, Arc<Servers>)> {
         self.upstreams.get(self.route(ctx)?.upstream)
+    }
+
+    /// The servers of each upstream.
+    pub fn servers(&self) -> impl Iterator<Item = &Arc<Servers>> {
+        self.upstreams.iter().map(|(_, servers)| servers)
     }
 
     pub(super) fn tenant(&self, tenant: Option<TenantId>) -> Option<&str> {
@@ -309,14 +313,25 @@ impl Parts {
         }
     }
 
+    /// Whether one more head of an answer may be passed on.
+    pub(super) fn check_head(&self, head: &ResponseHeader, ctx: &Ctx) -> pingora::Result<()> {
+        let limit = self.upstream(ctx).map_or(0, |(upstream, _)| upstream.head_bytes);
+        if upstream::fits(head, limit) && ctx.interim < upstream::MAX_INTERIM {
+            return Ok(());
+        }
+        Err(Error::new_up(upstream::HEAD_TOO_LARGE))
+    }
+
     /// A client that goes away is its own business; a service that fails is somebody's.
     pub(super) fn tell_failure(&self, e: &Error, ctx: &Ctx) {
         let (kind, side) = (e.etype().as_str(), e.esource().as_str());
         let upstream = self.upstream(ctx).map(|(upstream, _)| upstream.name.as_str());
+        // Of pingora's own words some quote what was sent; the system's and rustls' do not.
+        let cause = e.root_cause().downcast_ref::<std::io::Error>().map(ToString::to_string);
         if *e.esource() == ErrorSource::Downstream {
-            tracing::debug!(decision_id = ctx.id, upstream, kind, side, "request failed");
+            tracing::debug!(decision_id = ctx.id, upstream, kind, side, cause, "request failed");
         } else {
-            tracing::warn!(decision_id = ctx.id, upstream, kind, side, "request failed");
+            tracing::warn!(decision_id = ctx.id, upstream, kind, side, cause, "request failed");
         }
     }
 

@@ -14,6 +14,7 @@
 //! Invariant: a request reaches an upstream only with an [`Admitted`] in its context, and only the
 //! gate makes one.
 
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
+use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
@@ -33,7 +35,7 @@ use super::headers;
 use super::parts::{Parts, Permit};
 use super::respond::{self, Answer, ErrorCode};
 use super::stream;
-use super::upstream::{self, Servers};
+use super::upstream;
 use super::view::{self, Target};
 use crate::config::Cors;
 use crate::policy::denial::Denial;
@@ -115,30 +117,72 @@ impl ProxyHttp for Edge {
             return Error::e_explain(ErrorType::InternalError, "not admitted");
         }
         let parts = Arc::clone(&ctx.parts);
-        let servers = parts.upstream(ctx).map(|(_, servers)| servers);
-        let turn = ctx.turn.or_else(|| servers.map(Servers::turn));
-        let peer =
-            servers.zip(turn).and_then(|(servers, turn)| servers.peer(turn, ctx.unreachable));
-        ctx.turn = turn;
-        match peer {
-            Some(peer) => Ok(Box::new(peer)),
-            None => Error::e_explain(ErrorType::InternalError, "no server"),
+        let Some((_, servers)) = parts.upstream(ctx) else {
+            return Error::e_explain(ErrorType::InternalError, "no upstream");
+        };
+        let turn = *ctx.turn.get_or_insert_with(|| servers.turn());
+        ctx.server = servers.choose(turn, &ctx.tried);
+        ctx.line = None;
+        match &ctx.server {
+            Some(server) => Ok(Box::new(server.peer())),
+            None => Err(Error::new_up(upstream::NO_ADDRESS)),
         }
     }
 
     fn fail_to_connect(
         &self,
         _session: &mut Session,
-        peer: &HttpPeer,
+        _peer: &HttpPeer,
         ctx: &mut Ctx,
         mut e: Box<Error>,
     ) -> Box<Error> {
-        ctx.unreachable += 1;
-        let more =
-            ctx.parts.upstream(ctx).is_some_and(|(_, servers)| servers.more(ctx.unreachable));
-        tracing::warn!(server = %peer._address, error = e.etype().as_str(), more, "no connection");
-        // Nothing was sent, so that any method may try another server.
+        let parts = Arc::clone(&ctx.parts);
+        let servers = parts.upstream(ctx).map(|(_, servers)| servers);
+        let more = servers
+            .zip(ctx.server.as_ref())
+            .is_some_and(|(servers, server)| servers.unreachable(server, &mut ctx.tried, &e));
         e.set_retry(more);
+        e
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _session: &mut Session,
+        _reused: bool,
+        _peer: &HttpPeer,
+        descriptor: RawFd,
+        digest: Option<&Digest>,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        if let Some((_, servers)) = ctx.parts.upstream(ctx)
+            && let Some(server) = &ctx.server
+        {
+            ctx.line = servers.connected(server, descriptor, digest)?;
+        }
+        Ok(())
+    }
+
+    /// A request is sent again only after a kept connection ended before the head of an answer, with a
+    /// method that may be repeated, or where the server says that it did not touch it; and with a
+    /// body that is still there as a whole.
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        session: &mut Session,
+        mut e: Box<Error>,
+        ctx: &mut Ctx,
+        reused: bool,
+    ) -> Box<Error> {
+        let harmless = session.req_header().method.is_idempotent() || upstream::untouched(&e);
+        let again = harmless
+            && !session.as_ref().retry_buffer_truncated()
+            && session.response_written().is_none()
+            && !ctx.line.as_ref().is_some_and(|line| line.was_cut());
+        if again {
+            e.retry.decide_reuse(reused);
+        } else {
+            e.set_retry(false);
+        }
         e
     }
 
@@ -148,6 +192,9 @@ impl ProxyHttp for Edge {
         upstream_request: &mut RequestHeader,
         ctx: &mut Ctx,
     ) -> Result<()> {
+        if let Some((_, servers)) = ctx.parts.upstream(ctx) {
+            servers.speaks(upstream_request.version)?;
+        }
         let target = ctx.target.as_ref().map(Target::upstream).unwrap_or_default();
         match ctx.parts.onward(session, ctx, &target) {
             Some(onward) => headers::upstream_request(upstream_request, &onward),
@@ -165,6 +212,13 @@ impl ProxyHttp for Edge {
         if body.is_some() && !end_of_stream {
             watch(session, ctx);
         }
+        if end_of_stream
+            && ctx.answered.is_none()
+            && let Some(line) = &ctx.line
+            && let Some((upstream, _)) = ctx.parts.upstream(ctx)
+        {
+            line.expect_head(upstream.read_timeout);
+        }
         Ok(())
     }
 
@@ -174,6 +228,7 @@ impl ProxyHttp for Edge {
         response: &mut ResponseHeader,
         ctx: &mut Ctx,
     ) -> Result<()> {
+        ctx.parts.check_head(response, ctx)?;
         let issues = ctx.parts.issues(ctx);
         if response.status == StatusCode::SWITCHING_PROTOCOLS {
             if !session.is_upgrade_req() {
@@ -182,10 +237,14 @@ impl ProxyHttp for Edge {
             // What is no request any more may rest; the service's read timeout bounds it.
             session.set_read_timeout(None);
         } else if response.status.is_informational() {
+            ctx.interim += 1;
             headers::informational_response(response, issues);
             return Ok(());
         }
         ctx.answered = Some(ctx.started.elapsed());
+        if let Some(line) = &ctx.line {
+            line.head_came();
+        }
         if ctx.term.over().is_some() {
             // Nobody may read it any more; `failure` has no answer for this either.
             return Err(Error::new_down(ErrorType::ConnectionClosed));
@@ -222,10 +281,14 @@ impl ProxyHttp for Edge {
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut Ctx) -> FailToProxy {
-        let error = failure(e);
+        let cut = ctx.line.as_ref().is_some_and(|line| line.was_cut());
+        let error = if cut { Some(ErrorCode::GatewayTimeout) } else { failure(e) };
         ctx.parts.tell_failure(e, ctx);
         let mut error_code = 0;
-        if let Some(error) = error.filter(|_| session.response_written().is_none()) {
+        let unanswered = session.response_written().is_none_or(|head| {
+            head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS
+        });
+        if let Some(error) = error.filter(|_| unanswered) {
             session.set_keepalive(None);
             let answer = Answer { nonce: ctx.nonce.clone(), ..Answer::plain(error) };
             if respond::send(session, &answer, ctx.parts.cors(ctx), &ctx.id).await.is_ok() {

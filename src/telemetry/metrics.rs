@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use families::Families;
 pub use labels::{CertificateMiss, ConnectionLoss, NonceMiss, Stage, Tenant};
+use prometheus::core::Collector as _;
+use prometheus::proto::MetricFamily;
 use prometheus::{
     Encoder as _, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter,
     IntCounterVec, IntGauge, IntGaugeVec, Opts, TextEncoder,
@@ -225,14 +227,22 @@ impl Metrics {
         self.certificate_expiry.with_label_values(&[listener, name]).set(seconds);
     }
 
-    /// The Prometheus text exposition format, 0.0.4. `live_proofs` and `log_suppressed` are read
-    /// where they live at the time of the scrape.
+    /// The Prometheus text exposition format, 0.0.4. `live_proofs`, `log_suppressed` and `servers`
+    /// (upstream, server, whether it is up) are read where they live at the time of the scrape; a
+    /// server that is configured no more is gone at once.
     #[must_use]
-    pub fn render(&self, live_proofs: usize, log_suppressed: u64) -> Vec<u8> {
+    pub fn render<'a>(
+        &self,
+        live_proofs: usize,
+        log_suppressed: u64,
+        servers: impl IntoIterator<Item = (&'a str, &'a str, bool)>,
+    ) -> Vec<u8> {
         self.replay_live.set(i64::try_from(live_proofs).unwrap_or(i64::MAX));
         self.log_suppressed.set(i64::try_from(log_suppressed).unwrap_or(i64::MAX));
+        let mut families = self.families.gather();
+        families.extend(upstream_up(servers));
         let mut text = Vec::new();
-        if let Err(error) = TextEncoder::new().encode(&self.families.gather(), &mut text) {
+        if let Err(error) = TextEncoder::new().encode(&families, &mut text) {
             tracing::error!(%error, "metrics cannot be written");
         }
         text
@@ -245,6 +255,19 @@ impl Metrics {
             Tenant::Other | Tenant::Known(_) => self.tenants + 1,
         }
     }
+}
+
+fn upstream_up<'a>(
+    servers: impl IntoIterator<Item = (&'a str, &'a str, bool)>,
+) -> Vec<MetricFamily> {
+    let opts =
+        Opts::new("holdfast_upstream_up", "Whether checks found a server up, 1 without checks");
+    let Ok(gauges) = IntGaugeVec::new(opts, &["upstream", "server"]) else { return Vec::new() };
+    for (upstream, server, up) in servers {
+        gauges.with_label_values(&[upstream, server]).set(up.into());
+    }
+    // The encoder takes no family without a series.
+    gauges.collect().into_iter().filter(|family| !family.get_metric().is_empty()).collect()
 }
 
 fn role_index(role: Role) -> usize {
@@ -414,7 +437,7 @@ mod tests {
     }
 
     fn text(metrics: &Metrics) -> String {
-        String::from_utf8(metrics.render(3, 0)).unwrap()
+        String::from_utf8(metrics.render(3, 0, [("api", "10.0.0.1:80", false)])).unwrap()
     }
 
     #[test]
@@ -453,6 +476,7 @@ mod tests {
             "holdfast_jwks_refreshes_total{issuer=\"https://as.example\",result=\"failed\"} 0",
             "holdfast_responses_total{class=\"4xx\",role=\"none\"} 0",
             "holdfast_log_suppressed 0",
+            "holdfast_upstream_up{server=\"10.0.0.1:80\",upstream=\"api\"} 0",
         ] {
             assert!(text.contains(&format!("{line}\n")), "{line}\n{text}");
         }

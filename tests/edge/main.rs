@@ -29,6 +29,8 @@ mod policies;
 #[cfg(test)]
 mod proof;
 #[cfg(test)]
+mod real_upstreams;
+#[cfg(test)]
 mod reload;
 #[cfg(test)]
 mod replay;
@@ -44,3 +46,7 @@ mod streams;
 mod target;
 #[cfg(test)]
 mod token;
+#[cfg(test)]
+mod upstream_tls;
+#[cfg(test)]
+mod upstreams;

@@ -3,17 +3,21 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs as _};
 
 use crate::config::finding::{Place, Severity, Sink};
-use crate::config::item::{Text, Words};
+use crate::config::item::{Item, Text, Words};
 use crate::config::section::Section;
 use crate::config::value::is_name;
-use crate::config::{AuthorizationPolicy, Upstream, UpstreamProtocol};
+use crate::config::{AuthorizationPolicy, Health, Server, Upstream, UpstreamProtocol};
 
 use crate::policy::target::split_authority;
 
 use super::routes::Draft;
+use super::upstream_tls;
 
-const PROTOCOLS: Words<UpstreamProtocol> =
-    &[("http/1.1", UpstreamProtocol::Http1), ("h2c", UpstreamProtocol::H2c)];
+const PROTOCOLS: Words<UpstreamProtocol> = &[
+    ("http/1.1", UpstreamProtocol::Http1),
+    ("h2c", UpstreamProtocol::H2c),
+    ("h2", UpstreamProtocol::H2),
+];
 
 const AUTHORIZATION: Words<AuthorizationPolicy> = &[
     ("forward", AuthorizationPolicy::Forward),
@@ -31,16 +35,19 @@ fn upstream(name: String, section: &Section<'_>) -> Upstream {
     if !is_name(&name) {
         section.error_here("a name of 1 to 64 letters, digits, `_`, `-` and `.` is expected");
     }
-    section.later(&["tls"]);
     if section.lacks("servers") {
         section.error("servers", "at least one is needed, as in `[\"127.0.0.1:9000\"]`");
     }
     let servers = section.texts("servers", 64).unwrap_or_default();
-    let servers = servers.iter().flat_map(server).collect();
+    let servers: Vec<_> = servers.iter().filter_map(server).collect();
+    check_twice(section, &servers);
+    let tls = section.item("tls").map(|tls| upstream_tls::resolve(&tls.section(), &servers));
     Upstream {
         name,
         servers,
-        protocol: section.word("protocol", PROTOCOLS).unwrap_or(UpstreamProtocol::Http1),
+        protocol: protocol(section, tls.is_some()),
+        tls,
+        health: section.item("health").map(|health| health_of(&health.section())),
         authorization: section
             .word("authorization", AUTHORIZATION)
             .unwrap_or(AuthorizationPolicy::Forward),
@@ -49,38 +56,111 @@ fn upstream(name: String, section: &Section<'_>) -> Upstream {
         read_timeout: section.duration("readTimeout", "60s", ["10ms", "1d"]),
         write_timeout: section.duration("writeTimeout", "60s", ["10ms", "1d"]),
         idle_timeout: section.duration("idleTimeout", "4s", ["100ms", "1h"]),
+        resolve_interval: section.duration("resolveInterval", "30s", ["100ms", "1d"]),
+        max_connections: section.size("maxConnections", 10_000, 1..=1_000_000),
+        head_bytes: section.size("headBytes", 64 << 10, 1 << 10..=1 << 20),
     }
 }
 
-/// The addresses of one server. `localhost` is 127.0.0.1; any other name is asked for once, and its
-/// IPv4 addresses are taken where it has some.
-fn server(text: &Text<'_>) -> Vec<SocketAddr> {
+fn protocol(section: &Section<'_>, tls: bool) -> UpstreamProtocol {
+    let protocol = section.word("protocol", PROTOCOLS).unwrap_or(UpstreamProtocol::Http1);
+    match (protocol, tls) {
+        (UpstreamProtocol::H2, false) => {
+            section.error("protocol", "`h2` needs `tls`; HTTP/2 in clear is `h2c`");
+        }
+        (UpstreamProtocol::H2c, true) => {
+            section.error("protocol", "`h2c` is in clear; HTTP/2 over `tls` is `h2`");
+        }
+        (UpstreamProtocol::Http1 | UpstreamProtocol::H2c | UpstreamProtocol::H2, _) => {}
+    }
+    protocol
+}
+
+/// One server. `localhost` is 127.0.0.1; any other name is asked for here and then in the
+/// background.
+fn server(text: &Text<'_>) -> Option<Server> {
     if let Ok(address) = text.value.parse::<SocketAddr>() {
         if address.port() == 0 {
             text.error("port 0 cannot be connected to");
         }
-        return vec![address];
+        let (name, host) = (address.to_string(), address.ip().to_string());
+        let port = address.port();
+        return Some(Server { name, host, port, named: false, addresses: vec![address] });
     }
     let Some((host, Some(port))) = split_authority(&text.value) else {
         text.error("a host and a port are expected, as in `127.0.0.1:9000`");
-        return Vec::new();
+        return None;
     };
+    let name = format!("{host}:{port}");
     if host == "localhost" {
-        return vec![SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)];
+        let addresses = vec![SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)];
+        return Some(Server { name, host, port, named: false, addresses });
     }
-    let found: Vec<_> = match (host.as_str(), port).to_socket_addrs() {
-        Ok(found) => found.take(64).collect(),
+    let addresses = match (host.as_str(), port).to_socket_addrs() {
+        Ok(found) => Server::choose(found),
         Err(error) => {
-            text.error(format!("`{}` has no address: {error}", text.written));
-            return Vec::new();
+            let written = text.written;
+            text.item
+                .warn(format!("`{written}` has no address now, and is asked for again: {error}"));
+            Vec::new()
         }
     };
-    let (v4, v6): (Vec<_>, Vec<_>) = found.into_iter().partition(SocketAddr::is_ipv4);
-    text.item.warn(format!(
-        "`{}` is resolved once: when its address changes, the edge must be restarted",
-        text.written
-    ));
-    if v4.is_empty() { v6 } else { v4 }
+    Some(Server { name, host, port, named: true, addresses })
+}
+
+/// A server that stands twice would be two series of one name, and no second server.
+fn check_twice(section: &Section<'_>, servers: &[Server]) {
+    for (index, server) in servers.iter().enumerate() {
+        if servers.iter().take(index).any(|other| other.name == server.name) {
+            section.error("servers", format!("`{}` stands twice", server.name));
+        }
+    }
+}
+
+fn health_of(section: &Section<'_>) -> Health {
+    let path = section.text("path");
+    if let Some(text) = &path
+        && (!text.value.starts_with('/')
+            || text.value.parse::<http::uri::PathAndQuery>().is_err()
+            || text.value.contains('#'))
+    {
+        text.error(format!("`{}` is no path; one as in `/healthz` is expected", text.written));
+    }
+    let host = section.text("host");
+    if let Some(text) = &host
+        && split_authority(&text.value).is_none()
+    {
+        text.error("a host is expected, as in `orders.example.com`");
+    }
+    for key in ["host", "expectedStatus"] {
+        if path.is_none() && section.has(key) {
+            section.error(key, "belongs to `path`");
+        }
+    }
+    let interval = section.duration("interval", "5s", ["100ms", "1h"]);
+    let timeout = section.duration("timeout", "2s", ["10ms", "1m"]);
+    if timeout > interval {
+        section.error("timeout", "must not be longer than `interval`");
+    }
+    let statuses = section.list("expectedStatus", 16).unwrap_or_default();
+    Health {
+        path: path.map(|text| text.value),
+        host: host.map(|text| text.value),
+        interval,
+        timeout,
+        unhealthy_after: section.count("unhealthyAfter", 3, 1..=100),
+        healthy_after: section.count("healthyAfter", 2, 1..=100),
+        statuses: statuses.iter().filter_map(status).collect(),
+    }
+}
+
+fn status(item: &Item<'_>) -> Option<u16> {
+    let status = item.value.as_u64().and_then(|status| u16::try_from(status).ok());
+    let status = status.filter(|status| (200..600).contains(status));
+    if status.is_none() {
+        item.error("a status from 200 to 599 is expected");
+    }
+    status
 }
 
 /// Warns of upstreams that no route uses.

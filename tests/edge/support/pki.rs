@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
@@ -82,18 +83,15 @@ impl Pki {
 
     /// A server certificate for other names, by the same authority.
     pub(crate) fn another_server(&self, names: &[&str]) -> Identity {
-        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
-        let purpose = ExtendedKeyUsagePurpose::ServerAuth;
-        let params = CertificateParams::new(names).expect("names");
-        signed(&self.own, params, "another server", purpose)
+        signed(&self.own, names, vec![ExtendedKeyUsagePurpose::ServerAuth], 0)
     }
 
     /// A client whose certificate ends at `not_after`, seconds since the epoch.
     pub(crate) fn until(&self, not_after: u64) -> Identity {
-        let mut params = CertificateParams::new(vec!["brief.example".to_owned()]).expect("names");
+        let mut params = params(&["brief.example"], vec![ExtendedKeyUsagePurpose::ClientAuth]);
         params.not_after =
             rcgen::date_time_ymd(1970, 1, 1) + std::time::Duration::from_secs(not_after);
-        signed(&self.own, params, "brief", ExtendedKeyUsagePurpose::ClientAuth)
+        sign(&self.own, params)
     }
 
     /// Writes what a configuration names: `ca.pem`, `server.pem`, `server.key`, and a pair for each
@@ -109,6 +107,30 @@ impl Pki {
             write(&format!("{name}.pem"), &identity.certificate_pem);
             write(&format!("{name}.key"), &identity.key_pem);
         }
+    }
+}
+
+/// An authority that signs services' certificates.
+pub(crate) struct Issuer(Authority);
+
+impl Issuer {
+    pub(crate) fn new(name: &str) -> Self {
+        Self(authority(name))
+    }
+
+    pub(crate) fn pem(&self) -> String {
+        self.0.pem()
+    }
+
+    pub(crate) fn der(&self) -> Vec<u8> {
+        self.0.der().to_vec()
+    }
+
+    /// A certificate for these names or addresses that serves and asks; `ended` is the year in which
+    /// it ended, 0 for one that is good.
+    pub(crate) fn sign(&self, names: &[&str], ended: i32) -> Identity {
+        let usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        signed(&self.0, names, usages, ended)
     }
 }
 
@@ -129,38 +151,41 @@ fn authority(name: &str) -> Authority {
 
 /// `ended` is the year in which it ended, 0 for one that is good.
 fn identity(authority: &Authority, name: &str, ended: i32) -> Identity {
-    let server = name == "server";
-    let names: Vec<String> =
-        if server { NAMES.map(str::to_owned).to_vec() } else { vec![format!("{name}.example")] };
-    let mut params = CertificateParams::new(names).expect("names");
-    if ended > 0 {
-        params.not_before = rcgen::date_time_ymd(ended - 1, 1, 1);
-        params.not_after = rcgen::date_time_ymd(ended, 1, 1);
+    if name == "server" {
+        return signed(authority, &NAMES, vec![ExtendedKeyUsagePurpose::ServerAuth], ended);
     }
-    let purpose = if server {
-        ExtendedKeyUsagePurpose::ServerAuth
-    } else {
-        ExtendedKeyUsagePurpose::ClientAuth
-    };
-    signed(authority, params, name, purpose)
+    let own = format!("{name}.example");
+    signed(authority, &[&own], vec![ExtendedKeyUsagePurpose::ClientAuth], ended)
 }
 
 fn signed(
     authority: &Authority,
-    mut params: CertificateParams,
-    name: &str,
-    purpose: ExtendedKeyUsagePurpose,
+    names: &[&str],
+    usages: Vec<ExtendedKeyUsagePurpose>,
+    ended: i32,
 ) -> Identity {
-    params.distinguished_name.push(DnType::CommonName, name);
-    params.extended_key_usages = vec![purpose];
+    let mut params = params(names, usages);
+    if ended > 0 {
+        params.not_before = rcgen::date_time_ymd(ended - 1, 1, 1);
+        params.not_after = rcgen::date_time_ymd(ended, 1, 1);
+    }
+    sign(authority, params)
+}
+
+fn params(names: &[&str], usages: Vec<ExtendedKeyUsagePurpose>) -> CertificateParams {
+    let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+    let common = names.first().map_or("", |name| name.trim_end_matches(".example")).to_owned();
+    let mut params = CertificateParams::new(names).expect("names");
+    params.distinguished_name.push(DnType::CommonName, common);
+    params.extended_key_usages = usages;
+    params
+}
+
+fn sign(authority: &Authority, mut params: CertificateParams) -> Identity {
+    static NEXT: AtomicU64 = AtomicU64::new(1000);
     let key = KeyPair::generate().expect("a key");
     // Chosen here, so that it can be revoked.
-    let serial =
-        SerialNumber::from(
-            key.public_key_raw().iter().rev().take(16).fold(1, |sum, byte| {
-                u64::from(*byte).wrapping_add(u64::wrapping_mul(sum, 31)) >> 1
-            }),
-        );
+    let serial = SerialNumber::from(NEXT.fetch_add(1, Ordering::Relaxed));
     params.serial_number = Some(serial.clone());
     let certificate = params.signed_by(&key, authority).expect("a certificate");
     Identity {

@@ -54,6 +54,15 @@ impl Process {
         Self { child, lines }
     }
 
+    /// Its resident memory, bytes.
+    pub(crate) fn memory(&self) -> usize {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()));
+        let status = status.expect("a running process");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kilobytes = line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok());
+        kilobytes.unwrap_or(0_usize) * 1024
+    }
+
     /// Everything it wrote so far.
     pub(crate) fn output(&self) -> String {
         self.lines.lock().expect("whole lines").join("\n")

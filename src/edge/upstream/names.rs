@@ -1,0 +1,27 @@
+//! Servers' names, asked for again and again in the background. A name that has no address any more
+//! keeps the last ones.
+
+use std::sync::Weak;
+use std::time::Duration;
+
+use super::Servers;
+use crate::config::Server;
+
+/// Looks names up until the upstream is gone.
+pub(super) async fn watch(servers: Weak<Servers>, interval: Duration) {
+    loop {
+        tokio::time::sleep(interval).await;
+        let Some(upstream) = servers.upgrade() else { return };
+        // One at a time: the system's resolver has a time limit of its own, and what it takes
+        // delays nobody but the next name.
+        for (index, server) in upstream.servers.iter().enumerate().filter(|(_, it)| it.named) {
+            match tokio::net::lookup_host((server.host.as_str(), server.port)).await {
+                Ok(found) => upstream.found(index, Server::choose(found)),
+                Err(error) => {
+                    let (upstream, server) = (&upstream.name, &server.name);
+                    tracing::warn!(upstream, server, %error, "name not resolved");
+                }
+            }
+        }
+    }
+}
