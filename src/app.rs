@@ -25,8 +25,10 @@ use tokio::sync::watch;
 
 use crate::config::{Config, Listener};
 use crate::edge::admin;
+use crate::edge::introspect::Introspectors;
 use crate::edge::jwks::{JwksError, KeySets};
 use crate::edge::listener::{Limits, Occupancy, TlsFront};
+use crate::edge::outgoing::OutgoingError;
 use crate::edge::parts::Parts;
 use crate::edge::proxy::Edge;
 use crate::edge::tls::{self, TlsError};
@@ -74,6 +76,9 @@ pub enum StartError {
     /// A key set cannot be read.
     #[error("JWK set: {0}")]
     Jwks(#[from] JwksError),
+    /// An issuer cannot be asked about tokens.
+    #[error("introspection: {0}")]
+    Introspection(#[from] OutgoingError),
     /// A metric is defined twice.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -160,9 +165,16 @@ pub fn start(config: &Config, log: &Log) -> Result<Running, StartError> {
         replay_capacity: config.edge.limits.replay_entries,
     })?);
     let gate = Arc::new(gate(config)?);
-    let keys = KeySets::new(&config.issuers, Arc::clone(&gate), Arc::clone(&metrics))?;
-    let keys = Arc::new(keys);
-    let parts = Parts::new(config, gate.clone(), keys.clone(), metrics.clone(), log.clone());
+    let keys = Arc::new(KeySets::new(&config.issuers, &gate, &metrics, None)?);
+    let introspectors = Arc::new(Introspectors::new(&config.issuers, &gate, &metrics)?);
+    let parts = Parts::new(
+        config,
+        gate.clone(),
+        keys.clone(),
+        introspectors.clone(),
+        metrics.clone(),
+        log.clone(),
+    );
     let parts = Arc::new(ArcSwap::from_pointee(parts));
     let admin_socket = bind("admin", config.edge.admin)?;
     let fronts = fronts(config, &parts, &metrics, &provider)?;
@@ -181,6 +193,7 @@ pub fn start(config: &Config, log: &Log) -> Result<Running, StartError> {
         gate,
         replay_capacity: config.edge.limits.replay_entries,
         keys: Arc::clone(&keys),
+        introspectors,
         listeners: told,
         log: log.clone(),
     };
@@ -198,6 +211,7 @@ fn gate(config: &Config) -> Result<Gate, StartError> {
     let limits = &config.edge.limits;
     let window = config.dpop.replay_window;
     let replay = MemoryReplay::new(&random()?, window, limits.replay_entries);
+    let asked = config.issuers.iter().filter_map(|issuer| issuer.introspection.as_ref());
     let settings = Settings {
         rules: config.rules.clone(),
         issuers: config.issuers.iter().map(|issuer| issuer.rules.clone()).collect(),
@@ -206,6 +220,7 @@ fn gate(config: &Config) -> Result<Gate, StartError> {
         authorization_bytes: limits.authorization_bytes,
         proof_bytes: limits.proof_bytes,
         token_cache_entries: limits.token_cache_entries,
+        introspection_cache_entries: asked.map(|asking| asking.cache_entries).sum(),
         nonce_secret: random()?,
         started: now(),
     };

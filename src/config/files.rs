@@ -12,6 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
 use super::CertificateFiles;
+use super::introspection::Secret;
 use super::item::Text;
 use super::section::Section;
 use crate::policy::token::KeySet;
@@ -87,6 +88,24 @@ pub(super) fn key_set(text: Text<'_>) -> PathBuf {
         text.error(format!("`{}`: {error}", text.written));
     }
     path
+}
+
+/// A file that holds a secret: one line of text.
+pub(super) fn secret(text: Text<'_>) -> Option<Secret> {
+    let (path, text) = text.path();
+    let content = zeroize::Zeroizing::new(content(&path, &text)?);
+    warn_if_open(&path, &text);
+    let written = text.written;
+    let Ok(secret) = std::str::from_utf8(&content) else {
+        text.error(format!("`{written}` holds no text"));
+        return None;
+    };
+    let secret = secret.trim_end_matches(['\r', '\n']);
+    if secret.is_empty() || secret.contains(char::is_control) {
+        text.error(format!("`{written}` holds no secret: one line of text is expected"));
+        return None;
+    }
+    Some(Secret::new(secret.to_owned().into()))
 }
 
 fn certificates(path: &Path, text: &Text<'_>) -> Option<Vec<CertificateDer<'static>>> {

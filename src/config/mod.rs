@@ -8,6 +8,7 @@
 
 mod files;
 mod finding;
+mod introspection;
 mod item;
 mod raw;
 mod resolve;
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use finding::{Finding, Severity};
+pub use introspection::{ClientAuthentication, Introspection, Secret};
 pub use value::show_duration;
 
 use finding::{Place, Sink};
@@ -303,8 +305,10 @@ pub enum PathPattern {
 pub struct Issuer {
     /// What its tokens must be.
     pub rules: IssuerRules,
-    /// Where its keys are.
-    pub jwks: JwksSource,
+    /// Where its keys are; `None` when it is asked about each token.
+    pub jwks: Option<JwksSource>,
+    /// How it is asked about tokens.
+    pub introspection: Option<Introspection>,
 }
 
 /// Where an issuer's JWK set comes from.

@@ -2,6 +2,7 @@
 
 mod demands;
 mod edge;
+mod introspection;
 mod issuers;
 mod routes;
 mod scope;

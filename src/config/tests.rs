@@ -47,10 +47,12 @@ pub(crate) fn site() -> tempfile::TempDir {
     let key = KeyPair::generate().unwrap();
     let params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
     let certificate = params.self_signed(&key).unwrap().pem();
-    for name in ["pki/edge.pem", "pki/clients-ca.pem", "pki/as-ca.pem"] {
+    for name in ["pki/edge.pem", "pki/clients-ca.pem", "pki/as-ca.pem", "pki/as-client.pem"] {
         put(name, certificate.as_bytes());
     }
     put("pki/edge.key", key.serialize_pem().as_bytes());
+    put("pki/as-client.key", key.serialize_pem().as_bytes());
+    put("keys/introspection.secret", b"0123456789abcdef\n");
     put("pki/other.key", KeyPair::generate().unwrap().serialize_pem().as_bytes());
     put("pki/open.key", key.serialize_pem().as_bytes());
     let open = std::fs::Permissions::from_mode(0o644);
@@ -153,7 +155,7 @@ fn a_small_file_gets_the_documented_defaults() {
     let issuer = &config.issuers[0];
     assert_eq!(issuer.rules.token_type, TokenType::AccessToken);
     assert!(Algorithm::ALL.iter().all(|algorithm| issuer.rules.algorithms.contains(*algorithm)));
-    assert!(matches!(&issuer.jwks, JwksSource::File(path) if path.is_absolute()));
+    assert!(matches!(&issuer.jwks, Some(JwksSource::File(path)) if path.is_absolute()));
 }
 
 #[test]

@@ -10,6 +10,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use serde_json::{Value, json};
 
+use super::introspect::Introspectors;
 use super::jwks::KeySets;
 use super::listener::Occupancy;
 use crate::gate::Gate;
@@ -27,6 +28,8 @@ pub struct Parts {
     pub replay_capacity: usize,
     /// The issuers' keys.
     pub keys: Arc<KeySets>,
+    /// What is asked of the issuers.
+    pub introspectors: Arc<Introspectors>,
     /// The listeners, by name.
     pub listeners: Vec<(String, Arc<Occupancy>)>,
     /// Dropped lines.
@@ -79,8 +82,15 @@ fn report(parts: &Parts) -> (bool, Value) {
     let issuers: Vec<_> = parts
         .keys
         .status()
-        .map(|(issuer, status)| {
-            json!({ "issuer": issuer, "ready": part(status.loaded), "lastError": status.error })
+        .enumerate()
+        .map(|(index, (issuer, status))| {
+            let ready = part(status.loaded);
+            let mut shown = json!({ "issuer": issuer, "ready": ready, "lastError": status.error });
+            // An issuer that is away is no reason to send requests elsewhere.
+            if let Some(error) = parts.introspectors.status(index) {
+                shown["introspection"] = json!({ "lastError": error });
+            }
+            shown
         })
         .collect();
     let live = parts.gate.live_proofs();

@@ -6,8 +6,10 @@
 pub mod admin;
 mod ctx;
 pub mod headers;
+pub mod introspect;
 pub mod jwks;
 pub mod listener;
+pub mod outgoing;
 pub mod parts;
 pub mod proxy;
 pub mod record;

@@ -10,6 +10,7 @@ use pingora::{Error, ErrorSource};
 
 use super::ctx::Ctx;
 use super::headers::Onward;
+use super::introspect::Introspectors;
 use super::jwks::KeySets;
 use super::respond::{self, Answer, Asked};
 use super::route::{Miss, RouteTable};
@@ -19,6 +20,7 @@ use super::{record, record::Told};
 use crate::config::{Config, Limits, Listener, Route, Upstream};
 use crate::gate::{Admitted, Decision, Gate};
 use crate::policy::denial::Denial;
+use crate::policy::presented;
 use crate::policy::rule::{Role, TenantId};
 use crate::policy::time::UnixTime;
 use crate::telemetry::log::Log;
@@ -29,6 +31,7 @@ use crate::telemetry::metrics::{Metrics, Stage};
 pub struct Parts {
     gate: Arc<Gate>,
     keys: Arc<KeySets>,
+    introspectors: Arc<Introspectors>,
     metrics: Arc<Metrics>,
     log: Log,
     pub(super) listeners: Vec<Listener>,
@@ -48,6 +51,7 @@ impl Parts {
         config: &Config,
         gate: Arc<Gate>,
         keys: Arc<KeySets>,
+        introspectors: Arc<Introspectors>,
         metrics: Arc<Metrics>,
         log: Log,
     ) -> Self {
@@ -57,6 +61,7 @@ impl Parts {
         Self {
             gate,
             keys,
+            introspectors,
             metrics,
             log,
             listeners: config.edge.listeners.clone(),
@@ -83,7 +88,11 @@ impl Parts {
     }
 
     /// Limits, target, route, gate. What is found on the way stays in `ctx`.
-    pub(super) async fn decide(&self, session: &Session, ctx: &mut Ctx) -> Result<Admitted, Denial> {
+    pub(super) async fn decide(
+        &self,
+        session: &Session,
+        ctx: &mut Ctx,
+    ) -> Result<Admitted, Denial> {
         let request = session.req_header();
         if view::head_bytes(request) > self.limits.head_bytes
             || request.headers.len() > self.limits.head_fields
@@ -120,7 +129,8 @@ impl Parts {
         }
     }
 
-    /// Asks the gate; once more after a fetch when it lacks the token's key.
+    /// Asks the gate; once more after a fetch when it lacks the token's key, or with what the issuer
+    /// says when the token is opaque.
     async fn admit(
         &self,
         session: &Session,
@@ -130,11 +140,18 @@ impl Parts {
     ) -> Decision {
         let view = view::request(session, target);
         let decision = self.gate.admit(&view, &route.rule, origin, now()).await;
-        if decision.verdict.as_ref().err() == Some(&Denial::TokenKeyUnknown)
-            && let Some(issuer) = decision.facts.issuer
-            && self.keys.refresh(issuer).await
-        {
+        let Some((denial, issuer)) = decision.verdict.as_ref().err().zip(decision.facts.issuer)
+        else {
+            return decision;
+        };
+        if *denial == Denial::TokenKeyUnknown && self.keys.refresh(issuer).await {
             return self.gate.admit(&view, &route.rule, origin, now()).await;
+        }
+        if *denial == Denial::IntrospectionUnavailable
+            && let Ok(shown) = presented::credentials(&view, self.limits.authorization_bytes)
+        {
+            let told = self.introspectors.ask(issuer, shown.token).await;
+            return self.gate.admit_told(&view, &route.rule, origin, Some(&told), now()).await;
         }
         decision
     }
@@ -221,7 +238,9 @@ impl Parts {
         })
     }
 }
-fn now() -> UnixTime {
+
+/// The time.
+pub(super) fn now() -> UnixTime {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     UnixTime::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }

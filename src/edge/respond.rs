@@ -187,6 +187,7 @@ fn error_of(denial: Denial, nonce: bool) -> ErrorCode {
         | Denial::TokenExpired
         | Denial::TokenNotYetValid
         | Denial::TokenConfirmation
+        | Denial::TokenInactive
         | Denial::TenantUnknown
         | Denial::RouteAudience
         | Denial::Downgrade
@@ -221,7 +222,9 @@ fn error_of(denial: Denial, nonce: bool) -> ErrorCode {
         | Denial::ProofBeforeStart
         | Denial::ProofTokenHash
         | Denial::Replayed => ErrorCode::InvalidDpopProof,
-        Denial::ReplayCapacity | Denial::StoreDown => ErrorCode::TemporarilyUnavailable,
+        Denial::IntrospectionUnavailable | Denial::ReplayCapacity | Denial::StoreDown => {
+            ErrorCode::TemporarilyUnavailable
+        }
     }
 }
 

@@ -10,6 +10,7 @@ pub mod binding;
 pub mod certificate;
 pub mod denial;
 pub mod digest;
+pub mod introspection;
 pub mod jose;
 pub mod json;
 pub mod nonce;

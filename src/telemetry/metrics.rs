@@ -137,6 +137,35 @@ impl ConnectionLoss {
     }
 }
 
+/// The `result` label of `holdfast_introspection_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IntrospectionResult {
+    /// The issuer vouches for the token.
+    Active,
+    /// It does not.
+    Inactive,
+    /// It does, but what it says of the token does not hold here.
+    Refused,
+    /// No answer, or none that can be read.
+    Failed,
+    /// Not asked: too many questions were under way.
+    Busy,
+}
+
+impl IntrospectionResult {
+    const ALL: [Self; 5] = [Self::Active, Self::Inactive, Self::Refused, Self::Failed, Self::Busy];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Inactive => "inactive",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+            Self::Busy => "busy",
+        }
+    }
+}
+
 /// The classes of `holdfast_responses_total`.
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 /// `role` of a request that no route takes.
@@ -175,6 +204,8 @@ pub struct Metrics {
     losses: Vec<IntCounter>,
     /// By issuer; fetched, failed.
     jwks_refreshes: Vec<[IntCounter; 2]>,
+    /// By issuer, result.
+    introspections: Vec<IntCounter>,
     certificate_expiry: GaugeVec,
     log_suppressed: IntGauge,
 }
@@ -212,6 +243,7 @@ impl Metrics {
             connections,
             losses,
             jwks_refreshes: define.jwks(shape)?,
+            introspections: define.introspections(shape)?,
             certificate_expiry: define.certificates()?,
             log_suppressed: define.gauge(
                 "holdfast_log_suppressed",
@@ -287,6 +319,11 @@ impl Metrics {
         if let Some([fetched, failed]) = self.jwks_refreshes.get(issuer) {
             if succeeded { fetched.inc() } else { failed.inc() }
         }
+    }
+
+    /// Counts a question to an issuer about a token.
+    pub fn introspected(&self, issuer: usize, result: IntrospectionResult) {
+        count(&self.introspections, issuer * IntrospectionResult::ALL.len() + result as usize);
     }
 
     /// Sets when a listener's certificate ends.
@@ -455,6 +492,19 @@ impl Definer<'_> {
         Ok(shape.issuers.iter().map(pair).collect())
     }
 
+    fn introspections(&self, shape: &Shape<'_>) -> prometheus::Result<Vec<IntCounter>> {
+        let counters = self.counters(
+            "holdfast_introspection_total",
+            "Questions to an issuer about an opaque token",
+            &["issuer", "result"],
+        )?;
+        let by_result = |issuer: &&str| {
+            IntrospectionResult::ALL
+                .map(|result| counters.with_label_values(&[*issuer, result.name()]))
+        };
+        Ok(shape.issuers.iter().flat_map(by_result).collect())
+    }
+
     fn certificates(&self) -> prometheus::Result<GaugeVec> {
         let opts = Opts::new(
             "holdfast_certificate_expiry_timestamp_seconds",
@@ -518,6 +568,7 @@ mod tests {
             "holdfast_connections{listener=\"public\"} 0",
             "holdfast_connections_lost_total{listener=\"public\",reason=\"head-timeout\"} 0",
             "holdfast_jwks_refreshes_total{issuer=\"https://as.example\",result=\"failed\"} 0",
+            "holdfast_introspection_total{issuer=\"https://as.example\",result=\"busy\"} 0",
             "holdfast_responses_total{class=\"4xx\",role=\"none\"} 0",
             "holdfast_log_suppressed 0",
         ] {
@@ -535,6 +586,7 @@ mod tests {
         metrics.response(None, 404);
         metrics.response(Some(Role::Resource), 200);
         metrics.connection_lost(0, ConnectionLoss::HandshakeTimeout);
+        metrics.introspected(0, IntrospectionResult::Refused);
         metrics.clock_skew(-1500);
         let text = text(&metrics);
         for line in [
@@ -543,6 +595,7 @@ mod tests {
             "authority_dpop_result_total{result=\"ok\",role=\"public\",tenant=\"other\"} 1",
             "authority_dpop_nonce_miss_total{reason=\"unknown\"} 1",
             "authority_mtls_mismatch_total{reason=\"thumbprint-mismatch\"} 1",
+            "holdfast_introspection_total{issuer=\"https://as.example\",result=\"refused\"} 1",
             "holdfast_responses_total{class=\"4xx\",role=\"none\"} 1",
             "holdfast_responses_total{class=\"2xx\",role=\"resource\"} 1",
             "holdfast_connections_lost_total{listener=\"public\",reason=\"handshake-timeout\"} 1",
