@@ -270,7 +270,9 @@ impl Question {
     async fn put(self, form: Zeroizing<String>) {
         let asker = &self.introspector;
         let limit = tokio::time::Instant::now() + asker.asking.timeout;
-        let told = match tokio::time::timeout_at(limit, asker.permits.acquire()).await {
+        // A question that is put with no time left to answer it is a burden to nobody's use.
+        let place = tokio::time::timeout(asker.asking.timeout / 2, asker.permits.acquire());
+        let told = match place.await {
             Ok(Ok(_permit)) => {
                 let asked = now();
                 let called = tokio::time::timeout_at(limit, asker.call(&form)).await;

@@ -21,6 +21,10 @@ mod headers;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]
+mod introspection;
+#[cfg(test)]
+mod jwks;
+#[cfg(test)]
 mod proof;
 #[cfg(test)]
 mod replay;
