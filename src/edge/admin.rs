@@ -84,13 +84,17 @@ fn report(parts: &Parts) -> (bool, Value) {
         .status()
         .enumerate()
         .map(|(index, (issuer, status))| {
-            let ready = part(status.loaded);
-            let mut shown = json!({ "issuer": issuer, "ready": ready, "lastError": status.error });
+            let (ready, error) = (part(status.loaded), status.error);
             // An issuer that is away is no reason to send requests elsewhere.
-            if let Some(error) = parts.introspectors.status(index) {
-                shown["introspection"] = json!({ "lastError": error });
+            match parts.introspectors.status(index) {
+                None => json!({ "issuer": issuer, "ready": ready, "lastError": error }),
+                Some(last) => json!({
+                    "issuer": issuer,
+                    "ready": ready,
+                    "lastError": error,
+                    "introspection": { "lastError": last },
+                }),
             }
-            shown
         })
         .collect();
     let live = parts.gate.live_proofs();
