@@ -397,6 +397,8 @@ mod tests {
         (Denial::TokenExpired, 401, "invalid_token"),
         (Denial::TokenNotYetValid, 401, "invalid_token"),
         (Denial::TokenConfirmation, 401, "invalid_token"),
+        (Denial::TokenInactive, 401, "invalid_token"),
+        (Denial::IntrospectionUnavailable, 503, "temporarily_unavailable"),
         (Denial::TenantUnknown, 401, "invalid_token"),
         (Denial::RouteAudience, 401, "invalid_token"),
         (Denial::ScopeMissing, 403, "insufficient_scope"),

@@ -236,7 +236,7 @@ async fn answers_that_do_not_hold() {
     let endless = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n".to_vec();
     let endless = [endless, huge.clone().into_bytes(), vec![b' '; 1 << 20]].concat();
     let deep = format!("{{\"active\":true,\"x\":{}{}}}", "[".repeat(9000), "]".repeat(9000));
-    let away = b"HTTP/1.1 307 X\r\nLocation: /introspect\r\nContent-Length: 0\r\n\r\n".to_vec();
+    let away = b"HTTP/1.1 307 X\r\nLocation: /moved\r\nContent-Length: 0\r\n\r\n".to_vec();
     let rows: Vec<(&str, Script, Expect)> = vec![
         ("ok/as it should be", answer(good()), Admitted("dpop")),
         (
@@ -288,7 +288,11 @@ async fn answers_that_do_not_hold() {
     ];
     let mut table = Table::default();
     for (index, (name, script, expect)) in rows.into_iter().enumerate() {
-        issuer.server.answer(move |_| script.clone());
+        let elsewhere = answer(good());
+        issuer.server.answer(move |request| {
+            let moved = request.start.contains("/moved");
+            if moved { elsewhere.clone() } else { script.clone() }
+        });
         let request = proven(&world, &format!("token-{index}")).await;
         let started = Instant::now();
         let answer = world.send(&request).await;
