@@ -23,10 +23,11 @@ use rustls::crypto::CryptoProvider;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
-use crate::config::{Config, Listener, Secret};
+use crate::config::{Config, Listener, NonceKeyFile};
 use crate::edge::admin;
 use crate::edge::jwks::JwksError;
 use crate::edge::listener::{Limits, Occupancy, Serving, TlsFront};
+use crate::edge::outgoing::OutgoingError;
 use crate::edge::parts::Parts;
 use crate::edge::proxy::Edge;
 use crate::edge::tls::{ServerTls, TlsError};
@@ -83,6 +84,9 @@ pub enum StartError {
         /// What is wrong.
         error: UpstreamError,
     },
+    /// An issuer cannot be asked about tokens.
+    #[error("introspection: {0}")]
+    Introspection(#[from] OutgoingError),
     /// A metric is defined twice.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -187,22 +191,22 @@ pub fn start(config: &Config, log: &Log) -> Result<Running, StartError> {
     for (index, (listener, tls)) in config.edge.listeners.iter().zip(made.tls).enumerate() {
         let serving =
             ArcSwap::from_pointee(serving(config, &current, index, listener, tls, Arc::default()));
-        fronts.push(front(index, listener, Arc::new(serving), &made.common.metrics)?);
+        fronts.push(front(index, listener, Arc::new(serving), &made.parts.common().metrics)?);
     }
 
     let (shutdown, watch) = watch::channel(false);
-    let occupancies: Vec<_> = fronts.iter().map(|front| Arc::clone(&front.occupancy)).collect();
-    let told = told(config, &lasting, &made.common, &current, &occupancies);
-    let told = Arc::new(admin::Told::new(told, lasting.started));
+    let told = fronts.iter().map(|front| (front.name.clone(), Arc::clone(&front.occupancy)));
+    let (told, capacity) = (told.collect(), config.edge.limits.replay_entries);
+    let told = admin::Told::new(Arc::clone(&current), told, capacity, lasting.started);
+    let told = Arc::new(told);
     runtime.spawn(serve_admin(socket, Arc::clone(&told)));
-    made.common.keys.start(runtime.handle());
+    made.parts.common().keys.start(runtime.handle());
     made.parts.servers().for_each(|servers| servers.start(runtime.handle()));
     let site = Site {
         lasting,
         current,
         serving: fronts.iter().map(|front| Arc::clone(&front.serving)).collect(),
         told,
-        occupancies,
         in_force: Mutex::new(Arc::new(InForce { config: config.clone(), generation: FIRST })),
     };
     let mut listeners = Vec::new();
@@ -225,11 +229,12 @@ fn servers(config: &Config) -> Result<Vec<Arc<Servers>>, StartError> {
 fn gate(config: &Config, lasting: &Lasting) -> Gate {
     let limits = &config.edge.limits;
     let process: &[u8; 32] = &lasting.nonce_secret;
-    let bound = |key: &Secret| nonce::process_secret(key.bytes(), process);
+    let bound = |key: &NonceKeyFile| nonce::process_secret(key.bytes(), process);
     let mut nonce_secrets: Vec<_> = config.nonce_keys.iter().map(bound).collect();
     if nonce_secrets.is_empty() {
         nonce_secrets.push(*process);
     }
+    let asked = config.issuers.iter().filter_map(|issuer| issuer.introspection.as_ref());
     let settings = Settings {
         rules: config.rules.clone(),
         issuers: config.issuers.iter().map(|issuer| issuer.rules.clone()).collect(),
@@ -238,6 +243,7 @@ fn gate(config: &Config, lasting: &Lasting) -> Gate {
         authorization_bytes: limits.authorization_bytes,
         proof_bytes: limits.proof_bytes,
         token_cache_entries: limits.token_cache_entries,
+        introspection_cache_entries: asked.map(|asking| asking.cache_entries).sum(),
         nonce_secrets,
         started: lasting.started,
     };
@@ -354,7 +360,7 @@ async fn serve_admin(socket: TcpListener, told: Arc<admin::Told>) {
 mod site;
 
 pub use site::ReloadError;
-use site::{FIRST, InForce, Lasting, Site, make, told};
+use site::{FIRST, InForce, Lasting, Site, make};
 
 #[cfg(test)]
 mod tests;

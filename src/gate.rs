@@ -6,7 +6,10 @@
 //! ```
 //!
 //! Invariant: only [`Gate`] makes an [`Admitted`]; `edge` forwards nothing without one.
-//! Invariant: nothing is asked of the network here; keys are facts that `edge` brings beforehand.
+//! Invariant: nothing is asked of the network here; keys, and what an issuer says of an opaque
+//! token, are facts that `edge` brings.
+
+mod tokens;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,15 +22,18 @@ use crate::policy::denial::Denial;
 use crate::policy::digest::{Jkt, Sha256, X5tS256};
 use crate::policy::jose::AlgorithmSet;
 use crate::policy::nonce::NonceKeys;
-use crate::policy::presented::{self, Credentials, Scheme};
+use crate::policy::presented::Scheme;
 use crate::policy::proof::{self, ProofRules, VerifiedProof};
 use crate::policy::request::{RequestView, Sender};
 use crate::policy::rule::{Demand, Mode, Requirement, Role, RouteRule, Rules, TenantId};
 use crate::policy::target::Origin;
 use crate::policy::time::UnixTime;
-use crate::policy::token::{self, IssuerRules, KeySet, VerifiedToken};
+use crate::policy::token::{IssuerRules, KeySet, VerifiedToken};
 use crate::store::replay::{ReplayFault, ReplayLog};
 use crate::store::tokens::TokenMemory;
+
+use tokens::Presented;
+pub use tokens::Told;
 
 /// A permit: this request may go upstream. Only [`Gate::admit`] makes one.
 #[derive(Clone, Debug)]
@@ -162,6 +168,8 @@ pub struct Settings {
     pub proof_bytes: usize,
     /// Verified tokens remembered.
     pub token_cache_entries: usize,
+    /// Opaque tokens remembered.
+    pub introspection_cache_entries: usize,
     /// Secrets of this process, the first for new nonces: what was made for another process, or this
     /// one before a restart, is none here.
     pub nonce_secrets: Vec<[u8; 32]>,
@@ -187,6 +195,8 @@ pub struct Gate {
     authorization_bytes: usize,
     proof_bytes: usize,
     tokens: TokenMemory,
+    /// Opaque tokens, for as long as their issuers' word is fresh.
+    opaque: TokenMemory,
     replay: Arc<dyn ReplayLog>,
     started: UnixTime,
 }
@@ -209,6 +219,7 @@ impl Gate {
             authorization_bytes: settings.authorization_bytes,
             proof_bytes: settings.proof_bytes,
             tokens: TokenMemory::new(settings.token_cache_entries),
+            opaque: TokenMemory::new(settings.introspection_cache_entries),
             replay,
             started: settings.started,
         }
@@ -226,12 +237,25 @@ impl Gate {
     /// public routes only).
     ///
     /// A refused request leaves nothing behind but, for a replay, what was there before; asking
-    /// again after [`Denial::TokenKeyUnknown`], with fresh keys, is safe.
+    /// again is safe after [`Denial::TokenKeyUnknown`], with fresh keys, and after
+    /// [`Denial::IntrospectionUnavailable`], with the issuer's answer.
     pub async fn admit(
         &self,
         view: &RequestView<'_>,
         route: &RouteRule,
         origin: Option<usize>,
+        now: UnixTime,
+    ) -> Decision {
+        self.admit_told(view, route, origin, None, now).await
+    }
+
+    /// [`Gate::admit`], with what the issuer says of the token ([`Gate::judge`]).
+    pub async fn admit_told(
+        &self,
+        view: &RequestView<'_>,
+        route: &RouteRule,
+        origin: Option<usize>,
+        told: Option<&Told>,
         now: UnixTime,
     ) -> Decision {
         let requirement = self.rules.requirement(None, &[], route);
@@ -243,7 +267,7 @@ impl Gate {
         let Some(site) = origin.and_then(|index| self.sites.get(index)) else {
             return Decision { verdict: Err(Denial::HostInvalid), facts };
         };
-        let case = Case { view, route, site, now };
+        let case = Case { view, route, site, told, now };
         let verdict = self.decide(&case, requirement, &mut facts).await;
         Decision { verdict, facts }
     }
@@ -271,57 +295,6 @@ impl Gate {
         };
         facts.wants_nonce = self.wants_nonce(&requirement, &verdict, facts);
         verdict
-    }
-
-    /// The token: as presented, from memory while it stands, else verified; and for this route.
-    fn token(
-        &self,
-        case: &Case<'_>,
-        facts: &mut Facts,
-    ) -> Result<(Presented, Arc<VerifiedToken>), Denial> {
-        let credentials = presented::credentials(case.view, self.authorization_bytes)?;
-        facts.scheme = Some(credentials.scheme);
-        facts.dpop |= credentials.scheme == Scheme::Dpop;
-        let hash = Sha256::of(credentials.token.as_bytes());
-        let token = match self.recall(&hash, case.now) {
-            Some(token) => token,
-            None => self.verify(&credentials, hash, case.now, facts)?,
-        };
-        facts.issuer = Some(token.issuer());
-        facts.tenant = token.tenant();
-        facts.dpop |= token.confirmation().jkt.is_some();
-        facts.token = Some(Arc::clone(&token));
-        let audiences = &case.route.audiences;
-        if !audiences.is_empty() && !token.audiences().iter().any(|one| audiences.contains(one)) {
-            return Err(Denial::RouteAudience);
-        }
-        Ok((Presented { scheme: credentials.scheme, hash }, token))
-    }
-
-    fn recall(&self, hash: &Sha256, now: UnixTime) -> Option<Arc<VerifiedToken>> {
-        let token = self.tokens.recall(hash)?;
-        let keys = self.keys.get(token.issuer())?.load();
-        if token.stands(&keys, now) {
-            return Some(token);
-        }
-        self.tokens.forget(hash);
-        None
-    }
-
-    fn verify(
-        &self,
-        credentials: &Credentials<'_>,
-        hash: Sha256,
-        now: UnixTime,
-        facts: &mut Facts,
-    ) -> Result<Arc<VerifiedToken>, Denial> {
-        let (jws, issuer) = token::read(credentials.token, &self.issuers)?;
-        facts.issuer = Some(issuer);
-        let entry = self.issuers.get(issuer).ok_or(Denial::TokenIssuer)?;
-        let keys = self.keys.get(issuer).ok_or(Denial::TokenKeyUnknown)?.load();
-        let token = Arc::new(token::verify(&jws, issuer, entry, &keys, &self.rules, now)?);
-        self.tokens.remember(hash, Arc::clone(&token));
-        Ok(token)
     }
 
     /// Holds the sender against token and rule, then the proof against the replay log; `observe`
@@ -476,13 +449,8 @@ struct Case<'a> {
     view: &'a RequestView<'a>,
     route: &'a RouteRule,
     site: &'a Site,
+    told: Option<&'a Told>,
     now: UnixTime,
-}
-
-/// A token as it was presented.
-struct Presented {
-    scheme: Scheme,
-    hash: Sha256,
 }
 
 fn scopes(route: &RouteRule, token: &VerifiedToken) -> Result<(), Denial> {

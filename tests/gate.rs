@@ -10,11 +10,12 @@ use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use holdfast::gate::{Decision, Gate, Settings};
+use holdfast::gate::{Decision, Gate, Settings, Told};
 use holdfast::policy::binding::BoundBy;
 use holdfast::policy::certificate::SenderCertificate;
 use holdfast::policy::denial::Denial;
 use holdfast::policy::digest::Sha256;
+use holdfast::policy::introspection::IntrospectionRules;
 use holdfast::policy::jose::{Algorithm, AlgorithmSet, PublicKey};
 use holdfast::policy::json;
 use holdfast::policy::proof::ProofRules;
@@ -87,6 +88,8 @@ fn world(change: impl FnOnce(&mut Settings)) -> World {
             token_type: TokenType::AccessToken,
             clock_skew: Duration::ZERO,
             tenant: None,
+            keys: true,
+            introspection: None,
         }],
         origins: vec![Origin::parse("https://api.example").unwrap()],
         proof: ProofRules {
@@ -99,6 +102,7 @@ fn world(change: impl FnOnce(&mut Settings)) -> World {
         authorization_bytes: 16_384,
         proof_bytes: 8192,
         token_cache_entries: 10,
+        introspection_cache_entries: 10,
         nonce_secrets: vec![[2; 32]],
         started: UnixTime::from_millis(START),
     };
@@ -160,8 +164,19 @@ impl World {
         for proof in proofs {
             headers.append("dpop", HeaderValue::from_str(proof).unwrap());
         }
-        let view = RequestView { method: "GET", path: "/", query: None, headers: &headers, sender };
-        self.gate.admit(&view, &self.route, Some(0), UnixTime::from_millis(millis)).await
+        self.admit_told(&headers, sender, None, millis).await
+    }
+
+    async fn admit_told(
+        &self,
+        headers: &HeaderMap,
+        sender: Sender<'_>,
+        told: Option<&Told>,
+        millis: i64,
+    ) -> Decision {
+        let view = RequestView { method: "GET", path: "/", query: None, headers, sender };
+        let now = UnixTime::from_millis(millis);
+        self.gate.admit_told(&view, &self.route, Some(0), told, now).await
     }
 
     async fn dpop(&self, token: &str, proof: &str, millis: i64) -> Decision {
@@ -324,5 +339,212 @@ async fn an_issuer_speaks_for_its_own_tenant() {
         let decision = world.dpop(&token, &proof, START + 10_000).await;
         let found = decision.verdict.map(|_| decision.facts.tenant);
         assert_eq!(found, expect.map(|index| index.map(TenantId)), "{own:?} {claim}");
+    }
+}
+
+/// A world whose issuer is asked about opaque tokens.
+fn asking(change: impl FnOnce(&mut Settings)) -> World {
+    world(|settings| {
+        nonces_off(settings);
+        settings.issuers[0].introspection = Some(IntrospectionRules {
+            token_prefix: None,
+            cache_ttl: Duration::from_secs(30),
+            assumed_audience: None,
+            assumed_lifetime: None,
+        });
+        change(settings);
+    })
+}
+
+const OPAQUE: &str = "an-opaque-token";
+const LATER: i64 = START + 10_000;
+
+impl World {
+    /// What the issuer says of [`OPAQUE`] at [`LATER`].
+    fn judge(&self, cnf: &Value) -> Told {
+        let answer = json!({
+            "active": true, "aud": "api", "exp": START / 1000 + 36_000, "cnf": cnf,
+        });
+        let (hash, asked) = (Sha256::of(OPAQUE.as_bytes()), UnixTime::from_millis(LATER));
+        self.gate.judge(0, hash, answer.to_string().as_bytes(), asked)
+    }
+
+    fn opaque_request(&self, proof: &str) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        let authorization = format!("DPoP {OPAQUE}");
+        headers.insert("authorization", HeaderValue::from_str(&authorization).unwrap());
+        headers.insert("dpop", HeaderValue::from_str(proof).unwrap());
+        headers
+    }
+}
+
+/// Nobody makes the edge ask who shows nothing that could be the token's.
+#[tokio::test]
+async fn an_issuer_is_asked_only_where_the_sender_may_pass() {
+    const ASK: Denial = Denial::IntrospectionUnavailable;
+    let certificate = certificate(START / 1000 + 36_000);
+    let shown = Sender::Certificate(&certificate);
+    let (dpop, bearer) = (format!("DPoP {OPAQUE}"), format!("Bearer {OPAQUE}"));
+    let none = Sender::NoCertificate;
+    type Bend = fn(&mut World);
+    let as_it_is: Bend = |_| {};
+    let unbound: Bend = |world| world.route.allow_unbound = true;
+    let key: Bend = |world| world.route.scope.require = Some(Demand::Dpop);
+    let second = START / 1000;
+    for (name, authorization, proofs, sender, bend, expect) in [
+        ("a proof", &dpop, 1, none, as_it_is, ASK),
+        ("no proof", &dpop, 0, none, as_it_is, Denial::ProofMissing),
+        ("no proof, a certificate", &dpop, 0, shown, as_it_is, Denial::ProofMissing),
+        ("two proofs", &dpop, 2, none, as_it_is, Denial::ProofRepeated),
+        ("a certificate", &bearer, 0, shown, as_it_is, ASK),
+        ("two proofs beside", &bearer, 2, shown, as_it_is, Denial::ProofRepeated),
+        ("nothing", &bearer, 0, none, as_it_is, Denial::CertificateMissing),
+        ("no TLS", &bearer, 0, Sender::NoContext, as_it_is, Denial::CertificateContextMissing),
+        ("a proof that is not asked for", &bearer, 1, none, as_it_is, Denial::CertificateMissing),
+        ("nothing, unbound passes", &bearer, 0, none, unbound, ASK),
+        ("a certificate where a key is demanded", &bearer, 0, shown, key, Denial::BindingTooWeak),
+    ] {
+        let mut world = asking(|_| {});
+        bend(&mut world);
+        let proof = world.proof(OPAQUE, second + 10, None);
+        let proofs = vec![proof.as_str(); proofs];
+        let decision = world.admit(authorization, &proofs, sender, LATER).await;
+        assert_eq!(outcome(&decision), Err(expect), "{name}");
+    }
+    let world = asking(|_| {});
+    for (name, proof, expect) in [
+        ("of another token", world.proof("x", second + 10, None), Denial::ProofTokenHash),
+        ("too old", world.proof(OPAQUE, second - 1000, None), Denial::ProofStale),
+        ("before the start", world.proof(OPAQUE, second, None), Denial::ProofBeforeStart),
+        ("no proof at all", "a.b.c".to_owned(), Denial::ProofMalformed),
+    ] {
+        let decision = world.dpop(OPAQUE, &proof, LATER).await;
+        assert_eq!(outcome(&decision), Err(expect), "{name}");
+    }
+    let world = asking(|settings| settings.rules.dpop_enabled = false);
+    let decision = world.dpop(OPAQUE, &world.proof(OPAQUE, second + 10, None), LATER).await;
+    assert_eq!(outcome(&decision), Err(Denial::DpopDisabled));
+    let world = asking(|settings| settings.rules.mtls_enabled = false);
+    let decision = world.admit(&bearer, &[], shown, LATER).await;
+    assert_eq!(outcome(&decision), Err(Denial::MtlsDisabled));
+}
+
+/// What a tenant of the token's may replace is not held against it beforehand.
+#[tokio::test]
+async fn no_tenant_is_asked_for_more_than_its_own() {
+    let tenant = |scope: Scope| TenantRule { name: "lax".to_owned(), scope };
+    let lax = Scope { nonce: Some(false), overrides: true, ..Scope::default() };
+    let observing = Scope { mode: Some(Mode::Observe), overrides: true, ..Scope::default() };
+    for (name, claim, scope, proofs, expect) in [
+        ("a nonce is needed", None, lax.clone(), 1, Denial::NonceAbsent),
+        ("perhaps not", Some("tenant"), lax, 1, Denial::IntrospectionUnavailable),
+        ("a proof is needed", None, observing.clone(), 0, Denial::ProofMissing),
+        ("perhaps not even that", Some("tenant"), observing, 0, Denial::IntrospectionUnavailable),
+    ] {
+        let world = asking(|settings| {
+            settings.proof.nonce_ttl = Some(TTL);
+            settings.rules.default.nonce = true;
+            settings.rules.tenants = vec![tenant(scope)];
+            settings.rules.tenant_claim = claim.map(str::to_owned);
+        });
+        let proof = world.proof(OPAQUE, START / 1000 + 10, None);
+        let authorization = format!("DPoP {OPAQUE}");
+        let proofs = vec![proof.as_str(); proofs];
+        let sender = Sender::NoCertificate;
+        let decision = world.admit(&authorization, &proofs, sender, LATER).await;
+        assert_eq!(outcome(&decision), Err(expect), "{name}");
+    }
+}
+
+/// The proof is used up by the admission, neither by the question nor by a refusal.
+#[tokio::test]
+async fn a_proof_of_an_opaque_token_is_used_once() {
+    let world = asking(|_| {});
+    let proof = world.proof(OPAQUE, START / 1000 + 10, None);
+    let headers = world.opaque_request(&proof);
+    let none = Sender::NoCertificate;
+    let hash = Sha256::of(OPAQUE.as_bytes());
+    for _ in 0..2 {
+        let decision = world.admit_told(&headers, none, None, LATER).await;
+        assert_eq!(outcome(&decision), Err(Denial::IntrospectionUnavailable));
+        assert_eq!(decision.facts.issuer, Some(0));
+    }
+    let inactive = Told::refused(hash, Denial::TokenInactive);
+    let decision = world.admit_told(&headers, none, Some(&inactive), LATER).await;
+    assert_eq!(outcome(&decision), Err(Denial::TokenInactive));
+    // Of another key, and only for this once: the issuer may say otherwise tomorrow.
+    let other = world.judge(&json!({"jkt": Key::new().jkt()}));
+    let decision = world.admit_told(&headers, none, Some(&other), LATER).await;
+    assert_eq!(outcome(&decision), Err(Denial::KeyMismatch));
+
+    let told = world.judge(&json!({"jkt": world.client.jkt()}));
+    assert_eq!(told.denial(), None);
+    let decision = world.admit_told(&headers, none, Some(&told), LATER).await;
+    assert_eq!(outcome(&decision), Ok(BoundBy::Dpop));
+    let decision = world.admit_told(&headers, none, Some(&told), LATER).await;
+    assert_eq!(outcome(&decision), Err(Denial::Replayed));
+}
+
+/// What an issuer said of one token is nothing to another, nor for longer than `cacheTtl`.
+#[tokio::test]
+async fn a_word_is_for_one_token_and_a_short_time() {
+    let world = asking(|_| {});
+    let certificate = certificate(START / 1000 + 36_000);
+    let sender = Sender::Certificate(&certificate);
+    let told = world.judge(&json!({"x5t#S256": certificate.x5t().to_string()}));
+    let mut headers = HeaderMap::new();
+    headers.insert("authorization", HeaderValue::from_static("Bearer another-token"));
+    let decision = world.admit_told(&headers, sender, Some(&told), LATER).await;
+    assert_eq!(outcome(&decision), Err(Denial::IntrospectionUnavailable));
+    let authorization = format!("Bearer {OPAQUE}");
+    for (millis, expect) in [
+        (LATER, Ok(BoundBy::Mtls)),
+        (LATER + 29_999, Ok(BoundBy::Mtls)),
+        (LATER + 30_000, Err(Denial::IntrospectionUnavailable)),
+    ] {
+        let decision = world.admit(&authorization, &[], sender, millis).await;
+        assert_eq!(outcome(&decision), expect, "{millis}");
+    }
+}
+
+/// `observe` lets pass what lacks a sender, never what is no token.
+#[tokio::test]
+async fn observe_does_not_make_a_token_valid() {
+    let world = asking(|settings| settings.rules.default.mode = Mode::Observe);
+    let authorization = format!("DPoP {OPAQUE}");
+    let decision = world.admit(&authorization, &[], Sender::NoCertificate, LATER).await;
+    assert_eq!(outcome(&decision), Err(Denial::IntrospectionUnavailable));
+    let mut headers = HeaderMap::new();
+    headers.insert("authorization", HeaderValue::from_str(&authorization).unwrap());
+    let hash = Sha256::of(OPAQUE.as_bytes());
+    let inactive = Told::refused(hash, Denial::TokenInactive);
+    let unavailable = Told::refused(hash, Denial::IntrospectionUnavailable);
+    let active = world.judge(&json!({"jkt": world.client.jkt()}));
+    for (told, expect) in [
+        (inactive, Err(Denial::TokenInactive)),
+        (unavailable, Err(Denial::IntrospectionUnavailable)),
+        (active, Ok(BoundBy::Observed)),
+    ] {
+        let decision = world.admit_told(&headers, Sender::NoCertificate, Some(&told), LATER).await;
+        assert_eq!(outcome(&decision), expect);
+    }
+}
+
+/// A JWT goes by the keys of its issuer where there are some, and to nobody else's where it has none
+/// that is known.
+#[tokio::test]
+async fn only_what_is_no_jwt_of_an_issuer_with_keys_is_asked_about() {
+    for (keys, iss, expect) in [
+        (true, "https://as.example", Denial::TokenSignature),
+        (false, "https://as.example", Denial::IntrospectionUnavailable),
+        (true, "https://x.example", Denial::TokenIssuer),
+        (false, "https://x.example", Denial::TokenIssuer),
+    ] {
+        let world = asking(|settings| settings.issuers[0].keys = keys);
+        let claims = json!({"iss": iss, "aud": "api", "exp": START / 1000 + 36_000});
+        let token = Key::new().sign(&json!({"typ": "at+jwt", "alg": "ES256"}), &claims);
+        let proof = world.proof(&token, START / 1000 + 10, None);
+        let decision = world.dpop(&token, &proof, LATER).await;
+        assert_eq!(outcome(&decision), Err(expect), "{keys} {iss}");
     }
 }

@@ -9,11 +9,11 @@ use tokio::runtime::Handle;
 use super::{StartError, gate, now, random, servers, serving};
 use crate::config::Config;
 use crate::edge::admin;
+use crate::edge::introspect::Introspectors;
 use crate::edge::jwks::KeySets;
-use crate::edge::listener::{Occupancy, Serving};
-use crate::edge::parts::Parts;
+use crate::edge::listener::Serving;
+use crate::edge::parts::{Common, Parts};
 use crate::edge::tls::{self, ServerTls, TlsError};
-use crate::gate::Gate;
 use crate::policy::time::UnixTime;
 use crate::store::replay::{MemoryReplay, ReplayLog};
 use crate::telemetry::log::Log;
@@ -80,18 +80,9 @@ impl Lasting {
     }
 }
 
-/// The parts that more than one room needs.
-#[derive(Debug)]
-pub(super) struct Common {
-    pub(super) gate: Arc<Gate>,
-    pub(super) keys: Arc<KeySets>,
-    pub(super) metrics: Arc<Metrics>,
-}
-
-/// What a configuration makes, listeners apart.
+/// What a configuration makes.
 #[derive(Debug)]
 pub(super) struct Made {
-    pub(super) common: Common,
     pub(super) parts: Arc<Parts>,
     pub(super) tls: Vec<ServerTls>,
 }
@@ -100,7 +91,7 @@ pub(super) struct Made {
 pub(super) fn make(
     config: &Config,
     lasting: &Lasting,
-    before: Option<&Metrics>,
+    before: Option<&Parts>,
     generation: u64,
 ) -> Result<Made, StartError> {
     let tenants: Vec<_> = config.rules.tenants.iter().map(|tenant| tenant.name.as_str()).collect();
@@ -115,21 +106,26 @@ pub(super) fn make(
         replay_capacity: config.edge.limits.replay_entries,
     };
     let metrics = match before {
-        Some(before) => before.reshaped(&shape)?,
+        Some(before) => before.common().metrics.reshaped(&shape)?,
         None => Metrics::new(&shape)?,
     };
     let metrics = Arc::new(metrics);
     let tls = listeners_tls(config, lasting, &metrics, generation)?;
     let gate = Arc::new(gate(config, lasting));
-    let keys = KeySets::new(&config.issuers, Arc::clone(&gate), Arc::clone(&metrics))?;
-    let common = Common { gate, keys: Arc::new(keys), metrics };
-    let trust = tls.iter().map(|tls| Arc::clone(&tls.trust)).collect();
-    let Common { gate, keys, metrics } = &common;
+    let keys = KeySets::new(
+        &config.issuers,
+        &gate,
+        &metrics,
+        before.map(|before| &*before.common().keys),
+    )?;
+    let introspectors = Introspectors::new(&config.issuers, &gate, &metrics)?;
+    let (keys, introspectors) = (Arc::new(keys), Arc::new(introspectors));
     let log = lasting.log.clone();
+    let common = Common { gate, keys, introspectors, metrics, log };
+    let trust = tls.iter().map(|tls| Arc::clone(&tls.trust)).collect();
     let servers = servers(config)?;
-    let parts =
-        Parts::new(config, trust, servers, gate.clone(), keys.clone(), metrics.clone(), log);
-    Ok(Made { common, parts: Arc::new(parts), tls })
+    let parts = Parts::new(config, trust, servers, common);
+    Ok(Made { parts: Arc::new(parts), tls })
 }
 
 fn listeners_tls(
@@ -151,26 +147,6 @@ fn listeners_tls(
     Ok(all)
 }
 
-/// What the admin listener tells of a configuration.
-pub(super) fn told(
-    config: &Config,
-    lasting: &Lasting,
-    common: &Common,
-    edge: &Arc<ArcSwap<Parts>>,
-    occupancies: &[Arc<Occupancy>],
-) -> admin::Parts {
-    let names = config.edge.listeners.iter().map(|listener| listener.name.clone());
-    admin::Parts {
-        metrics: Arc::clone(&common.metrics),
-        gate: Arc::clone(&common.gate),
-        replay_capacity: config.edge.limits.replay_entries,
-        keys: Arc::clone(&common.keys),
-        edge: Arc::clone(edge),
-        listeners: names.zip(occupancies.iter().cloned()).collect(),
-        log: lasting.log.clone(),
-    }
-}
-
 /// The configuration in force.
 #[derive(Debug)]
 pub(super) struct InForce {
@@ -185,7 +161,6 @@ pub(super) struct Site {
     pub(super) current: Arc<ArcSwap<Parts>>,
     pub(super) serving: Vec<Arc<ArcSwap<Serving>>>,
     pub(super) told: Arc<admin::Told>,
-    pub(super) occupancies: Vec<Arc<Occupancy>>,
     /// Held while a reload is under way, so that there is one at a time.
     pub(super) in_force: Mutex<Arc<InForce>>,
 }
@@ -203,7 +178,7 @@ impl Site {
         }
         let generation = in_force.generation + 1;
         let before = self.current.load_full();
-        let made = make(config, &self.lasting, Some(before.metrics()), generation)?;
+        let made = make(config, &self.lasting, Some(&before), generation)?;
         // From here on nothing fails. Requests first, so that a connection which is made meanwhile
         // under the trust of before is held against the new one.
         self.current.store(made.parts);
@@ -215,12 +190,11 @@ impl Site {
             live.review(&trust, now());
         }
         self.lasting.log.set_level(config.telemetry.level);
-        made.common.metrics.config_reloaded(true);
-        let told = told(config, &self.lasting, &made.common, &self.current, &self.occupancies);
-        self.told.replace(told, now());
-        made.common.keys.start(runtime);
+        self.told.reloaded(now());
+        let after = self.current.load();
+        after.common().keys.start(runtime);
         before.servers().for_each(|servers| servers.retire());
-        self.current.load().servers().for_each(|servers| servers.start(runtime));
+        after.servers().for_each(|servers| servers.start(runtime));
         *in_force = Arc::new(InForce { config: config.clone(), generation });
         Ok(())
     }

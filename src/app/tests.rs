@@ -2,6 +2,8 @@
 
 #![expect(clippy::disallowed_methods, reason = "tests use files, tasks and the clock")]
 
+mod keys;
+
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::Instant;

@@ -24,6 +24,7 @@ use crate::policy::presented::names_access_token;
 use crate::policy::proof::ProofRules;
 use crate::policy::rule::{Demand, Mode, Requirement, Role, Scope, TenantId};
 use crate::policy::target::{Origin, normalise_path, split_authority};
+use crate::policy::token::IssuerRules;
 
 /// What is asked.
 #[derive(Clone, Copy, Debug)]
@@ -268,6 +269,7 @@ fn rule(
             .map(|issuer| IssuerShown {
                 issuer: issuer.rules.issuer.clone(),
                 audiences: issuer.rules.audiences.clone(),
+                introspection: introspection(&issuer.rules),
             })
             .collect(),
         audiences: route.rule.audiences.clone(),
@@ -309,6 +311,16 @@ fn tenant(
     }
     let why = format!("tenant `{name}` is not configured");
     Err(refused(401, Denial::TenantUnknown, why))
+}
+
+/// Which of an issuer's tokens it is asked about; nothing where it is asked about none.
+fn introspection(issuer: &IssuerRules) -> Option<String> {
+    let rules = issuer.introspection.as_ref()?;
+    let of = if issuer.keys { "no JWT" } else { "one of its JWTs or opaque" };
+    Some(match &rules.token_prefix {
+        Some(prefix) => format!("{of}, beginning with {prefix}"),
+        None => of.to_owned(),
+    })
 }
 
 fn default_said(default: &Requirement) -> Contribution {

@@ -11,9 +11,10 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
+use super::introspection::Secret;
 use super::item::Text;
 use super::section::Section;
-use super::{CertificateFiles, Secret};
+use super::{CertificateFiles, NonceKeyFile};
 use crate::policy::token::KeySet;
 
 /// The largest certificate, key or JWK set file, bytes.
@@ -112,7 +113,7 @@ pub(super) fn revocation_lists(text: Text<'_>) -> PathBuf {
 
 /// A secret of 32 bytes: as they are, or as 64 hexadecimal digits. Nobody but its owner and group
 /// may read the file.
-pub(super) fn secret(text: Text<'_>) -> Option<Secret> {
+pub(super) fn nonce_key(text: Text<'_>) -> Option<NonceKeyFile> {
     let (path, text) = text.path();
     let content = zeroize::Zeroizing::new(content(&path, &text)?);
     if mode(&path) & 0o007 != 0 {
@@ -120,7 +121,7 @@ pub(super) fn secret(text: Text<'_>) -> Option<Secret> {
         return None;
     }
     let secret = <[u8; 32]>::try_from(content.as_slice()).ok().or_else(|| hexadecimal(&content));
-    let secret = secret.map(|bytes| Secret(bytes.into()));
+    let secret = secret.map(|bytes| NonceKeyFile(bytes.into()));
     if secret.is_none() {
         let message =
             "holds no 32 bytes, nor 64 hexadecimal digits, as `openssl rand -hex 32` makes";
@@ -140,6 +141,24 @@ fn hexadecimal(text: &[u8]) -> Option<[u8; 32]> {
         *byte = u8::from_str_radix(pair, 16).ok()?;
     }
     Some(bytes)
+}
+
+/// A file that holds a secret: one line of text.
+pub(super) fn secret(text: Text<'_>) -> Option<Secret> {
+    let (path, text) = text.path();
+    let content = zeroize::Zeroizing::new(content(&path, &text)?);
+    warn_if_open(&path, &text);
+    let written = text.written;
+    let Ok(secret) = std::str::from_utf8(&content) else {
+        text.error(format!("`{written}` holds no text"));
+        return None;
+    };
+    let secret = secret.trim_end_matches(['\r', '\n']);
+    if secret.is_empty() || secret.contains(char::is_control) {
+        text.error(format!("`{written}` holds no secret: one line of text is expected"));
+        return None;
+    }
+    Some(Secret::new(secret.to_owned().into()))
 }
 
 fn certificates(path: &Path, text: &Text<'_>) -> Option<Vec<CertificateDer<'static>>> {

@@ -8,6 +8,7 @@
 
 mod files;
 mod finding;
+mod introspection;
 mod item;
 mod raw;
 mod resolve;
@@ -20,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use finding::{Finding, Severity};
+pub use introspection::{ClientAuthentication, Introspection, Secret};
 pub use upstream::{Authorities, Health, Server, UpstreamTls};
 pub use value::show_duration;
 
@@ -120,16 +122,16 @@ pub struct Config {
     /// DPoP: times, nonce, replay.
     pub dpop: ProofRules,
     /// `dpop.nonce.keyFiles`: the first makes nonces, each checks them. Empty: a key of the process.
-    pub nonce_keys: Vec<Secret>,
+    pub nonce_keys: Vec<NonceKeyFile>,
     /// Log records.
     pub telemetry: Telemetry,
 }
 
 /// 32 secret bytes from a file. Not to be printed.
 #[derive(Clone)]
-pub struct Secret(zeroize::Zeroizing<[u8; 32]>);
+pub struct NonceKeyFile(zeroize::Zeroizing<[u8; 32]>);
 
-impl Secret {
+impl NonceKeyFile {
     /// The bytes.
     #[must_use]
     pub fn bytes(&self) -> &[u8; 32] {
@@ -137,9 +139,9 @@ impl Secret {
     }
 }
 
-impl std::fmt::Debug for Secret {
+impl std::fmt::Debug for NonceKeyFile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Secret")
+        f.write_str("NonceKeyFile")
     }
 }
 
@@ -389,8 +391,10 @@ pub enum PathPattern {
 pub struct Issuer {
     /// What its tokens must be.
     pub rules: IssuerRules,
-    /// Where its keys are.
-    pub jwks: JwksSource,
+    /// Where its keys are; `None` when it is asked about each token.
+    pub jwks: Option<JwksSource>,
+    /// How it is asked about tokens.
+    pub introspection: Option<Introspection>,
 }
 
 /// Where an issuer's JWK set comes from.

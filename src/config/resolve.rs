@@ -3,6 +3,7 @@
 mod cors;
 mod demands;
 mod edge;
+mod introspection;
 mod issuers;
 mod routes;
 mod scope;

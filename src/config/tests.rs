@@ -51,6 +51,7 @@ pub(crate) fn site() -> tempfile::TempDir {
         "pki/edge.pem",
         "pki/clients-ca.pem",
         "pki/as-ca.pem",
+        "pki/as-client.pem",
         "pki/services-ca.pem",
         "pki/edge-client.pem",
     ] {
@@ -58,6 +59,8 @@ pub(crate) fn site() -> tempfile::TempDir {
     }
     put("pki/edge.key", key.serialize_pem().as_bytes());
     put("pki/edge-client.key", key.serialize_pem().as_bytes());
+    put("pki/as-client.key", key.serialize_pem().as_bytes());
+    put("keys/introspection.secret", b"0123456789abcdef\n");
     put("pki/other.key", KeyPair::generate().unwrap().serialize_pem().as_bytes());
     put("pki/open.key", key.serialize_pem().as_bytes());
     let open = std::fs::Permissions::from_mode(0o644);
@@ -187,7 +190,7 @@ fn a_small_file_gets_the_documented_defaults() {
     let issuer = &config.issuers[0];
     assert_eq!(issuer.rules.token_type, TokenType::AccessToken);
     assert!(Algorithm::ALL.iter().all(|algorithm| issuer.rules.algorithms.contains(*algorithm)));
-    assert!(matches!(&issuer.jwks, JwksSource::File(path) if path.is_absolute()));
+    assert!(matches!(&issuer.jwks, Some(JwksSource::File(path)) if path.is_absolute()));
 }
 
 #[test]

@@ -11,38 +11,17 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use serde_json::{Value, json};
 
-use super::jwks::KeySets;
 use super::listener::Occupancy;
-use super::parts;
+use super::parts::{Common, Parts};
 use super::upstream::{ServerStatus, Servers};
-use crate::gate::Gate;
 use crate::policy::time::UnixTime;
-use crate::telemetry::log::Log;
-use crate::telemetry::metrics::Metrics;
-
-/// What the admin listener tells of.
-#[derive(Debug)]
-pub struct Parts {
-    /// For `/metrics`.
-    pub metrics: Arc<Metrics>,
-    /// Live proofs.
-    pub gate: Arc<Gate>,
-    /// Live proofs that fit.
-    pub replay_capacity: usize,
-    /// The issuers' keys.
-    pub keys: Arc<KeySets>,
-    /// The configuration in force, for the upstreams.
-    pub edge: Arc<ArcSwap<parts::Parts>>,
-    /// The listeners, by name.
-    pub listeners: Vec<(String, Arc<Occupancy>)>,
-    /// Dropped lines.
-    pub log: Log,
-}
 
 /// What the admin listener tells, one configuration after another.
 #[derive(Debug)]
 pub struct Told {
-    parts: ArcSwap<Parts>,
+    edge: Arc<ArcSwap<Parts>>,
+    listeners: Vec<(String, Arc<Occupancy>)>,
+    replay_capacity: usize,
     reloads: Mutex<Reloads>,
 }
 
@@ -53,24 +32,38 @@ struct Reloads {
 }
 
 impl Told {
-    /// Of the configuration that came into force at `since`.
+    /// Of what is in `edge`, which came into force at `since`; of the listeners, by name; and of the
+    /// live proofs that fit.
     #[must_use]
-    pub fn new(parts: Parts, since: UnixTime) -> Self {
+    pub fn new(
+        edge: Arc<ArcSwap<Parts>>,
+        listeners: Vec<(String, Arc<Occupancy>)>,
+        replay_capacity: usize,
+        since: UnixTime,
+    ) -> Self {
         let reloads = Mutex::new(Reloads { since, error: None });
-        Self { parts: ArcSwap::from_pointee(parts), reloads }
+        Self { edge, listeners, replay_capacity, reloads }
     }
 
     /// Another configuration has come into force.
-    pub fn replace(&self, parts: Parts, since: UnixTime) {
-        self.parts.store(Arc::new(parts));
-        *self.reloads.lock().unwrap_or_else(PoisonError::into_inner) =
-            Reloads { since, error: None };
+    pub fn reloaded(&self, since: UnixTime) {
+        self.edge.load().common().metrics.config_reloaded(true);
+        self.note(Reloads { since, error: None });
     }
 
     /// A reload has failed, so that the configuration before stays in force.
     pub fn reload_failed(&self, error: String) {
-        self.parts.load().metrics.config_reloaded(false);
-        self.reloads.lock().unwrap_or_else(PoisonError::into_inner).error = Some(error);
+        self.edge.load().common().metrics.config_reloaded(false);
+        let since = self.noted().since;
+        self.note(Reloads { since, error: Some(error) });
+    }
+
+    fn note(&self, reloads: Reloads) {
+        *self.reloads.lock().unwrap_or_else(PoisonError::into_inner) = reloads;
+    }
+
+    fn noted(&self) -> Reloads {
+        self.reloads.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -91,19 +84,19 @@ fn router(told: Arc<Told>) -> Router {
 }
 
 async fn metrics(State(told): State<Arc<Told>>) -> Response {
-    let parts = told.parts.load();
-    let edge = parts.edge.load();
+    let edge = told.edge.load();
     let servers = edge.servers().flat_map(|upstream| {
         upstream.status().map(|status| (upstream.name(), status.server, status.up))
     });
-    let text = parts.metrics.render(parts.gate.live_proofs(), parts.log.suppressed(), servers);
+    let Common { gate, metrics, log, .. } = edge.common();
+    let text = metrics.render(gate.live_proofs(), log.suppressed(), servers);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 
 async fn ready(State(told): State<Arc<Told>>) -> Response {
-    let (ready, mut report) = report(&told.parts.load());
+    let (ready, mut report) = report(&told);
     // A reload that failed leaves the edge as able to serve as it was.
-    let reloads = told.reloads.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let reloads = told.noted();
     if let Some(report) = report.as_object_mut() {
         let (since, error) = (reloads.since.secs(), &reloads.error);
         let told = json!({ "inForceSince": since, "lastReloadError": error });
@@ -115,13 +108,15 @@ async fn ready(State(told): State<Arc<Told>>) -> Response {
 }
 
 /// Each part with whether it can do its work.
-fn report(parts: &Parts) -> (bool, Value) {
+fn report(told: &Told) -> (bool, Value) {
+    let edge = told.edge.load();
+    let Common { gate, keys, introspectors, .. } = edge.common();
     let mut ready = true;
     let mut part = |ok: bool| {
         ready &= ok;
         ok
     };
-    let listeners: Vec<_> = parts
+    let listeners: Vec<_> = told
         .listeners
         .iter()
         .map(|(name, occupancy)| {
@@ -129,18 +124,28 @@ fn report(parts: &Parts) -> (bool, Value) {
             json!({ "name": name, "ready": ready, "connections": occupancy.live() })
         })
         .collect();
-    let issuers: Vec<_> = parts
-        .keys
+    let issuers: Vec<_> = keys
         .status()
-        .map(|(issuer, status)| {
-            json!({ "issuer": issuer, "ready": part(status.loaded), "lastError": status.error })
+        .enumerate()
+        .map(|(index, (issuer, status))| {
+            let (ready, error) = (part(status.loaded), status.error);
+            // An issuer that is away is no reason to send requests elsewhere.
+            match introspectors.status(index) {
+                None => json!({ "issuer": issuer, "ready": ready, "lastError": error }),
+                Some(last) => json!({
+                    "issuer": issuer,
+                    "ready": ready,
+                    "lastError": error,
+                    "introspection": { "lastError": last },
+                }),
+            }
         })
         .collect();
-    let upstreams = upstreams(&parts.edge.load());
+    let upstreams = upstreams(&edge);
     // One service that is down is its routes' trouble; without any the edge serves nobody.
     part(upstreams.is_empty() || upstreams.iter().any(|upstream| upstream["ready"] == true));
-    let live = parts.gate.live_proofs();
-    let capacity = parts.replay_capacity;
+    let live = gate.live_proofs();
+    let capacity = told.replay_capacity;
     let replay = json!({ "ready": part(live < capacity), "entries": live, "capacity": capacity });
     let report = json!({
         "ready": ready,
@@ -152,7 +157,7 @@ fn report(parts: &Parts) -> (bool, Value) {
     (ready, report)
 }
 
-fn upstreams(edge: &parts::Parts) -> Vec<Value> {
+fn upstreams(edge: &Parts) -> Vec<Value> {
     let server = |status: &ServerStatus<'_>| {
         json!({
             "name": status.server,

@@ -4,18 +4,18 @@
 //! ahead of time: one at a time, not more often than the cooldown, awaited by a bounded number of
 //! requests for a bounded time.
 
-#![expect(clippy::disallowed_methods, reason = "fetches have a schedule, and read files at start")]
+#![expect(clippy::disallowed_methods, reason = "fetches are spread by chance")]
 
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
 use tokio::sync::{Notify, watch};
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use super::outgoing::{self, OutgoingError};
 use crate::config::{Issuer, JwksSource};
 use crate::gate::Gate;
 use crate::policy::token::{KeySet, KeySetError};
@@ -33,14 +33,6 @@ const MAX_RETRY: Duration = Duration::from_secs(30);
 /// Why there is no new key set.
 #[derive(Debug, thiserror::Error)]
 pub enum JwksError {
-    /// A file cannot be read.
-    #[error("{}: {error}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        error: std::io::Error,
-    },
     /// A file is no key set.
     #[error("{}: {error}", path.display())]
     File {
@@ -49,40 +41,12 @@ pub enum JwksError {
         /// What is wrong with it.
         error: KeySetError,
     },
-    /// The authorities of a URL's server cannot be used.
-    #[error("{}: {error}", path.display())]
-    Authorities {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        error: String,
-    },
-    /// No answer, or no TLS.
-    #[error("{0}")]
-    Http(String),
-    /// An answer other than 200.
-    #[error("status {0}")]
-    Status(u16),
-    /// An answer longer than any key set.
-    #[error("longer than {MAX_BYTES} bytes")]
-    TooLong,
+    /// No client for a URL, or no answer.
+    #[error(transparent)]
+    Outgoing(#[from] OutgoingError),
     /// The answer is no key set.
     #[error(transparent)]
     Set(#[from] KeySetError),
-}
-
-impl From<reqwest::Error> for JwksError {
-    fn from(error: reqwest::Error) -> Self {
-        // The URL may hold what came from the environment.
-        let error = error.without_url();
-        let mut text = error.to_string();
-        let mut cause = std::error::Error::source(&error);
-        while let Some(inner) = cause {
-            text = format!("{text}: {inner}");
-            cause = inner.source();
-        }
-        Self::Http(text)
-    }
 }
 
 /// How an issuer's keys stand, for `/readyz`.
@@ -100,22 +64,32 @@ struct Progress {
     finished: u64,
     /// When the last one started.
     started: Option<Instant>,
+    /// When the last one ended.
+    ended: Option<Instant>,
     running: bool,
-    status: KeyStatus,
+    /// The last good set.
+    keys: Option<KeySet>,
+    error: Option<String>,
 }
 
-/// All issuers' key sets.
+/// All issuers' key sets. Dropping them ends their fetches.
 #[derive(Debug)]
 pub struct KeySets {
-    gate: Arc<Gate>,
-    metrics: Arc<Metrics>,
-    sources: Vec<Source>,
+    /// By issuer.
+    sources: Vec<Arc<Source>>,
+    tasks: Mutex<Vec<AbortHandle>>,
 }
 
 #[derive(Debug)]
 struct Source {
+    /// The issuer's index.
+    index: usize,
     issuer: String,
+    gate: Arc<Gate>,
+    metrics: Arc<Metrics>,
     progress: watch::Sender<Progress>,
+    /// Whether the issuer has keys at all.
+    needed: bool,
     fetcher: Option<Fetcher>,
 }
 
@@ -130,56 +104,84 @@ struct Fetcher {
 }
 
 impl KeySets {
-    /// Reads the sets in files and prepares to fetch the others.
+    /// Reads the sets in files and prepares to fetch the others. Where `previous` fetched an issuer's
+    /// set from the same URL, its last good one is in force until there is a newer one.
     ///
     /// # Errors
     /// When a file cannot be read or is no key set.
     pub fn new(
         issuers: &[Issuer],
-        gate: Arc<Gate>,
-        metrics: Arc<Metrics>,
+        gate: &Arc<Gate>,
+        metrics: &Arc<Metrics>,
+        previous: Option<&Self>,
     ) -> Result<Self, JwksError> {
         let mut sources = Vec::with_capacity(issuers.len());
         for (index, issuer) in issuers.iter().enumerate() {
             let mut progress = Progress::default();
-            let fetcher = match &issuer.jwks {
-                JwksSource::File(path) => {
-                    gate.replace_keys(index, read(path)?);
-                    progress.status.loaded = true;
-                    None
+            let mut fetcher = None;
+            match &issuer.jwks {
+                None => {}
+                Some(JwksSource::File(path)) => progress.keys = Some(read(path)?),
+                Some(JwksSource::Url { url, authorities, refresh, timeout, cooldown }) => {
+                    let before = previous.and_then(|sets| sets.of(&issuer.rules.issuer, url));
+                    progress = before.unwrap_or_default();
+                    fetcher = Some(Fetcher {
+                        client: outgoing::client(authorities.as_ref(), None, *timeout, 1)?,
+                        url: url.clone(),
+                        refresh: *refresh,
+                        cooldown: *cooldown,
+                        asked: Notify::new(),
+                        waiters: AtomicUsize::new(0),
+                    });
                 }
-                JwksSource::Url { url, authorities, refresh, timeout, cooldown } => Some(Fetcher {
-                    client: client(authorities.as_ref(), *timeout)?,
-                    url: url.clone(),
-                    refresh: *refresh,
-                    cooldown: *cooldown,
-                    asked: Notify::new(),
-                    waiters: AtomicUsize::new(0),
-                }),
-            };
-            let issuer = issuer.rules.issuer.clone();
-            sources.push(Source { issuer, progress: watch::Sender::new(progress), fetcher });
+            }
+            if let Some(keys) = &progress.keys {
+                gate.replace_keys(index, keys.clone());
+            }
+            sources.push(Arc::new(Source {
+                index,
+                issuer: issuer.rules.issuer.clone(),
+                gate: Arc::clone(gate),
+                metrics: Arc::clone(metrics),
+                progress: watch::Sender::new(progress),
+                needed: issuer.jwks.is_some(),
+                fetcher,
+            }));
         }
-        Ok(Self { gate, metrics, sources })
+        Ok(Self { sources, tasks: Mutex::default() })
+    }
+
+    /// How far an issuer's set from this URL has come.
+    fn of(&self, issuer: &str, url: &str) -> Option<Progress> {
+        let same = |source: &&Arc<Source>| {
+            let fetched = source.fetcher.as_ref().is_some_and(|fetcher| fetcher.url == url);
+            fetched && source.issuer == issuer
+        };
+        let progress = self.sources.iter().find(same)?.progress.borrow().clone();
+        Some(Progress { running: false, ..progress })
     }
 
     /// Each issuer with how its keys stand.
     pub fn status(&self) -> impl Iterator<Item = (&str, KeyStatus)> {
-        self.sources
-            .iter()
-            .map(|source| (source.issuer.as_str(), source.progress.borrow().status.clone()))
+        self.sources.iter().map(|source| {
+            let progress = source.progress.borrow();
+            let loaded = progress.keys.is_some() || !source.needed;
+            (source.issuer.as_str(), KeyStatus { loaded, error: progress.error.clone() })
+        })
     }
 
-    /// Starts a task for each set that is fetched. They end with the runtime.
-    pub fn start(self: &Arc<Self>, runtime: &tokio::runtime::Handle) {
-        for index in 0..self.sources.len() {
-            let sets = Arc::clone(self);
-            runtime.spawn(async move { sets.keep_fresh(index).await });
+    /// Starts a task for each set that is fetched. They end with the runtime, or with these sets.
+    pub fn start(&self, runtime: &tokio::runtime::Handle) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        for source in self.sources.iter().filter(|source| source.fetcher.is_some()) {
+            let source = Arc::clone(source);
+            let task = runtime.spawn(async move { source.keep_fresh().await });
+            tasks.push(task.abort_handle());
         }
     }
 
     /// Asks for one fetch of an issuer's set and waits for it, at most half a second. `true` when
-    /// one succeeded meanwhile, so that it is worth asking the gate again.
+    /// one succeeded meanwhile, or just before, so that it is worth asking the gate again.
     pub async fn refresh(&self, issuer: usize) -> bool {
         let Some(source) = self.sources.get(issuer) else { return false };
         let Some(fetcher) = &source.fetcher else { return false };
@@ -187,7 +189,8 @@ impl KeySets {
         let before = {
             let now = progress.borrow_and_update();
             if !now.running && fetcher.cooling(&now) {
-                return false;
+                // It may have ended since the gate looked for the key.
+                return now.error.is_none() && now.ended.is_some_and(|end| end.elapsed() < WAIT);
             }
             now.finished
         };
@@ -195,18 +198,27 @@ impl KeySets {
         fetcher.asked.notify_one();
         let fetched = progress.wait_for(|now| now.finished > before);
         match tokio::time::timeout(WAIT, fetched).await {
-            Ok(Ok(now)) => now.status.error.is_none(),
+            Ok(Ok(now)) => now.error.is_none(),
             Ok(Err(_)) | Err(_) => false,
         }
     }
+}
 
-    async fn keep_fresh(&self, issuer: usize) {
-        let Some(source) = self.sources.get(issuer) else { return };
-        let Some(fetcher) = &source.fetcher else { return };
+impl Drop for KeySets {
+    fn drop(&mut self) {
+        for task in self.tasks.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            task.abort();
+        }
+    }
+}
+
+impl Source {
+    async fn keep_fresh(&self) {
+        let Some(fetcher) = &self.fetcher else { return };
         let mut failures = 0;
         loop {
-            self.fetch(issuer, source, fetcher).await;
-            let failed = source.progress.borrow().status.error.is_some();
+            self.fetch(fetcher).await;
+            let failed = self.progress.borrow().error.is_some();
             failures = if failed { failures + 1 } else { 0 };
             let pause = tokio::time::sleep(fetcher.pause(failures));
             tokio::pin!(pause);
@@ -214,7 +226,7 @@ impl KeySets {
                 tokio::select! {
                     () = &mut pause => break,
                     () = fetcher.asked.notified() => {
-                        if !fetcher.cooling(&source.progress.borrow()) {
+                        if !fetcher.cooling(&self.progress.borrow()) {
                             break;
                         }
                     }
@@ -223,28 +235,26 @@ impl KeySets {
         }
     }
 
-    async fn fetch(&self, issuer: usize, source: &Source, fetcher: &Fetcher) {
-        source.progress.send_modify(|progress| {
+    async fn fetch(&self, fetcher: &Fetcher) {
+        self.progress.send_modify(|progress| {
             progress.running = true;
             progress.started = Some(Instant::now());
         });
         let fetched = fetcher.fetch().await;
-        self.metrics.jwks_refreshed(issuer, fetched.is_ok());
-        let error = match fetched {
-            Ok(keys) => {
-                self.gate.replace_keys(issuer, keys);
-                None
-            }
-            Err(error) => {
-                tracing::warn!(issuer = source.issuer, %error, "JWK set not fetched");
-                Some(error.to_string())
-            }
-        };
-        source.progress.send_modify(|progress| {
+        self.metrics.jwks_refreshed(self.index, fetched.is_ok());
+        if let Ok(keys) = &fetched {
+            self.gate.replace_keys(self.index, keys.clone());
+        }
+        let error = fetched.as_ref().err().map(ToString::to_string);
+        if let Some(error) = &error {
+            tracing::warn!(issuer = self.issuer, error, "JWK set not fetched");
+        }
+        self.progress.send_modify(|progress| {
             progress.running = false;
             progress.finished += 1;
-            progress.status.loaded |= error.is_none();
-            progress.status.error = error;
+            progress.ended = Some(Instant::now());
+            progress.keys = fetched.ok().or(progress.keys.take());
+            progress.error = error;
         });
     }
 }
@@ -269,18 +279,8 @@ impl Fetcher {
 
     async fn fetch(&self) -> Result<KeySet, JwksError> {
         let request = self.client.get(&self.url).header("accept", "application/json");
-        let mut response = request.send().await?;
-        if response.status() != reqwest::StatusCode::OK {
-            return Err(JwksError::Status(response.status().as_u16()));
-        }
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await? {
-            if body.len() + chunk.len() > MAX_BYTES {
-                return Err(JwksError::TooLong);
-            }
-            body.extend_from_slice(&chunk);
-        }
-        Ok(KeySet::from_json(&body)?)
+        let response = request.send().await.map_err(OutgoingError::from)?;
+        Ok(KeySet::from_json(&outgoing::body(response, MAX_BYTES).await?)?)
     }
 }
 
@@ -300,36 +300,10 @@ impl Drop for Waiter<'_> {
     }
 }
 
-fn read(path: &PathBuf) -> Result<KeySet, JwksError> {
-    let bytes =
-        std::fs::read(path).map_err(|error| JwksError::Read { path: path.clone(), error })?;
-    KeySet::from_json(&bytes).map_err(|error| JwksError::File { path: path.clone(), error })
-}
-
-/// A client that follows no redirect, takes no proxy from the environment and, where authorities
-/// are configured, trusts these alone.
-fn client(authorities: Option<&PathBuf>, timeout: Duration) -> Result<reqwest::Client, JwksError> {
-    let mut builder = reqwest::Client::builder()
-        .tls_backend_rustls()
-        .redirect(reqwest::redirect::Policy::none())
-        .no_proxy()
-        .timeout(timeout)
-        .pool_max_idle_per_host(1);
-    if let Some(path) = authorities {
-        let wrong = |error: String| JwksError::Authorities { path: path.clone(), error };
-        let bytes =
-            std::fs::read(path).map_err(|error| JwksError::Read { path: path.clone(), error })?;
-        let mut trusted = Vec::new();
-        for der in CertificateDer::pem_slice_iter(&bytes) {
-            let der = der.map_err(|error| wrong(error.to_string()))?;
-            trusted.push(reqwest::Certificate::from_der(&der)?);
-        }
-        if trusted.is_empty() {
-            return Err(wrong("no certificate in it".to_owned()));
-        }
-        builder = builder.tls_certs_only(trusted);
-    }
-    Ok(builder.build()?)
+fn read(path: &Path) -> Result<KeySet, JwksError> {
+    let bytes = outgoing::read(path)?;
+    let set = KeySet::from_json(&bytes);
+    set.map_err(|error| JwksError::File { path: path.to_owned(), error })
 }
 
 #[cfg(test)]
@@ -341,7 +315,7 @@ mod tests {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         // Port 0 is nobody's.
         let fetcher = Fetcher {
-            client: client(None, Duration::from_secs(5)).unwrap(),
+            client: outgoing::client(None, None, Duration::from_secs(5), 1).unwrap(),
             url: "http://127.0.0.1:0/jwks?key=secret".to_owned(),
             refresh: Duration::ZERO,
             cooldown: Duration::ZERO,

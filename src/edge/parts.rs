@@ -12,6 +12,7 @@ use pingora::{Error, ErrorSource};
 
 use super::ctx::Ctx;
 use super::headers::Onward;
+use super::introspect::Introspectors;
 use super::jwks::KeySets;
 use super::respond::{self, Answer, Asked};
 use super::route::{Miss, RouteTable};
@@ -25,7 +26,7 @@ use crate::gate::{Admitted, Decision, Gate};
 use crate::policy::cors::{self, Grant, Preflight};
 use crate::policy::denial::Denial;
 use crate::policy::lifetime;
-use crate::policy::presented::names_access_token;
+use crate::policy::presented::{self, names_access_token};
 use crate::policy::request::RequestView;
 use crate::policy::rule::{Role, TenantId};
 use crate::policy::target::split_authority;
@@ -33,13 +34,25 @@ use crate::policy::time::UnixTime;
 use crate::telemetry::log::Log;
 use crate::telemetry::metrics::{Metrics, Stage};
 
+/// What the admin listener tells of as well.
+#[derive(Clone, Debug)]
+pub struct Common {
+    /// Decides.
+    pub gate: Arc<Gate>,
+    /// The issuers' keys.
+    pub keys: Arc<KeySets>,
+    /// What is asked of the issuers.
+    pub introspectors: Arc<Introspectors>,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+    /// Records.
+    pub log: Log,
+}
+
 /// What all listeners share.
 #[derive(Debug)]
 pub struct Parts {
-    gate: Arc<Gate>,
-    keys: Arc<KeySets>,
-    metrics: Arc<Metrics>,
-    log: Log,
+    common: Common,
     pub(super) listeners: Vec<Listener>,
     trust: Vec<Arc<Trust>>,
     table: RouteTable,
@@ -67,16 +80,10 @@ impl Parts {
         config: &Config,
         trust: Vec<Arc<Trust>>,
         servers: Vec<Arc<Servers>>,
-        gate: Arc<Gate>,
-        keys: Arc<KeySets>,
-        metrics: Arc<Metrics>,
-        log: Log,
+        common: Common,
     ) -> Self {
         Self {
-            gate,
-            keys,
-            metrics,
-            log,
+            common,
             listeners: config.edge.listeners.clone(),
             trust,
             table: RouteTable::new(&config.routes),
@@ -89,10 +96,10 @@ impl Parts {
         }
     }
 
-    /// The metrics that requests are counted in.
+    /// What the admin listener tells of as well.
     #[must_use]
-    pub fn metrics(&self) -> &Metrics {
-        &self.metrics
+    pub fn common(&self) -> &Common {
+        &self.common
     }
 
     pub(super) fn route(&self, ctx: &Ctx) -> Option<&Route> {
@@ -180,7 +187,7 @@ impl Parts {
                 if route.rule.role == Role::Resource && query.is_some_and(names_access_token) {
                     return Err(Denial::TokenInQuery);
                 }
-                Ok(Permit::Forward(self.gate.admit_preflight(preflight)))
+                Ok(Permit::Forward(self.common.gate.admit_preflight(preflight)))
             }
         }
     }
@@ -243,19 +250,31 @@ impl Parts {
         }
     }
 
-    /// Asks the gate; once more after a fetch when it lacks the token's key.
+    /// Asks the gate; once more after a fetch when it lacks the token's key, or with what the issuer
+    /// says when the token is opaque.
     async fn admit(
         &self,
         view: &RequestView<'_>,
         route: &Route,
         origin: Option<usize>,
     ) -> Decision {
-        let decision = self.gate.admit(view, &route.rule, origin, now()).await;
-        if decision.verdict.as_ref().err() == Some(&Denial::TokenKeyUnknown)
-            && let Some(issuer) = decision.facts.issuer
-            && self.keys.refresh(issuer).await
+        let decision = self.common.gate.admit(view, &route.rule, origin, now()).await;
+        let Some((denial, issuer)) = decision.verdict.as_ref().err().zip(decision.facts.issuer)
+        else {
+            return decision;
+        };
+        if *denial == Denial::TokenKeyUnknown && self.common.keys.refresh(issuer).await {
+            return self.common.gate.admit(view, &route.rule, origin, now()).await;
+        }
+        if *denial == Denial::IntrospectionUnavailable
+            && let Ok(shown) = presented::credentials(view, self.limits.authorization_bytes)
         {
-            return self.gate.admit(view, &route.rule, origin, now()).await;
+            let told = self.common.introspectors.ask(issuer, shown.token).await;
+            return self
+                .common
+                .gate
+                .admit_told(view, &route.rule, origin, Some(&told), now())
+                .await;
         }
         decision
     }
@@ -263,7 +282,7 @@ impl Parts {
     pub(super) fn nonce(&self, origin: usize) -> Option<String> {
         let mut random = [0; 8];
         aws_lc_rs::rand::fill(&mut random).ok()?;
-        self.gate.nonce(origin, now(), random)
+        self.common.gate.nonce(origin, now(), random)
     }
 
     pub(super) fn refusal(&self, ctx: &Ctx, denial: Denial) -> Answer {
@@ -287,12 +306,16 @@ impl Parts {
 
     pub(super) fn tell(&self, ctx: &Ctx, status: u16) {
         let role = self.route(ctx).map(|route| route.rule.role);
-        self.metrics.response(role, status);
+        self.common.metrics.response(role, status);
         if let Some(role) = role {
-            self.metrics.duration(role, Stage::Decision, ctx.decided);
-            self.metrics.duration(role, Stage::Total, ctx.started.elapsed());
+            self.common.metrics.duration(role, Stage::Decision, ctx.decided);
+            self.common.metrics.duration(role, Stage::Total, ctx.started.elapsed());
             if let Some(answered) = ctx.answered {
-                self.metrics.duration(role, Stage::Upstream, answered.saturating_sub(ctx.decided));
+                self.common.metrics.duration(
+                    role,
+                    Stage::Upstream,
+                    answered.saturating_sub(ctx.decided),
+                );
             }
         }
         let facts = ctx.facts.as_ref();
@@ -305,9 +328,9 @@ impl Parts {
             took: ctx.decided,
             ok_sample: self.ok_sample,
         };
-        record::tell(&told, &self.metrics, &self.log);
+        record::tell(&told, &self.common.metrics, &self.common.log);
         if let Some(ending) = ctx.term.cut() {
-            self.metrics.stream_ended(ending);
+            self.common.metrics.stream_ended(ending);
             let seconds = ctx.started.elapsed().as_secs();
             tracing::info!(decision_id = ctx.id, reason = ending.name(), seconds, "stream ended");
         }
@@ -358,6 +381,7 @@ impl Parts {
         })
     }
 }
+
 /// The time.
 pub(super) fn now() -> UnixTime {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();

@@ -195,6 +195,7 @@ fn error_of(denial: Denial, nonce: bool) -> ErrorCode {
         | Denial::TokenExpired
         | Denial::TokenNotYetValid
         | Denial::TokenConfirmation
+        | Denial::TokenInactive
         | Denial::TenantUnknown
         | Denial::RouteAudience
         | Denial::Downgrade
@@ -229,7 +230,9 @@ fn error_of(denial: Denial, nonce: bool) -> ErrorCode {
         | Denial::ProofBeforeStart
         | Denial::ProofTokenHash
         | Denial::Replayed => ErrorCode::InvalidDpopProof,
-        Denial::ReplayCapacity | Denial::StoreDown => ErrorCode::TemporarilyUnavailable,
+        Denial::IntrospectionUnavailable | Denial::ReplayCapacity | Denial::StoreDown => {
+            ErrorCode::TemporarilyUnavailable
+        }
     }
 }
 
@@ -418,6 +421,8 @@ mod tests {
         (Denial::TokenExpired, 401, "invalid_token"),
         (Denial::TokenNotYetValid, 401, "invalid_token"),
         (Denial::TokenConfirmation, 401, "invalid_token"),
+        (Denial::TokenInactive, 401, "invalid_token"),
+        (Denial::IntrospectionUnavailable, 503, "temporarily_unavailable"),
         (Denial::TenantUnknown, 401, "invalid_token"),
         (Denial::RouteAudience, 401, "invalid_token"),
         (Denial::ScopeMissing, 403, "insufficient_scope"),

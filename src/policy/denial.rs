@@ -59,6 +59,11 @@ pub enum Denial {
     TokenNotYetValid,
     /// `cnf` cannot be read.
     TokenConfirmation,
+    /// The issuer says that the token is not active (RFC 7662 section 2.2).
+    TokenInactive,
+    /// The issuer was not asked about an opaque token, or gave no answer that can be read. `edge` asks
+    /// and comes again; what it then still is, is a refusal.
+    IntrospectionUnavailable,
     /// The tenant that the token names is not configured, or not its issuer's.
     TenantUnknown,
     /// `aud` names none of the route's audiences.
@@ -215,6 +220,8 @@ impl Denial {
             Self::TokenExpired => "token_expired",
             Self::TokenNotYetValid => "token_not_yet_valid",
             Self::TokenConfirmation => "token_cnf",
+            Self::TokenInactive => "token_inactive",
+            Self::IntrospectionUnavailable => "introspection_unavailable",
             Self::TenantUnknown => "tenant_unknown",
             Self::RouteAudience => "route_audience",
             Self::ScopeMissing => "scope_missing",
@@ -313,6 +320,8 @@ impl Denial {
             | Self::TokenExpired
             | Self::TokenNotYetValid
             | Self::TokenConfirmation
+            | Self::TokenInactive
+            | Self::IntrospectionUnavailable
             | Self::TenantUnknown
             | Self::RouteAudience
             | Self::ScopeMissing => false,

@@ -11,6 +11,7 @@ pub mod certificate;
 pub mod cors;
 pub mod denial;
 pub mod digest;
+pub mod introspection;
 pub mod jose;
 pub mod json;
 pub mod lifetime;

@@ -32,6 +32,18 @@ impl Demand {
         }
     }
 
+    /// The strongest demand that whatever meets either meets.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::None, _) | (_, Self::None) => Self::None,
+            (Self::Both, demand) | (demand, Self::Both) => demand,
+            (Self::Dpop, Self::Dpop) => Self::Dpop,
+            (Self::Mtls, Self::Mtls) => Self::Mtls,
+            (Self::Any | Self::Dpop | Self::Mtls, Self::Any | Self::Dpop | Self::Mtls) => Self::Any,
+        }
+    }
+
     /// Whether a token bound as said meets this demand.
     #[must_use]
     pub fn met_by(self, key: bool, certificate: bool) -> bool {
@@ -125,6 +137,18 @@ impl Requirement {
             self.nonce = if scope.overrides { nonce } else { self.nonce || nonce };
         }
         self
+    }
+
+    /// What meets either of two requirements need not meet more than this.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        let observe = self.mode == Mode::Observe || other.mode == Mode::Observe;
+        Self {
+            demand: self.demand.or(other.demand),
+            mode: if observe { Mode::Observe } else { Mode::Enforce },
+            algorithms: self.algorithms.union(other.algorithms),
+            nonce: self.nonce && other.nonce,
+        }
     }
 
     /// Adds the certificate that an audience demands (`mtls.enforceForAudiences`).
@@ -228,5 +252,20 @@ impl Rules {
             requirement = requirement.with_certificate();
         }
         requirement.with(&route.scope)
+    }
+    /// What every token of an issuer must be shown at least, before it is known which it is: no
+    /// tenant that it may turn out to have, and no audience, demands less.
+    ///
+    /// `own` is the tenant of the issuer's entry: its tokens have no other.
+    #[must_use]
+    pub fn least(&self, own: Option<TenantId>, route: &RouteRule) -> Requirement {
+        let of = |tenant: Option<TenantId>| self.requirement(tenant, &[], route);
+        let alone = own.is_some() || self.tenant_claim.is_none();
+        if alone {
+            return of(own);
+        }
+        let tenants = (0..self.tenants.len()).map(|index| of(Some(TenantId(index))));
+        let tenants = tenants.chain(self.unknown_tenant_allowed.then(|| of(None)));
+        tenants.reduce(Requirement::or).unwrap_or_else(|| of(None))
     }
 }

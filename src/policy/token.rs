@@ -1,10 +1,12 @@
-//! JWT access tokens (RFC 9068): token, key set and time in, [`VerifiedToken`] out.
+//! JWT access tokens (RFC 9068): token, key set and time in, [`VerifiedToken`] out. What is no JWT
+//! is [`introspection`](super::introspection)'s.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::denial::Denial;
 use super::digest::{Jkt, Sha256, X5tS256};
+use super::introspection::{self, IntrospectionRules};
 use super::jose::{Algorithm, AlgorithmSet, CompactJws, KeyFault, PublicKey};
 use super::json::{self, Object};
 use super::rule::{Rules, TenantId};
@@ -36,6 +38,10 @@ pub struct IssuerRules {
     pub clock_skew: Duration,
     /// The tenant of its tokens; a claim that names another is refused.
     pub tenant: Option<TenantId>,
+    /// Whether its JWTs are verified with its keys. Without, each of its tokens is asked about.
+    pub keys: bool,
+    /// How it is asked about the tokens that are no such JWT.
+    pub introspection: Option<IntrospectionRules>,
 }
 
 /// What a token is bound to (`cnf`, RFC 7800).
@@ -57,19 +63,29 @@ impl Confirmation {
     }
 }
 
-/// A token whose signature and claims held at the time when it was verified. Only [`verify`] makes
-/// one. Whether it still stands says [`VerifiedToken::stands`].
+/// A token whose claims held at the time when it was verified: signed by its issuer (only [`verify`]
+/// makes one) or vouched for (only [`introspection::read`](super::introspection::read) does). Whether
+/// it still stands says [`VerifiedToken::stands`].
 #[derive(Clone, Debug)]
 pub struct VerifiedToken {
-    issuer: usize,
-    signed_by: Jkt,
-    subject: Option<String>,
-    client: Option<String>,
-    tenant: Option<TenantId>,
-    audiences: Vec<String>,
-    scopes: Vec<String>,
-    confirmation: Confirmation,
-    expires: UnixTime,
+    pub(super) issuer: usize,
+    pub(super) vouched: Vouched,
+    pub(super) subject: Option<String>,
+    pub(super) client: Option<String>,
+    pub(super) tenant: Option<TenantId>,
+    pub(super) audiences: Vec<String>,
+    pub(super) scopes: Vec<String>,
+    pub(super) confirmation: Confirmation,
+    pub(super) expires: UnixTime,
+}
+
+/// What a token's claims rest on.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Vouched {
+    /// A signature by this key.
+    Key(Jkt),
+    /// The issuer's word, which is taken until then.
+    Word(UnixTime),
 }
 
 impl VerifiedToken {
@@ -122,10 +138,14 @@ impl VerifiedToken {
     }
 
     /// Whether a remembered token still holds: it has not expired, and its key is still its
-    /// issuer's.
+    /// issuer's, or its issuer's word is still fresh.
     #[must_use]
     pub fn stands(&self, keys: &KeySet, now: UnixTime) -> bool {
-        now < self.expires && keys.keys.iter().any(|key| key.public.jkt() == self.signed_by)
+        let vouched = match self.vouched {
+            Vouched::Key(signer) => keys.keys.iter().any(|key| key.public.jkt() == signer),
+            Vouched::Word(until) => now < until,
+        };
+        vouched && now < self.expires
     }
 }
 
@@ -215,18 +235,30 @@ impl KeySet {
     }
 }
 
-/// Reads a token far enough to know whose it claims to be: the index of its `iss`.
+/// How a token is verified.
+#[derive(Clone, Debug)]
+pub enum Reading<'a> {
+    /// With the keys of this issuer (its index).
+    Signed(CompactJws<'a>, usize),
+    /// By asking this issuer (its index).
+    Opaque(usize),
+}
+
+/// Reads a token far enough to know whose it claims to be: by its `iss`, or, where it is no JWT at
+/// all, by its prefix. A JWT of an issuer that is not configured is nobody else's to be asked about.
 ///
 /// # Errors
 /// [`Denial::TokenMalformed`], [`Denial::TokenClaim`], [`Denial::TokenIssuer`].
-pub fn read<'a>(
-    token: &'a str,
-    issuers: &[IssuerRules],
-) -> Result<(CompactJws<'a>, usize), Denial> {
-    let jws = CompactJws::parse(token).ok_or(Denial::TokenMalformed)?;
+pub fn read<'a>(token: &'a str, issuers: &[IssuerRules]) -> Result<Reading<'a>, Denial> {
+    let Some(jws) = CompactJws::parse(token) else {
+        let asked = introspection::issuer_of(token, issuers).ok_or(Denial::TokenMalformed)?;
+        return Ok(Reading::Opaque(asked));
+    };
     let issuer = json::string(&jws.payload, "iss").ok().flatten().ok_or(Denial::TokenClaim)?;
     let index = issuers.iter().position(|known| known.issuer == issuer);
-    Ok((jws, index.ok_or(Denial::TokenIssuer)?))
+    let index = index.ok_or(Denial::TokenIssuer)?;
+    let signed = issuers.get(index).is_none_or(|known| known.keys);
+    Ok(if signed { Reading::Signed(jws, index) } else { Reading::Opaque(index) })
 }
 
 /// Verifies a token of `issuer` (its index, as [`read`] found it): RFC 9068 section 4, RFC 8725.
@@ -252,9 +284,37 @@ pub fn verify(
     if !jws.verified_by(key, algorithm) {
         return Err(Denial::TokenSignature);
     }
-    let claims = &jws.payload;
-    let expires = times(claims, entry, now)?;
-    let audiences = json::strings(claims, "aud").map_err(|_| Denial::TokenClaim)?;
+    let told = Told { issuer, vouched: Vouched::Key(key.jkt()), assumed: Assumed::default() };
+    claims(&jws.payload, entry, rules, told, now)
+}
+
+/// What of a token its claims do not say.
+pub(super) struct Told<'a> {
+    pub(super) issuer: usize,
+    pub(super) vouched: Vouched,
+    pub(super) assumed: Assumed<'a>,
+}
+
+/// What holds where a claim is missing; none: it must be there.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Assumed<'a> {
+    pub(super) audience: Option<&'a str>,
+    pub(super) expires: Option<UnixTime>,
+}
+
+/// Reads the claims of a token: those of a JWT, or of an answer to a question about it.
+pub(super) fn claims(
+    claims: &Object,
+    entry: &IssuerRules,
+    rules: &Rules,
+    told: Told<'_>,
+    now: UnixTime,
+) -> Result<VerifiedToken, Denial> {
+    let expires = times(claims, entry, told.assumed.expires, now)?;
+    let mut audiences = json::strings(claims, "aud").map_err(|_| Denial::TokenClaim)?;
+    if !claims.contains_key("aud") {
+        audiences.extend(told.assumed.audience.map(str::to_owned));
+    }
     if audiences.is_empty() {
         return Err(Denial::TokenClaim);
     }
@@ -268,8 +328,8 @@ pub fn verify(
     text("jti")?;
     let scope = text("scope")?.unwrap_or_default();
     Ok(VerifiedToken {
-        issuer,
-        signed_by: key.jkt(),
+        issuer: told.issuer,
+        vouched: told.vouched,
         subject: text("sub")?,
         client: text("client_id")?,
         tenant: tenant(claims, entry, rules)?,
@@ -296,10 +356,16 @@ fn typ(header: &Object, allowed: &TokenType) -> Result<(), Denial> {
 }
 
 /// `exp` must be there and ahead, `nbf` behind, `iat` a number. The answer is `exp` with the skew.
-fn times(claims: &Object, entry: &IssuerRules, now: UnixTime) -> Result<UnixTime, Denial> {
+fn times(
+    claims: &Object,
+    entry: &IssuerRules,
+    assumed: Option<UnixTime>,
+    now: UnixTime,
+) -> Result<UnixTime, Denial> {
     let date = |name: &str| json::numeric_date(claims, name).map_err(|_| Denial::TokenClaim);
     date("iat")?;
-    let expires = date("exp")?.ok_or(Denial::TokenClaim)?.plus(entry.clock_skew);
+    let told = date("exp")?.map(|expires| expires.plus(entry.clock_skew));
+    let expires = told.or(assumed).ok_or(Denial::TokenClaim)?;
     if expires <= now {
         return Err(Denial::TokenExpired);
     }

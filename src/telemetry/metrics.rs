@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use families::Families;
-pub use labels::{CertificateMiss, ConnectionLoss, NonceMiss, Stage, Tenant};
+pub use labels::{CertificateMiss, ConnectionLoss, IntrospectionResult, NonceMiss, Stage, Tenant};
 use prometheus::core::Collector as _;
 use prometheus::proto::MetricFamily;
 use prometheus::{
@@ -75,6 +75,8 @@ pub struct Metrics {
     losses: Vec<IntCounter>,
     /// By issuer; fetched, failed.
     jwks_refreshes: Vec<[IntCounter; 2]>,
+    /// By issuer, result.
+    introspections: Vec<IntCounter>,
     certificate_expiry: GaugeVec,
     log_suppressed: IntGauge,
     /// Taken, refused.
@@ -131,6 +133,7 @@ impl Metrics {
             connections,
             losses,
             jwks_refreshes: define.jwks(shape)?,
+            introspections: define.introspections(shape)?,
             certificate_expiry: define.certificates()?,
             log_suppressed: define.gauge(
                 "holdfast_log_suppressed",
@@ -218,6 +221,11 @@ impl Metrics {
     pub fn config_reloaded(&self, succeeded: bool) {
         let [ok, failed] = &self.reloads;
         if succeeded { ok.inc() } else { failed.inc() }
+    }
+
+    /// Counts a question to an issuer about a token.
+    pub fn introspected(&self, issuer: usize, result: IntrospectionResult) {
+        count(&self.introspections, issuer * IntrospectionResult::ALL.len() + result as usize);
     }
 
     /// Sets when a listener's certificate ends.
@@ -407,6 +415,19 @@ impl Definer<'_> {
         Ok(shape.issuers.iter().map(pair).collect())
     }
 
+    fn introspections(&self, shape: &Shape<'_>) -> prometheus::Result<Vec<IntCounter>> {
+        let counters = self.counters(
+            "holdfast_introspection_total",
+            "Questions to an issuer about an opaque token",
+            &["issuer", "result"],
+        )?;
+        let by_result = |issuer: &&str| {
+            IntrospectionResult::ALL
+                .map(|result| counters.with_label_values(&[*issuer, result.name()]))
+        };
+        Ok(shape.issuers.iter().flat_map(by_result).collect())
+    }
+
     fn certificates(&self) -> prometheus::Result<GaugeVec> {
         let name = "holdfast_certificate_expiry_timestamp_seconds";
         self.families.family(name, || {
@@ -474,6 +495,7 @@ mod tests {
             "holdfast_connections{listener=\"public\"} 0",
             "holdfast_connections_lost_total{listener=\"public\",reason=\"head-timeout\"} 0",
             "holdfast_jwks_refreshes_total{issuer=\"https://as.example\",result=\"failed\"} 0",
+            "holdfast_introspection_total{issuer=\"https://as.example\",result=\"busy\"} 0",
             "holdfast_responses_total{class=\"4xx\",role=\"none\"} 0",
             "holdfast_log_suppressed 0",
             "holdfast_upstream_up{server=\"10.0.0.1:80\",upstream=\"api\"} 0",
@@ -492,6 +514,7 @@ mod tests {
         metrics.response(None, 404);
         metrics.response(Some(Role::Resource), 200);
         metrics.connection_lost(0, ConnectionLoss::HandshakeTimeout);
+        metrics.introspected(0, IntrospectionResult::Refused);
         metrics.clock_skew(-1500);
         let text = text(&metrics);
         for line in [
@@ -500,6 +523,7 @@ mod tests {
             "authority_dpop_result_total{result=\"ok\",role=\"public\",tenant=\"other\"} 1",
             "authority_dpop_nonce_miss_total{reason=\"unknown\"} 1",
             "authority_mtls_mismatch_total{reason=\"thumbprint-mismatch\"} 1",
+            "holdfast_introspection_total{issuer=\"https://as.example\",result=\"refused\"} 1",
             "holdfast_responses_total{class=\"4xx\",role=\"none\"} 1",
             "holdfast_responses_total{class=\"2xx\",role=\"resource\"} 1",
             "holdfast_connections_lost_total{listener=\"public\",reason=\"handshake-timeout\"} 1",

@@ -23,6 +23,10 @@ mod headers;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]
+mod introspection;
+#[cfg(test)]
+mod jwks;
+#[cfg(test)]
 mod peers;
 #[cfg(test)]
 mod policies;

@@ -94,6 +94,9 @@ pub(super) struct TokenShown {
 pub(super) struct IssuerShown {
     pub(super) issuer: String,
     pub(super) audiences: Vec<String>,
+    /// Which of its tokens it is asked about (RFC 7662).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) introspection: Option<String>,
 }
 
 /// One way to be let in.

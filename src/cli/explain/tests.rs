@@ -110,6 +110,23 @@ fn every_demand_has_its_ways() {
     }
 }
 
+#[test]
+fn opaque_tokens_have_somebody_to_ask() {
+    let asked = "introspection: {url: 'https://as.example.com/i', clientId: edge, \
+                 clientSecretFile: keys/introspection.secret";
+    let keys = "    jwks: {file: keys/jwks.json}\n";
+    for (with, expect) in [
+        (format!("{keys}    {asked}}}\n"), "no JWT"),
+        (format!("{keys}    {asked}, tokenPrefix: at_}}\n"), "no JWT, beginning with at_"),
+        (format!("    {asked}}}\n"), "one of its JWTs or opaque"),
+    ] {
+        let config = SMALL.replace(keys, &with);
+        let (status, text) = ask(&config, "GET https://localhost:8443/orders", false);
+        let line = format!("\n           the issuer is asked about a token that is {expect}\n");
+        assert!(status == 0 && text.contains(&line), "{text}");
+    }
+}
+
 fn text_of(value: &serde_json::Value) -> &str {
     value.as_str().unwrap()
 }

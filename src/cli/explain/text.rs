@@ -104,6 +104,9 @@ fn write_token(out: &mut impl Write, token: &TokenShown) -> io::Result<()> {
             issuer.issuer,
             issuer.audiences.join(" or ")
         )?;
+        if let Some(of) = &issuer.introspection {
+            writeln!(out, "{:10} the issuer is asked about a token that is {of}", "")?;
+        }
     }
     if !token.audiences.is_empty() {
         writeln!(out, "{:10} aud also with {}", "", token.audiences.join(" or "))?;

@@ -11,6 +11,7 @@ use crate::policy::target::split_authority;
 use crate::policy::token::{IssuerRules, TokenType};
 
 use super::Names;
+use super::introspection;
 use super::scope::algorithms;
 use super::security::audiences;
 use super::tenants::Tenancy;
@@ -21,18 +22,23 @@ const ANY_TYPE: Words<()> = &[("any", ()), ("at+jwt", ())];
 /// The keys of `jwks` that belong to `url`.
 const FETCH_KEYS: [&str; 4] = ["authorities", "refresh", "timeout", "cooldown"];
 
+/// The keys of an issuer that are about its JWTs alone.
+const JWT_KEYS: [&str; 2] = ["algorithms", "types"];
+
 /// Resolves `issuers`.
 pub(super) fn resolve(root: &Section<'_>, tenancy: &Tenancy<'_>) -> Vec<(Issuer, Place)> {
     let mut names = Names::default();
     let items = root.list("issuers", 256).unwrap_or_default().into_iter();
-    items
+    let issuers: Vec<_> = items
         .map(Item::section)
         .map(|section| (issuer(&section, tenancy, &mut names), section.place()))
-        .collect()
+        .collect();
+    introspection::check_clashes(root, &issuers);
+    issuers
 }
 
 fn issuer(section: &Section<'_>, tenancy: &Tenancy<'_>, names: &mut Names) -> Issuer {
-    section.later(&["introspection", "retrofit"]);
+    section.later(&["retrofit"]);
     let issuer = section.required("issuer");
     if let Some(text) = &issuer
         && let Some(taken) = names.take(&text.value, text.item.place.clone())
@@ -42,9 +48,12 @@ fn issuer(section: &Section<'_>, tenancy: &Tenancy<'_>, names: &mut Names) -> Is
     if section.lacks("audiences") {
         section.error("audiences", "at least one is needed: a token's `aud` must name one of them");
     }
+    let audiences = audiences(section, "audiences");
+    let (has_keys, asks) = (section.has("jwks"), section.has("introspection"));
+    let asked = introspection::introspection(section, asks, &audiences);
     let rules = IssuerRules {
         issuer: issuer.map_or_else(String::new, |text| text.value),
-        audiences: audiences(section, "audiences"),
+        audiences,
         algorithms: section
             .item("algorithms")
             .and_then(algorithms)
@@ -52,11 +61,18 @@ fn issuer(section: &Section<'_>, tenancy: &Tenancy<'_>, names: &mut Names) -> Is
         token_type: section.item("types").map_or(TokenType::AccessToken, token_type),
         clock_skew: section.duration("clockSkew", "30s", ["0s", "10m"]),
         tenant: section.text("tenant").and_then(|text| tenancy.find(&text)),
+        keys: has_keys,
+        introspection: asked.rules,
     };
-    if !section.has("jwks") {
-        section.error("jwks", "is required: the issuer's keys, by `file` or `url`");
+    if !has_keys && !asks {
+        let message = "is required: the issuer's keys, by `file` or `url`; or `introspection`";
+        section.error("jwks", message);
     }
-    Issuer { rules, jwks: jwks(&section.section("jwks"), section.has("jwks")) }
+    for key in JWT_KEYS.into_iter().filter(|key| !has_keys && asks && section.has(key)) {
+        section.error(key, "belongs to `jwks`: without, the issuer is asked about each token");
+    }
+    let jwks = has_keys.then(|| jwks(&section.section("jwks")));
+    Issuer { rules, jwks, introspection: asked.asking }
 }
 
 /// `at+jwt`, `any`, or a list in which `none` stands for a token without `typ`.
@@ -75,14 +91,14 @@ fn token_type(item: Item<'_>) -> TokenType {
     TokenType::OneOf(types.collect())
 }
 
-fn jwks(section: &Section<'_>, given: bool) -> JwksSource {
+fn jwks(section: &Section<'_>) -> JwksSource {
     let file = section.text("file");
     let url = section.text("url");
     let authorities = section.text("authorities").map(files::authority);
     let refresh = section.duration("refresh", "5m", ["10s", "1d"]);
     let timeout = section.duration("timeout", "5s", ["100ms", "1m"]);
     let cooldown = section.duration("cooldown", "30s", ["1s", "1h"]);
-    if given && !section.has("file") && !section.has("url") {
+    if !section.has("file") && !section.has("url") {
         section.error_here("`file` or `url` is required");
     }
     if section.has("file") && section.has("url") {
@@ -107,8 +123,8 @@ fn jwks(section: &Section<'_>, given: bool) -> JwksSource {
     }
 }
 
-/// Keys decide what is let in, so they travel under TLS or not off this machine.
-fn check_url(url: &str) -> Result<(), &'static str> {
+/// Keys and answers decide what is let in, so they travel under TLS or not off this machine.
+pub(super) fn check_url(url: &str) -> Result<(), &'static str> {
     const FORM: &str = "a URL is expected, as in `https://as.example.com/jwks.json`";
     if !url.is_ascii() || url.contains('#') {
         return Err(FORM);

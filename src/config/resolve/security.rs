@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::config::item::{Text, Words};
 use crate::config::section::Section;
 use crate::config::value::show_duration;
-use crate::config::{Secret, files};
+use crate::config::{NonceKeyFile, files};
 use crate::policy::jose::{Algorithm, AlgorithmSet};
 use crate::policy::proof::ProofRules;
 use crate::policy::rule::{Demand, Mode, Requirement};
@@ -35,7 +35,7 @@ pub(super) struct Security<'a> {
     /// `dpop`.
     pub(super) proof: ProofRules,
     /// `dpop.nonce.keyFiles`.
-    pub(super) nonce_keys: Vec<Secret>,
+    pub(super) nonce_keys: Vec<NonceKeyFile>,
     /// `mtls`, for findings.
     pub(super) mtls: Section<'a>,
 }
@@ -105,7 +105,7 @@ fn nonce_audiences(nonce: &Section<'_>, nonces: bool) -> Vec<String> {
 }
 
 /// Keys of nonces by file, the first for new ones.
-fn nonce_keys(nonce: &Section<'_>, nonces: bool) -> Vec<Secret> {
+fn nonce_keys(nonce: &Section<'_>, nonces: bool) -> Vec<NonceKeyFile> {
     let texts = nonce.texts("keyFiles", 8).unwrap_or_default();
     if nonce.flag("sharedKeys") == Some(true) {
         let message = "`true` needs a replay store that the edges share; with `replay.store: memory` a \
@@ -117,7 +117,7 @@ fn nonce_keys(nonce: &Section<'_>, nonces: bool) -> Vec<Secret> {
     } else if nonce.has("keyFiles") && !nonces {
         nonce.warn("keyFiles", "has no effect: `nonce.enabled` is `false`");
     }
-    texts.into_iter().filter_map(files::secret).collect()
+    texts.into_iter().filter_map(files::nonce_key).collect()
 }
 
 fn proof(dpop: &Section<'_>, nonce: &Section<'_>, nonces: bool) -> ProofRules {

@@ -112,3 +112,33 @@ impl ConnectionLoss {
         }
     }
 }
+
+/// The `result` label of `holdfast_introspection_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IntrospectionResult {
+    /// The issuer vouches for the token.
+    Active,
+    /// It does not.
+    Inactive,
+    /// It does, but what it says of the token does not hold here.
+    Refused,
+    /// No answer, or none that can be read.
+    Failed,
+    /// Not asked: too many questions were under way.
+    Busy,
+}
+
+impl IntrospectionResult {
+    pub(super) const ALL: [Self; 5] =
+        [Self::Active, Self::Inactive, Self::Refused, Self::Failed, Self::Busy];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Inactive => "inactive",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+            Self::Busy => "busy",
+        }
+    }
+}
