@@ -10,7 +10,7 @@ use super::support::client::Message;
 use super::support::world::{World, expect_eq};
 
 /// Runs a program, or says why it cannot be: with `CI=true` that is a failure.
-fn run(command: &mut Command) -> Option<Output> {
+pub(crate) fn run(command: &mut Command) -> Option<Output> {
     let output = command.output();
     match output {
         Ok(output) => Some(output),
@@ -22,7 +22,7 @@ fn run(command: &mut Command) -> Option<Output> {
     }
 }
 
-fn skip(reason: &str) {
+pub(crate) fn skip(reason: &str) {
     let ci = std::env::var_os("CI").is_some_and(|value| value == "true");
     assert!(!ci, "a skip is a failure in CI: {reason}");
     eprintln!("SKIPPED: {reason}; `tests/run` installs it");

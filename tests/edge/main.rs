@@ -25,6 +25,8 @@ mod introspection;
 #[cfg(test)]
 mod jwks;
 #[cfg(test)]
+mod parties;
+#[cfg(test)]
 mod proof;
 #[cfg(test)]
 mod replay;
