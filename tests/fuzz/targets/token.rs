@@ -1,0 +1,90 @@
+//! JWT access tokens, signed or not as proofs are (`proof.rs`): in header and claims `"$jkt"` stands
+//! for a thumbprint and `"$now"` for the time.
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use holdfast::policy::jose::{Algorithm, AlgorithmSet};
+use holdfast::policy::rule::{Demand, Mode, Requirement, Rules, TenantId, TenantRule};
+use holdfast::policy::time::UnixTime;
+use holdfast::policy::token::{IssuerRules, KeySet, TokenType, read, verify};
+use serde_json::Value;
+
+use super::proof::{NOW, jwk, signed};
+
+const JKT: &str = "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I";
+const SKEW: i64 = 30;
+
+pub(super) fn token(input: &[u8]) {
+    let text = signed(input, &[("\"$jkt\"", JKT)]);
+    let text = text.or_else(|| String::from_utf8(input.to_vec()).ok());
+    let Some(text) = text else { return };
+    let entry = entry();
+    let Ok((jws, issuer)) = read(&text, std::slice::from_ref(&entry)) else { return };
+    assert_eq!(issuer, 0);
+    let keys = format!(r#"{{"keys":[{}]}}"#, jwk());
+    let keys = KeySet::from_json(keys.as_bytes()).expect("a set");
+    let now = UnixTime::from_secs(NOW);
+    let Ok(token) = verify(&jws, issuer, &entry, &keys, &rules(), now) else { return };
+
+    let parts: Vec<&str> = text.split('.').collect();
+    let part = |index: usize| URL_SAFE_NO_PAD.decode(parts[index]).expect("base64url");
+    let json = |index: usize| serde_json::from_slice::<Value>(&part(index)).expect("JSON");
+    let (header, claims) = (json(0), json(1));
+    assert!(header.get("crit").is_none());
+    let typ = header["typ"].as_str().expect("text").to_ascii_lowercase();
+    assert!(["at+jwt", "application/at+jwt"].contains(&typ.as_str()));
+    assert!(["EdDSA", "Ed25519"].contains(&header["alg"].as_str().expect("text")));
+    assert_eq!(claims["iss"], entry.issuer);
+    let named = |audience: &Value| entry.audiences.iter().any(|known| audience == known);
+    let audience = &claims["aud"];
+    assert!(named(audience) || audience.as_array().expect("an array").iter().any(named));
+    assert!(claims["exp"].as_f64().expect("a number") + SKEW as f64 > NOW as f64);
+    assert!(token.stands(&keys, now) && !token.stands(&KeySet::default(), now));
+    if let Some(from) = claims.get("nbf") {
+        assert!(from.as_f64().expect("a number") < (NOW + SKEW) as f64 + 0.001);
+    }
+    let confirmation = token.confirmation();
+    let cnf = claims.get("cnf").map(|cnf| cnf.as_object().expect("an object"));
+    assert_eq!(confirmation.is_unbound(), cnf.is_none_or(|cnf| cnf.is_empty()));
+    let member = |name: &str| cnf.and_then(|cnf| cnf.get(name)).and_then(Value::as_str);
+    assert_eq!(confirmation.jkt.map(|jkt| jkt.to_string()).as_deref(), member("jkt"));
+    assert_eq!(confirmation.x5t.map(|x5t| x5t.to_string()).as_deref(), member("x5t#S256"));
+    assert_eq!(token.subject(), claims["sub"].as_str());
+    assert_eq!(token.client(), claims["client_id"].as_str());
+    match claims.get("tenant") {
+        None => assert_eq!(token.tenant(), None),
+        Some(name) => assert_eq!(token.tenant(), (name == "acme").then_some(TenantId(0))),
+    }
+}
+
+fn entry() -> IssuerRules {
+    IssuerRules {
+        issuer: "https://as.example".to_owned(),
+        audiences: vec!["api".to_owned(), "signer".to_owned()],
+        algorithms: AlgorithmSet::of(&Algorithm::ALL),
+        token_type: TokenType::AccessToken,
+        clock_skew: Duration::from_secs(SKEW.unsigned_abs()),
+        tenant: None,
+    }
+}
+
+fn rules() -> Rules {
+    let default = Requirement {
+        demand: Demand::Any,
+        mode: Mode::Enforce,
+        algorithms: AlgorithmSet::of(&Algorithm::ALL),
+        nonce: true,
+    };
+    Rules {
+        default,
+        dpop_enabled: true,
+        mtls_enabled: true,
+        certificate_audiences: Vec::new(),
+        nonce_audiences: Vec::new(),
+        tenants: vec![TenantRule { name: "acme".to_owned(), scope: Default::default() }],
+        tenant_claim: Some("tenant".to_owned()),
+        unknown_tenant_allowed: true,
+    }
+}
