@@ -5,6 +5,7 @@ use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
+use base64::Engine as _;
 use serde_json::{Value, json};
 
 use super::end_to_end::{run, skip};
@@ -284,6 +285,42 @@ async fn the_servers_nonces_and_the_edges_are_told_apart() {
         table.row(library, expect_eq("exchanges", &outcome["exchanges"], &expected));
         table.row(library, judge(&outcome, "dpop"));
     }
+}
+
+/// Our own client is challenged by both, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn holdfast_request_gets_a_token_and_uses_it() {
+    if !is_possible() {
+        return;
+    }
+    let site = Site::start(true).await;
+    let key = site.file("client.key");
+    std::fs::write(&key, site.world.key.private_pem()).expect("a writable directory");
+    let request = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_holdfast"));
+        command.arg("request").args(arguments).args(["--key", &key, "--cacert"]);
+        let output = command.arg(site.file("ca.pem")).output().expect("the program");
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "holdfast request: {told}");
+        output.stdout
+    };
+    let basic = base64::engine::general_purpose::STANDARD.encode("dpop:only-for-this-test");
+    let answer = request(&[
+        "POST",
+        &format!("{}/token", site.authority.issuer),
+        "--header",
+        &format!("Authorization: Basic {basic}"),
+        "--data",
+        &format!("grant_type=client_credentials&scope=orders.read&resource={}", RESOURCES[0].1),
+    ]);
+    let answer: Value = serde_json::from_slice(&answer).expect("JSON");
+    let token = answer["access_token"].as_str().expect("a token");
+    let seen = Message::parse(&request(&["GET", &site.url(), "--token", token]));
+    let mut table = Table::default();
+    table.row("token_type", expect_eq("value", &answer["token_type"], &json!("DPoP")));
+    table.row("upstream", expect_eq("result", &seen.one("x-holdfast-result"), &Some("dpop")));
+    let jkt = site.world.key.jkt();
+    table.row("upstream", expect_eq("jkt", &seen.one("x-holdfast-cnf-jkt"), &Some(jkt.as_str())));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -56,10 +56,9 @@ const provider = new Provider(issuer, {
       signingKey('ES256', 'ec', { namedCurve: 'P-256' }),
       signingKey('EdDSA', 'ed25519'),
       signingKey('PS256', 'rsa', { modulusLength: 2048 }),
-      // What ID tokens are signed with unless a client says otherwise.
-      signingKey('RS256', 'rsa', { modulusLength: 2048 }),
     ],
   },
+  clientDefaults: { id_token_signed_response_alg: 'ES256' },
   clientAuthMethods: ['client_secret_basic', 'tls_client_auth'],
   scopes: ['orders.read'],
   ttl: { ClientCredentials: 600 },
