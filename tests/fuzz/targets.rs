@@ -14,7 +14,7 @@ mod token;
 pub(crate) type Target = fn(&[u8]);
 
 /// Every target by its name: that of its program, and of its directory under `corpus`.
-pub(crate) const TARGETS: [(&str, Target); 10] = [
+pub(crate) const TARGETS: [(&str, Target); 11] = [
     ("head", head::head),
     ("htu", htu::htu),
     ("json", jose::json),
@@ -23,6 +23,7 @@ pub(crate) const TARGETS: [(&str, Target); 10] = [
     ("jwks", jose::jwks),
     ("proof", proof::proof),
     ("token", token::token),
+    ("introspection", token::introspection),
     ("certificate", head::certificate),
     ("config", config::config),
 ];

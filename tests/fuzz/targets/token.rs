@@ -1,20 +1,22 @@
-//! JWT access tokens, signed or not as proofs are (`proof.rs`): in header and claims `"$jkt"` stands
-//! for a thumbprint and `"$now"` for the time.
+//! Access tokens: JWTs, signed or not as proofs are (`proof.rs`), and an issuer's word about opaque
+//! ones. In header, claims and answers `"$jkt"` stands for a thumbprint and `"$now"` for the time.
 
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use holdfast::policy::introspection::{self, IntrospectionRules};
 use holdfast::policy::jose::{Algorithm, AlgorithmSet};
 use holdfast::policy::rule::{Demand, Mode, Requirement, Rules, TenantId, TenantRule};
 use holdfast::policy::time::UnixTime;
-use holdfast::policy::token::{IssuerRules, KeySet, TokenType, VerifiedToken, read, verify};
+use holdfast::policy::token::{IssuerRules, KeySet, Reading, TokenType, VerifiedToken, read, verify};
 use serde_json::Value;
 
 use super::proof::{NOW, jwk, signed};
 
 const JKT: &str = "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I";
 const SKEW: i64 = 30;
+const CACHE_TTL: Duration = Duration::from_secs(30);
 const AUDIENCES: [&str; 2] = ["api", "signer"];
 
 pub(super) fn token(input: &[u8]) {
@@ -22,7 +24,11 @@ pub(super) fn token(input: &[u8]) {
     let text = text.or_else(|| String::from_utf8(input.to_vec()).ok());
     let Some(text) = text else { return };
     let entry = entry();
-    let Ok((jws, issuer)) = read(&text, std::slice::from_ref(&entry)) else { return };
+    let (jws, issuer) = match read(&text, std::slice::from_ref(&entry)) {
+        Ok(Reading::Signed(jws, issuer)) => (jws, issuer),
+        Ok(Reading::Opaque(issuer)) => return assert_eq!(issuer, 0),
+        Err(_) => return,
+    };
     assert_eq!(issuer, 0);
     let keys = format!(r#"{{"keys":[{}]}}"#, jwk());
     let keys = KeySet::from_json(keys.as_bytes()).expect("a set");
@@ -40,6 +46,29 @@ pub(super) fn token(input: &[u8]) {
     assert_eq!(claims["iss"], entry.issuer);
     assert!(token.stands(&keys, now) && !token.stands(&KeySet::default(), now));
     claims_hold(&claims, &token);
+}
+
+/// An answer of RFC 7662.
+pub(super) fn introspection(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    let text = text.replace("\"$jkt\"", &format!("\"{JKT}\"")).replace("\"$now\"", &NOW.to_string());
+    let now = UnixTime::from_secs(NOW);
+    let entry = entry();
+    let Ok(token) = introspection::read(text.as_bytes(), 0, &entry, &rules(), now) else { return };
+    let told: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(told["active"], true);
+    assert!(told.get("iss").is_none_or(|issuer| *issuer == entry.issuer));
+    let kind = told.get("token_type").map(|kind| kind.as_str().expect("text"));
+    match kind.map(str::to_ascii_lowercase).as_deref() {
+        None | Some("bearer") => {}
+        Some("dpop") => assert!(token.confirmation().jkt.is_some()),
+        Some(kind) => panic!("a token of the type {kind}"),
+    }
+    // Its word is taken for so long, and for no longer than the token lives.
+    assert!(!token.stands(&KeySet::default(), now.plus(CACHE_TTL)));
+    let ends = told["exp"].as_f64().expect("a number");
+    assert!(token.stands(&KeySet::default(), now) == (ends > NOW as f64));
+    claims_hold(&told, &token);
 }
 
 /// Holds an accepted token against what it says.
@@ -73,6 +102,13 @@ fn entry() -> IssuerRules {
         token_type: TokenType::AccessToken,
         clock_skew: Duration::from_secs(SKEW.unsigned_abs()),
         tenant: None,
+        keys: true,
+        introspection: Some(IntrospectionRules {
+            token_prefix: None,
+            cache_ttl: CACHE_TTL,
+            assumed_audience: None,
+            assumed_lifetime: None,
+        }),
     }
 }
 
