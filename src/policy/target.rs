@@ -149,7 +149,7 @@ fn escape(rest: &[u8]) -> Option<(u8, &[u8])> {
 pub struct NormalPath<'a> {
     /// Dot segments resolved, unreserved characters decoded, escapes in upper case.
     pub path: Cow<'a, str>,
-    /// Whether it holds what some services read as a separator: `%2F`, `%5C`, `\`, or an empty
+    /// Whether it held what some services read as a separator: `%2F`, `%5C`, `\`, or an empty
     /// segment; or what some read as a dot segment: `..;x`. Refused unless the route opts in.
     pub ambiguous: bool,
 }
@@ -167,10 +167,10 @@ pub fn normalise_path(path: &str) -> Option<NormalPath<'_>> {
         return Some(NormalPath { path: Cow::Borrowed(path), ambiguous: false });
     }
     let decoded = decode_unreserved(path)?;
-    let path = resolve_dots(&decoded);
-    let ambiguous = ["\\", "//", "%2F", "%5C"].iter().any(|separator| path.contains(separator))
-        || path.split('/').any(is_dots_with_parameter);
-    Some(NormalPath { path: Cow::Owned(path), ambiguous })
+    // Before dots are resolved: where there are more separators, they go up to somewhere else.
+    let ambiguous = ["\\", "//", "%2F", "%5C"].iter().any(|separator| decoded.contains(separator))
+        || decoded.split('/').any(is_dots_with_parameter);
+    Some(NormalPath { path: Cow::Owned(resolve_dots(&decoded)), ambiguous })
 }
 
 /// Whether a service that takes a segment's parameters (RFC 3986 section 3.3) off it is left with dots:
@@ -255,6 +255,10 @@ mod tests {
             ("//a", Some(("//a", true))),
             ("/a//b", Some(("/a//b", true))),
             ("/a/..//b", Some(("//b", true))),
+            ("/a//../b", Some(("/a/b", true))),
+            ("/a/b%2f/../c", Some(("/a/c", true))),
+            ("/a/b\\c/../d", Some(("/a/d", true))),
+            ("/a/..;/../b", Some(("/a/b", true))),
             ("/a/..;/b", Some(("/a/..;/b", true))),
             ("/a/%2e%2e;x=1/b", Some(("/a/..;x=1/b", true))),
             ("/a/.;/b", Some(("/a/.;/b", true))),

@@ -27,6 +27,8 @@ mod introspection;
 #[cfg(test)]
 mod jwks;
 #[cfg(test)]
+mod parties;
+#[cfg(test)]
 mod peers;
 #[cfg(test)]
 mod policies;
