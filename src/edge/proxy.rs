@@ -11,8 +11,8 @@
 //!            ─► logging               one record, metrics; head clock ready for the next
 //! ```
 //!
-//! Invariant: a request reaches an upstream only with an [`Admitted`] in its context, and only the
-//! gate makes one.
+//! Invariant: a request reaches an upstream only with an [`Admitted`](crate::gate::Admitted) in its
+//! context, and only the gate makes one.
 
 use std::os::fd::RawFd;
 use std::sync::Arc;

@@ -1,5 +1,5 @@
 //! JWT access tokens (RFC 9068): token, key set and time in, [`VerifiedToken`] out. What is no JWT
-//! is [`introspection`](super::introspection)'s.
+//! is [`introspection`]'s.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -64,7 +64,7 @@ impl Confirmation {
 }
 
 /// A token whose claims held at the time when it was verified: signed by its issuer (only [`verify`]
-/// makes one) or vouched for (only [`introspection::read`](super::introspection::read) does). Whether
+/// makes one) or vouched for (only [`introspection::read`] does). Whether
 /// it still stands says [`VerifiedToken::stands`].
 #[derive(Clone, Debug)]
 pub struct VerifiedToken {
