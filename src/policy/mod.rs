@@ -8,9 +8,11 @@
 
 pub mod binding;
 pub mod certificate;
+pub mod client_cert;
 pub mod cors;
 pub mod denial;
 pub mod digest;
+pub mod forwarded;
 pub mod introspection;
 pub mod jose;
 pub mod json;
@@ -18,6 +20,8 @@ pub mod lifetime;
 pub mod nonce;
 pub mod presented;
 pub mod proof;
+pub mod proxies;
+pub mod proxy_header;
 pub mod request;
 pub mod rule;
 pub mod target;
