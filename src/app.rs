@@ -26,7 +26,7 @@ use tokio::sync::watch;
 use crate::config::{Config, Listener, NonceKeyFile};
 use crate::edge::admin;
 use crate::edge::jwks::JwksError;
-use crate::edge::listener::{Limits, Occupancy, Serving, TlsFront};
+use crate::edge::listener::{Front, InFront, Limits, Occupancy, Serving};
 use crate::edge::outgoing::OutgoingError;
 use crate::edge::parts::Parts;
 use crate::edge::proxy::Edge;
@@ -262,10 +262,10 @@ fn now() -> UnixTime {
 }
 
 /// A listener that is bound and ready to accept.
-struct Front {
+struct Bound {
     name: String,
     socket: (TcpListener, SocketAddr),
-    app: TlsFront,
+    app: Front,
     serving: Arc<ArcSwap<Serving>>,
     occupancy: Arc<Occupancy>,
 }
@@ -275,11 +275,11 @@ fn front(
     listener: &Listener,
     serving: Arc<ArcSwap<Serving>>,
     metrics: &Arc<Metrics>,
-) -> Result<Front, StartError> {
+) -> Result<Bound, StartError> {
     let name = listener.name.clone();
     let socket = bind(&name, listener.address)?;
-    let app = TlsFront::new(index, Arc::clone(&serving), Arc::clone(metrics));
-    Ok(Front { name, socket, occupancy: app.occupancy(), serving, app })
+    let app = Front::new(index, Arc::clone(&serving), Arc::clone(metrics));
+    Ok(Bound { name, socket, occupancy: app.occupancy(), serving, app })
 }
 
 fn serving(
@@ -292,10 +292,12 @@ fn serving(
 ) -> Serving {
     let limits = Limits {
         connections: listener.max_connections,
-        handshake: listener.tls.handshake_timeout,
+        handshake: listener.tls.as_ref().map_or(listener.head_timeout, |tls| tls.handshake_timeout),
         head: listener.head_timeout,
     };
-    Serving::new(tls.configs, tls.trust, proxy(config, current, index, listener), limits, live)
+    let in_front =
+        InFront { proxies: listener.proxies.clone(), proxy_protocol: listener.proxy_protocol };
+    Serving::new(tls, in_front, proxy(config, current, index, listener), limits, live)
 }
 
 fn bind(name: &str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
@@ -334,8 +336,8 @@ fn proxy(
     proxy
 }
 
-async fn serve(front: Front, shutdown: ShutdownWatch) {
-    let Front { name, socket: (socket, address), app, .. } = front;
+async fn serve(front: Bound, shutdown: ShutdownWatch) {
+    let Bound { name, socket: (socket, address), app, .. } = front;
     tracing::info!(listener = name, %address, "listening");
     let key = address.to_string();
     let mut service = Service::new(name, app);

@@ -138,7 +138,8 @@ fn listeners_tls(
     for listener in &config.edge.listeners {
         let name = &listener.name;
         let wrong = |error: TlsError| StartError::Tls { name: name.clone(), error };
-        let tls = tls::server(&listener.tls, &lasting.provider, generation).map_err(wrong)?;
+        let tls =
+            tls::server(listener.tls.as_ref(), &lasting.provider, generation).map_err(wrong)?;
         for (path, not_after) in &tls.expiry {
             metrics.certificate_expiry(name, &path.display().to_string(), *not_after);
         }

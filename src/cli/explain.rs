@@ -186,15 +186,19 @@ fn listeners(
     notes: &mut Vec<String>,
 ) -> Vec<ListenerShown> {
     let show = |listener: &Listener| {
-        let (policy, tls) = tls_policy(listener, host);
+        let (policy, tls) = tls_policy(listener, host).unzip();
+        let handed_on = listener.proxies.iter().any(|proxy| proxy.certificate.is_some());
         ListenerShown {
             name: listener.name.clone(),
             address: listener.address.to_string(),
-            policy,
-            client_certificates: match tls.client_certificates {
-                ClientCertificates::Off => "off",
-                ClientCertificates::Request => "request",
-                ClientCertificates::Require => "require",
+            policy: policy.flatten(),
+            tls: tls.is_some(),
+            proxy_protocol: listener.proxy_protocol,
+            client_certificates: match tls.map(|tls| tls.client_certificates) {
+                Some(ClientCertificates::Request) => "request",
+                Some(ClientCertificates::Require) => "require",
+                Some(ClientCertificates::Off) | None if handed_on => "handed on",
+                Some(ClientCertificates::Off) | None => "off",
             },
         }
     };
@@ -209,15 +213,16 @@ fn listeners(
 }
 
 /// The policy that a client meets which asks for `host`, with its name where it has one.
-fn tls_policy<'a>(listener: &'a Listener, host: &str) -> (Option<String>, &'a ListenerTls) {
+fn tls_policy<'a>(listener: &'a Listener, host: &str) -> Option<(Option<String>, &'a ListenerTls)> {
+    let tls = listener.tls.as_ref()?;
     let mut names = ByName::default();
-    for policy in &listener.tls.policies {
+    for policy in &tls.policies {
         names.add(&policy.hosts, &policy);
     }
-    match names.find(host) {
+    Some(match names.find(host) {
         Some(policy) => (Some(policy.name.clone()), &policy.tls),
-        None => (None, &listener.tls),
-    }
+        None => (None, tls),
+    })
 }
 
 fn upstream(config: &Config, route: &Route) -> Option<UpstreamShown> {

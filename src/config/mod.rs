@@ -30,6 +30,7 @@ use section::Section;
 
 use crate::policy::cors::CorsRules;
 use crate::policy::proof::ProofRules;
+use crate::policy::proxies::Proxies;
 use crate::policy::rule::{RouteRule, Rules};
 use crate::policy::target::Origin;
 use crate::policy::token::IssuerRules;
@@ -160,15 +161,20 @@ pub struct Edge {
     pub drain_timeout: Duration,
 }
 
-/// One TLS listener.
+/// One listener.
 #[derive(Clone, Debug)]
 pub struct Listener {
     /// Its name in logs and in `explain`.
     pub name: String,
     /// The address it binds.
     pub address: SocketAddr,
-    /// TLS.
-    pub tls: ListenerTls,
+    /// TLS; `None` for one that whoever stands in front has terminated.
+    pub tls: Option<ListenerTls>,
+    /// Whether every connection begins with a PROXY header.
+    pub proxy_protocol: bool,
+    /// Those in front, and what each is believed. Without TLS and without any, only this machine
+    /// may connect.
+    pub proxies: Proxies,
     /// Connections open at once; the next is closed before its handshake.
     pub max_connections: usize,
     /// From the end of the handshake, or on a kept connection from the first byte after the answer
@@ -204,6 +210,13 @@ pub struct ListenerTls {
     /// Policies for some hosts, chosen by SNI; what stands beside them serves everyone else. Those
     /// of a policy are empty.
     pub policies: Vec<TlsPolicy>,
+}
+
+impl ListenerTls {
+    /// What serves everyone else, then each policy.
+    pub fn policies(&self) -> impl Iterator<Item = &Self> {
+        std::iter::once(self).chain(self.policies.iter().map(|policy| &policy.tls))
+    }
 }
 
 /// A TLS policy for some hosts of a listener.
@@ -283,8 +296,8 @@ pub struct Upstream {
     pub health: Option<Health>,
     /// What becomes of `Authorization` and `DPoP`.
     pub authorization: AuthorizationPolicy,
-    /// Whether it is told the client's certificate (`Client-Cert`, RFC 9440).
-    pub client_certificate: bool,
+    /// Whether it is told the client's certificate.
+    pub client_certificate: ClientCertificateTold,
     /// Time to connect.
     pub connect_timeout: Duration,
     /// Time between two reads of an answer, and from the end of a request to the whole head.
@@ -299,6 +312,17 @@ pub struct Upstream {
     pub max_connections: usize,
     /// Bytes of the head of an answer.
     pub head_bytes: usize,
+}
+
+/// What an upstream is told of the client's certificate (RFC 9440).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientCertificateTold {
+    /// Nothing.
+    Nothing,
+    /// `Client-Cert`.
+    Leaf,
+    /// `Client-Cert`, and `Client-Cert-Chain` where there is more of a chain.
+    Chain,
 }
 
 /// What an upstream speaks.

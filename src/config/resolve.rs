@@ -5,6 +5,7 @@ mod demands;
 mod edge;
 mod introspection;
 mod issuers;
+mod proxies;
 mod routes;
 mod scope;
 mod security;

@@ -175,7 +175,9 @@ fn a_small_file_gets_the_documented_defaults() {
     assert!(!config.dpop.nonce_replaces_iat);
 
     let listener = &config.edge.listeners[0];
-    assert!(listener.tls.tls12 && listener.tls.h2);
+    let tls = listener.tls.as_ref().unwrap();
+    assert!(tls.tls12 && tls.h2);
+    assert!(!listener.proxy_protocol && listener.proxies.is_empty());
     assert_eq!(listener.head_timeout, seconds(15));
     assert_eq!(config.edge.admin, "127.0.0.1:9901".parse().unwrap());
     assert_eq!(config.edge.limits.head_bytes, 32 * 1024);
@@ -208,7 +210,7 @@ fn durations_have_two_forms_and_versions_may_be_numbers() {
     let text = SMALL.replace("clientCertificates:", "minVersion: 1.3\n        clientCertificates:")
         + "security:\n  senderConstraints:\n    dpop: {proofLifetime: 90s, allowedClockSkew: 00:00:10}\n";
     let config = load_str(&text, site.path()).config.unwrap();
-    assert!(!config.edge.listeners[0].tls.tls12);
+    assert!(!config.edge.listeners[0].tls.as_ref().unwrap().tls12);
     assert_eq!(config.dpop.proof_lifetime, Duration::from_secs(90));
     assert_eq!(config.dpop.clock_skew, Duration::from_secs(10));
 }

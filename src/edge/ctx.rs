@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::believe::Shown;
 use super::parts::Parts;
 use super::stream::Term;
 use super::upstream::{Line, Target as Server};
@@ -13,6 +14,7 @@ use super::view::Target;
 use crate::config::Listener;
 use crate::gate::{Admitted, Facts};
 use crate::policy::denial::Denial;
+use crate::policy::proxies::Whence;
 
 /// One request's state between the phases.
 #[derive(Debug)]
@@ -27,6 +29,10 @@ pub struct Ctx {
     pub(super) decided: Duration,
     /// From `started` to the head of the upstream's answer.
     pub(super) answered: Option<Duration>,
+    /// Where it comes from.
+    pub(super) whence: Whence,
+    /// The certificate that counts as the sender's.
+    pub(super) shown: Shown,
     /// The connection's certificate no longer counts.
     pub(super) withdrawn: bool,
     pub(super) target: Option<Target>,
@@ -66,6 +72,8 @@ impl Ctx {
             started: Instant::now(),
             decided: Duration::ZERO,
             answered: None,
+            whence: Whence::default(),
+            shown: Shown::default(),
             withdrawn: false,
             target: None,
             route: None,

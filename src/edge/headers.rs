@@ -30,6 +30,7 @@ pub const DPOP_NONCE: HeaderName = HeaderName::from_static("dpop-nonce");
 pub const DPOP: HeaderName = HeaderName::from_static("dpop");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const CLIENT_CERT: HeaderName = HeaderName::from_static("client-cert");
+const CLIENT_CERT_CHAIN: HeaderName = HeaderName::from_static("client-cert-chain");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -55,7 +56,7 @@ const RESERVED: [(&str, bool); 8] = [
 const IDENTITY: &str = "x-holdfast-";
 
 /// What the request upstream is made from.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Onward<'a> {
     /// The fields as they were received.
     pub received: &'a HeaderMap,
@@ -69,13 +70,17 @@ pub struct Onward<'a> {
     pub pass_credentials: bool,
     /// The certificate, where the upstream asks for it.
     pub client_certificate: Option<&'a SenderCertificate>,
+    /// What it chains to, DER, where the upstream asks for that too.
+    pub client_chain: Vec<&'a [u8]>,
     /// The decision's id.
     pub request_id: &'a str,
     /// The authority that was routed on.
     pub authority: &'a str,
     /// The target that was routed on.
     pub target: &'a str,
-    /// The socket's other end.
+    /// Whether the client spoke `https`.
+    pub https: bool,
+    /// The client's address.
     pub peer: Option<IpAddr>,
 }
 
@@ -196,7 +201,8 @@ fn token(value: &HeaderValue) -> Option<&[u8]> {
 }
 
 fn forwarded(request: &mut RequestHeader, onward: &Onward<'_>) -> pingora::Result<()> {
-    request.insert_header(X_FORWARDED_PROTO, "https")?;
+    let scheme = if onward.https { "https" } else { "http" };
+    request.insert_header(X_FORWARDED_PROTO, scheme)?;
     request.insert_header(X_FORWARDED_HOST, onward.authority)?;
     let node = match onward.peer {
         Some(peer) => {
@@ -208,7 +214,7 @@ fn forwarded(request: &mut RequestHeader, onward: &Onward<'_>) -> pingora::Resul
         }
         None => "unknown".to_owned(),
     };
-    let value = format!("for={node};host=\"{}\";proto=https", onward.authority);
+    let value = format!("for={node};host=\"{}\";proto={scheme}", onward.authority);
     request.insert_header(FORWARDED, value)
 }
 
@@ -221,7 +227,11 @@ fn identity(request: &mut RequestHeader, onward: &Onward<'_>) -> pingora::Result
         return Ok(());
     }
     if let Some(certificate) = onward.client_certificate {
-        request.insert_header(CLIENT_CERT, client_cert(certificate))?;
+        request.insert_header(CLIENT_CERT, byte_sequence(certificate.der()))?;
+        if !onward.client_chain.is_empty() {
+            let chain: Vec<_> = onward.client_chain.iter().map(|der| byte_sequence(der)).collect();
+            request.insert_header(CLIENT_CERT_CHAIN, chain.join(", "))?;
+        }
     }
     let Some(token) = onward.admitted.token() else { return Ok(()) };
     let confirmation = token.confirmation();
@@ -239,10 +249,10 @@ fn identity(request: &mut RequestHeader, onward: &Onward<'_>) -> pingora::Result
     Ok(())
 }
 
-/// A byte sequence of RFC 8941 section 3.3.5: the leaf's DER in base64 between colons (RFC 9440
-/// section 2.2).
-fn client_cert(certificate: &SenderCertificate) -> String {
-    format!(":{}:", STANDARD.encode(certificate.der()))
+/// A byte sequence of RFC 8941 section 3.3.5, as RFC 9440 section 2 writes certificates: DER in base64
+/// between colons.
+fn byte_sequence(der: &[u8]) -> String {
+    format!(":{}:", STANDARD.encode(der))
 }
 
 /// Percent-encodes what is outside visible ASCII, and `%` itself.
@@ -372,7 +382,7 @@ mod tests {
         );
         let der = STANDARD.decode(example.trim_matches(':')).unwrap();
         let certificate = SenderCertificate::new(der).unwrap();
-        assert_eq!(client_cert(&certificate), example);
+        assert_eq!(byte_sequence(certificate.der()), example);
         // 2021-01-23T22:55:33Z, as the example's certificate says of itself.
         assert_eq!(certificate.not_after().secs(), 1_611_442_533);
     }

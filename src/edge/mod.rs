@@ -3,10 +3,14 @@
 //! Nothing is decided here. [`proxy`] turns a session into a view, asks the gate, and acts on what
 //! it says.
 
+mod accept;
 pub mod admin;
+mod believe;
+pub mod connection;
 mod cors;
 mod ctx;
 mod grpc;
+mod guard;
 pub mod headers;
 mod hello;
 pub mod introspect;

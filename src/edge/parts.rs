@@ -10,6 +10,8 @@ use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorSource};
 
+use super::believe;
+use super::connection::{self, Connection};
 use super::ctx::Ctx;
 use super::headers::Onward;
 use super::introspect::Introspectors;
@@ -21,7 +23,7 @@ use super::trust::{Standing, Trust};
 use super::upstream::{self, Servers};
 use super::view::{self, Target};
 use super::{record, record::Told};
-use crate::config::{Config, Cors, Limits, Listener, Route, Upstream};
+use crate::config::{ClientCertificateTold, Config, Cors, Limits, Listener, Route, Upstream};
 use crate::gate::{Admitted, Decision, Gate};
 use crate::policy::cors::{self, Grant, Preflight};
 use crate::policy::denial::Denial;
@@ -29,7 +31,7 @@ use crate::policy::lifetime;
 use crate::policy::presented::{self, names_access_token};
 use crate::policy::request::RequestView;
 use crate::policy::rule::{Role, TenantId};
-use crate::policy::target::split_authority;
+use crate::policy::target::{Origin, split_authority};
 use crate::policy::time::UnixTime;
 use crate::telemetry::log::Log;
 use crate::telemetry::metrics::{Metrics, Stage};
@@ -54,6 +56,7 @@ pub struct Common {
 pub struct Parts {
     common: Common,
     pub(super) listeners: Vec<Listener>,
+    origins: Vec<Origin>,
     trust: Vec<Arc<Trust>>,
     table: RouteTable,
     routes: Vec<Route>,
@@ -85,6 +88,7 @@ impl Parts {
         Self {
             common,
             listeners: config.edge.listeners.clone(),
+            origins: config.origins.clone(),
             trust,
             table: RouteTable::new(&config.routes),
             routes: config.routes.clone(),
@@ -133,8 +137,18 @@ impl Parts {
         {
             return Err(Denial::HeadTooLarge);
         }
-        let target = Target::of(request)?;
-        self.stand(session, &target, ctx)?;
+        let connection = connection::of(session).ok_or(Denial::Misdirected)?;
+        let listener = self.listeners.get(ctx.listener).ok_or(Denial::Misdirected)?;
+        ctx.whence = believe::whence(&listener.proxies, connection, &request.headers)?;
+        let target = Target::of(request, ctx.whence.authority.as_deref())?;
+        self.stand(connection, listener, &target, ctx)?;
+        ctx.shown = believe::certificate(
+            &listener.proxies,
+            connection,
+            &ctx.whence,
+            ctx.withdrawn,
+            &request.headers,
+        )?;
         let method = request.method.as_str();
         let preflight = preflight.then(|| cors::preflight(method, &request.headers)).flatten();
         let asked = preflight.and_then(|preflight| self.asked_for(&target, &preflight, ctx));
@@ -150,7 +164,8 @@ impl Parts {
             ctx.target = Some(target);
             return permit;
         }
-        let view = view::request(session, &target, ctx.withdrawn);
+        self.spoke_as_asked(route, ctx)?;
+        let view = view::request(request, &target, &ctx.shown);
         let decision = self.admit(&view, route, ctx.origin).await;
         ctx.target = Some(target);
         if decision.facts.wants_nonce {
@@ -202,8 +217,7 @@ impl Parts {
     pub(super) fn set_term(&self, session: &mut Session, ctx: &mut Ctx, admitted: &Admitted) {
         let max_age = self.route(ctx).and_then(|route| route.stream_max_age);
         let rests = lifetime::rests_on_certificate(admitted.bound_by());
-        let certificate =
-            view::certificate(session, ctx.withdrawn).filter(|_| rests).map(Arc::as_ref);
+        let certificate = ctx.shown.leaf().filter(|_| rests);
         let token = admitted.token().map(|token| token.expires());
         let now = now();
         ctx.term.set(lifetime::end(token, certificate, max_age, now), now, rests);
@@ -211,20 +225,26 @@ impl Parts {
         let pause = self.upstream(ctx).map(|(upstream, _)| upstream.read_timeout);
         let pause = pause.max(ctx.listener().map(|listener| listener.body_timeout));
         if stream::is_open_ended(session) || ctx.term.ends_within(pause.unwrap_or_default()) {
-            ctx.term.watch(view::connection(session).map(|connection| &connection.exchanges));
+            ctx.term.watch(connection::of(session).map(|connection| &connection.exchanges));
         }
     }
 
     /// Holds the connection against the trust in force.
-    fn stand(&self, session: &Session, target: &Target, ctx: &mut Ctx) -> Result<(), Denial> {
-        let (Some(connection), Some(trust)) =
-            (view::connection(session), self.trust.get(ctx.listener))
-        else {
-            return Ok(());
-        };
+    fn stand(
+        &self,
+        connection: &Connection,
+        listener: &Listener,
+        target: &Target,
+        ctx: &mut Ctx,
+    ) -> Result<(), Denial> {
+        let trust = self.trust.get(ctx.listener).ok_or(Denial::Misdirected)?;
+        let as_before = connection.tls.is_some() == listener.tls.is_some()
+            && (listener.tls.is_some() || listener.proxies.may_connect_plainly(connection.peer));
+        if !as_before {
+            return Err(Denial::Misdirected);
+        }
         let (host, _) = split_authority(&target.authority).ok_or(Denial::HostInvalid)?;
-        let (name, shown) = (connection.server_name.as_deref(), connection.shown.as_ref());
-        match trust.standing(name, shown, &host, now()) {
+        match trust.standing(connection.server_name(), connection.shown(), &host, now()) {
             Standing::Good => Ok(()),
             Standing::Withdrawn => {
                 ctx.withdrawn = true;
@@ -232,6 +252,18 @@ impl Parts {
             }
             Standing::Misdirected => Err(Denial::Misdirected),
         }
+    }
+
+    /// A token is for an external origin, whose scheme a client must have spoken: what went in clear is
+    /// not taken for what did not.
+    fn spoke_as_asked(&self, route: &Route, ctx: &Ctx) -> Result<(), Denial> {
+        let origin = ctx.origin.and_then(|origin| self.origins.get(origin));
+        let differs =
+            ctx.whence.https.zip(origin).is_some_and(|(https, origin)| https != origin.is_https());
+        if differs && route.rule.role == Role::Resource {
+            return Err(Denial::OriginScheme);
+        }
+        Ok(())
     }
 
     fn find(&self, target: &Target, method: &str, ctx: &mut Ctx) -> Result<&Route, Denial> {
@@ -345,6 +377,13 @@ impl Parts {
         Err(Error::new_up(upstream::HEAD_TOO_LARGE))
     }
 
+    /// Whether the client spoke `https`, where nobody says so: it did with us, or with whom the route's
+    /// origin says.
+    fn is_https(&self, connection: &Connection, ctx: &Ctx) -> bool {
+        let origin = ctx.origin.and_then(|origin| self.origins.get(origin));
+        connection.tls.is_some() || origin.is_some_and(Origin::is_https)
+    }
+
     /// A client that goes away is its own business; a service that fails is somebody's.
     pub(super) fn tell_failure(&self, e: &Error, ctx: &Ctx) {
         let (kind, side) = (e.etype().as_str(), e.esource().as_str());
@@ -366,18 +405,26 @@ impl Parts {
     ) -> Option<Onward<'a>> {
         let admitted = ctx.admitted.as_ref()?;
         let (upstream, _) = self.upstream(ctx)?;
-        let certificate = view::certificate(session, ctx.withdrawn).map(Arc::as_ref);
+        let connection = connection::of(session)?;
+        let certificate = ctx.shown.leaf();
+        let told = upstream.client_certificate;
         Some(Onward {
             received: &session.req_header().headers,
             admitted,
             tenant: self.tenant(admitted.token().and_then(|token| token.tenant())),
             authorization: upstream.authorization,
             pass_credentials: self.route(ctx)?.pass_credentials,
-            client_certificate: certificate.filter(|_| upstream.client_certificate),
+            client_certificate: certificate.filter(|_| told != ClientCertificateTold::Nothing),
+            client_chain: if told == ClientCertificateTold::Chain && certificate.is_some() {
+                ctx.shown.issuers(connection)
+            } else {
+                Vec::new()
+            },
             request_id: &ctx.id,
             authority: &ctx.target.as_ref()?.authority,
             target,
-            peer: view::peer(session),
+            https: ctx.whence.https.unwrap_or_else(|| self.is_https(connection, ctx)),
+            peer: ctx.whence.address,
         })
     }
 }

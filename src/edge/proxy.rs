@@ -29,6 +29,7 @@ use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
+use super::connection;
 use super::cors;
 use super::ctx::Ctx;
 use super::headers;
@@ -36,7 +37,7 @@ use super::parts::{Parts, Permit};
 use super::respond::{self, Answer, ErrorCode};
 use super::stream;
 use super::upstream;
-use super::view::{self, Target};
+use super::view::Target;
 use crate::config::Cors;
 use crate::policy::denial::Denial;
 
@@ -67,7 +68,7 @@ impl ProxyHttp for Edge {
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
     async fn early_request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<()> {
-        if let Some(connection) = view::connection(session) {
+        if let Some(connection) = connection::of(session) {
             connection.head.stop();
         }
         // pingora sets it to "for ever" on each request that allows another.
@@ -303,7 +304,7 @@ impl ProxyHttp for Edge {
         ctx.told = true;
         ctx.parts.tell(ctx, status);
         if !session.is_http2()
-            && let Some(connection) = view::connection(session)
+            && let Some(connection) = connection::of(session)
         {
             connection.head.rest();
         }
@@ -330,7 +331,7 @@ impl ProxyHttp for Edge {
 
 /// The exchange is not known to be short.
 fn watch(session: &Session, ctx: &mut Ctx) {
-    ctx.term.watch(view::connection(session).map(|connection| &connection.exchanges));
+    ctx.term.watch(connection::of(session).map(|connection| &connection.exchanges));
 }
 
 /// The error that a failed request is answered with; `None` when nobody is there to read it.

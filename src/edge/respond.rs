@@ -175,6 +175,9 @@ fn error_of(denial: Denial, nonce: bool) -> ErrorCode {
         Denial::HeadTooLarge => ErrorCode::HeadTooLarge,
         Denial::HostInvalid
         | Denial::PathInvalid
+        | Denial::ForwardedInvalid
+        | Denial::ClientCertInvalid
+        | Denial::OriginScheme
         | Denial::TokenInQuery
         | Denial::AuthorizationRepeated
         | Denial::AuthorizationMalformed => ErrorCode::InvalidRequest,
@@ -401,6 +404,9 @@ mod tests {
         (Denial::HeadTooLarge, 431, "request_header_fields_too_large"),
         (Denial::HostInvalid, 400, "invalid_request"),
         (Denial::PathInvalid, 400, "invalid_request"),
+        (Denial::ForwardedInvalid, 400, "invalid_request"),
+        (Denial::ClientCertInvalid, 400, "invalid_request"),
+        (Denial::OriginScheme, 400, "invalid_request"),
         (Denial::Misdirected, 421, "misdirected_request"),
         (Denial::RouteUnknown, 404, "not_found"),
         (Denial::MethodNotAllowed, 405, "method_not_allowed"),

@@ -71,7 +71,8 @@ pub enum TlsError {
 /// What a listener is built from.
 #[derive(Debug)]
 pub struct ServerTls {
-    /// For the acceptors: the first serves everyone whose SNI no other policy names.
+    /// For the acceptors: the first serves everyone whose SNI no other policy names. None on a plain
+    /// listener.
     pub configs: Vec<Arc<ServerConfig>>,
     /// For the connections that are open already.
     pub trust: Arc<Trust>,
@@ -85,10 +86,15 @@ pub struct ServerTls {
 /// # Errors
 /// When a file cannot be read or does not hold what it should.
 pub fn server(
-    tls: &ListenerTls,
+    tls: Option<&ListenerTls>,
     provider: &Arc<CryptoProvider>,
     generation: u64,
 ) -> Result<ServerTls, TlsError> {
+    let Some(tls) = tls else {
+        let nobody = vec![PolicyTrust { verifier: None, required: false }];
+        let trust = Arc::new(Trust::new(generation, nobody, ByName::default()));
+        return Ok(ServerTls { configs: Vec::new(), trust, expiry: Vec::new() });
+    };
     let (mut configs, mut policies, mut expiry) = (Vec::new(), Vec::new(), Vec::new());
     let mut names = ByName::default();
     let all = tls.policies.iter().map(|policy| (policy.hosts.as_slice(), &policy.tls));
@@ -200,6 +206,11 @@ pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, 
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| pem(format!("no certificates: {error}")))?;
     if chain.is_empty() { Err(pem("no certificate in it".to_owned())) } else { Ok(chain) }
+}
+
+/// The DNS names in a certificate's subjectAltName, in lower case.
+pub(super) fn dns_names(der: &[u8]) -> Option<Vec<String>> {
+    facts(der).map(|(names, _)| names)
 }
 
 /// The DNS names in subjectAltName, in lower case, and the end of validity.
@@ -321,7 +332,9 @@ mod tests {
         let with = |certificate: &Path, key: &Path| {
             let files =
                 CertificateFiles { certificate: certificate.to_owned(), key: key.to_owned() };
-            server(&tls(vec![files]), &provider(), 1).map(drop).map_err(|error| error.to_string())
+            server(Some(&tls(vec![files])), &provider(), 1)
+                .map(drop)
+                .map_err(|error| error.to_string())
         };
         assert_eq!(with(&one.certificate, &one.key), Ok(()));
         for (certificate, key, expect) in [
@@ -339,11 +352,11 @@ mod tests {
     fn early_data_is_off_and_alpn_as_configured() {
         let directory = tempfile::tempdir().unwrap();
         let mut settings = tls(vec![files(directory.path(), "one", &["one.example"])]);
-        let built = server(&settings, &provider(), 1).unwrap();
+        let built = server(Some(&settings), &provider(), 1).unwrap();
         assert_eq!(built.configs[0].max_early_data_size, 0);
         assert_eq!(built.configs[0].alpn_protocols, [b"h2".to_vec(), b"http/1.1".to_vec()]);
         settings.h2 = false;
-        let built = server(&settings, &provider(), 1).unwrap();
+        let built = server(Some(&settings), &provider(), 1).unwrap();
         assert_eq!(built.configs[0].alpn_protocols, [b"http/1.1".to_vec()]);
     }
 }

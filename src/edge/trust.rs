@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustls::pki_types::{CertificateDer, UnixTime as PkiTime};
 use rustls::server::danger::ClientCertVerifier;
 
-use super::listener::Connection;
+use super::connection::Connection;
 use crate::policy::time::UnixTime;
 
 /// How long a chain that was verified is not verified again while nothing is reloaded: lists and
@@ -143,7 +143,7 @@ pub struct Live {
 impl Live {
     /// Keeps an eye on a connection, if it came with a certificate.
     pub(super) fn add(&self, connection: &Arc<Connection>) {
-        if connection.shown.is_some() {
+        if connection.shown().is_some() {
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
             // What has ended goes whenever there would be no room, so that it takes no more than
             // twice what is open.
@@ -158,8 +158,8 @@ impl Live {
     pub fn review(&self, trust: &Trust, now: UnixTime) {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for connection in open.iter().filter_map(Weak::upgrade) {
-            let policy = trust.policies.get(trust.policy(connection.server_name.as_deref()));
-            let shown = policy.zip(connection.shown.as_ref());
+            let policy = trust.policies.get(trust.policy(connection.server_name()));
+            let shown = policy.zip(connection.shown());
             if !shown.is_some_and(|(policy, shown)| trust.counts(policy, shown, now)) {
                 connection.exchanges.withdraw();
             }

@@ -433,7 +433,7 @@ mod tests {
             tls: None,
             health: None,
             authorization: AuthorizationPolicy::Forward,
-            client_certificate: false,
+            client_certificate: crate::config::ClientCertificateTold::Nothing,
             connect_timeout: second,
             read_timeout: second,
             write_timeout: second,

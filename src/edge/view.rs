@@ -1,19 +1,11 @@
-//! What the edge believes of a request: its authority, its target, its peer and its sender.
-//!
-//! The peer is the socket's. What an HTTP client says about its own address, origin or certificate
-//! is not looked at.
-
-use std::net::IpAddr;
-use std::sync::Arc;
+//! A request as it is routed and decided on: its authority, its target, its sender.
 
 use http::header::HOST;
 use pingora::http::RequestHeader;
-use pingora::proxy::Session;
 
-use super::listener::Connection;
-use crate::policy::certificate::SenderCertificate;
+use super::believe::Shown;
 use crate::policy::denial::Denial;
-use crate::policy::request::{RequestView, Sender};
+use crate::policy::request::RequestView;
 use crate::policy::target::{normalise_path, split_authority};
 
 /// A request's target, owned, for as long as the request lives.
@@ -30,12 +22,14 @@ pub struct Target {
 }
 
 impl Target {
-    /// Reads the target.
+    /// Reads the target. `told` is the authority that the client asked for, where one who is believed
+    /// says it.
     ///
     /// # Errors
     /// [`Denial::HostInvalid`] and [`Denial::PathInvalid`].
-    pub fn of(request: &RequestHeader) -> Result<Self, Denial> {
-        let authority = authority(request)?;
+    pub fn of(request: &RequestHeader, told: Option<&str>) -> Result<Self, Denial> {
+        let own = authority(request)?;
+        let authority = told.map_or(own, str::to_owned);
         let raw = std::str::from_utf8(request.raw_path()).map_err(|_| Denial::PathInvalid)?;
         let (path, query) = match raw.split_once('?') {
             Some((path, query)) => (path, Some(query.to_owned())),
@@ -85,42 +79,19 @@ pub fn head_bytes(request: &RequestHeader) -> usize {
     line + request.headers.iter().map(field).sum::<usize>() + "\r\n".len()
 }
 
-/// The connection's facts; `None` where there was no TLS of ours.
+/// The request as the decisions see it, from a sender who showed what it did.
 #[must_use]
-pub fn connection(session: &Session) -> Option<&Connection> {
-    session.digest()?.ssl_digest.as_ref()?.extension.get::<Connection>()
-}
-
-/// The client certificate of the connection, unless it is `withdrawn`.
-#[must_use]
-pub fn certificate(session: &Session, withdrawn: bool) -> Option<&Arc<SenderCertificate>> {
-    connection(session)?.certificate.as_ref().filter(|_| !withdrawn)
-}
-
-/// The address of the socket's other end.
-#[must_use]
-pub fn peer(session: &Session) -> Option<IpAddr> {
-    session.client_addr()?.as_inet().map(std::net::SocketAddr::ip)
-}
-
-/// The request as the decisions see it, on a connection whose certificate may be `withdrawn`.
-#[must_use]
-pub fn request<'a>(session: &'a Session, target: &'a Target, withdrawn: bool) -> RequestView<'a> {
-    let sender = match connection(session) {
-        None => Sender::NoContext,
-        Some(connection) => match &connection.certificate {
-            Some(_) if withdrawn => Sender::NoCertificate,
-            None => Sender::NoCertificate,
-            Some(certificate) => Sender::Certificate(certificate),
-        },
-    };
-    let request = session.req_header();
+pub(super) fn request<'a>(
+    request: &'a RequestHeader,
+    target: &'a Target,
+    shown: &'a Shown,
+) -> RequestView<'a> {
     RequestView {
         method: request.method.as_str(),
         path: &target.path,
         query: target.query.as_deref(),
         headers: &request.headers,
-        sender,
+        sender: shown.sender(),
     }
 }
 
@@ -161,7 +132,7 @@ mod tests {
             (&["[evil]"], Err(Denial::HostInvalid)),
             (&["a%2Fexample"], Err(Denial::HostInvalid)),
         ] {
-            let target = Target::of(&request("/", hosts)).map(|target| target.authority);
+            let target = Target::of(&request("/", hosts), None).map(|target| target.authority);
             assert_eq!(target.as_deref().map_err(|denial| *denial), expect, "{hosts:?}");
         }
     }
@@ -176,7 +147,7 @@ mod tests {
         ] {
             let mut request = request("/", host.as_slice());
             request.set_uri("https://a.example:8443/p?q=1".parse().unwrap());
-            let target = Target::of(&request).map(|target| target.authority);
+            let target = Target::of(&request, None).map(|target| target.authority);
             assert_eq!(target.as_deref().map_err(|denial| *denial), expect, "{host:?}");
         }
     }
@@ -191,7 +162,8 @@ mod tests {
             ("*", Err(Denial::PathInvalid)),
             ("http://a.example/", Err(Denial::PathInvalid)),
         ] {
-            let target = Target::of(&request(raw, &["a.example"])).map(|target| target.upstream());
+            let target =
+                Target::of(&request(raw, &["a.example"]), None).map(|target| target.upstream());
             assert_eq!(target.as_deref().map_err(|denial| *denial), expect, "{raw}");
         }
     }

@@ -15,6 +15,14 @@ pub enum Denial {
     /// A path with an encoded separator, a backslash, a control byte, a broken escape, an empty
     /// segment, dots before a `;`, or not in origin form.
     PathInvalid,
+    /// One in front who is believed says where it comes from in a way that cannot be read, or
+    /// contradicts itself.
+    ForwardedInvalid,
+    /// One in front who is believed hands on a client certificate that cannot be read.
+    ClientCertInvalid,
+    /// One in front who is believed says that the client spoke another scheme than that of the route's
+    /// external origin.
+    OriginScheme,
     /// The host belongs to another TLS policy than the one its SNI chose (RFC 9110 section 15.5.20).
     Misdirected,
     /// No route has this host and path.
@@ -200,6 +208,9 @@ impl Denial {
             Self::HeadTooLarge => "head_too_large",
             Self::HostInvalid => "host_invalid",
             Self::PathInvalid => "path_invalid",
+            Self::ForwardedInvalid => "forwarded_invalid",
+            Self::ClientCertInvalid => "client_cert_invalid",
+            Self::OriginScheme => "origin_scheme",
             Self::Misdirected => "misdirected",
             Self::RouteUnknown => "route_unknown",
             Self::MethodNotAllowed => "method_not_allowed",
@@ -300,6 +311,9 @@ impl Denial {
             Self::HeadTooLarge
             | Self::HostInvalid
             | Self::PathInvalid
+            | Self::ForwardedInvalid
+            | Self::ClientCertInvalid
+            | Self::OriginScheme
             | Self::Misdirected
             | Self::RouteUnknown
             | Self::MethodNotAllowed

@@ -20,6 +20,12 @@ impl Origin {
         Some(Self(uri.origin()?))
     }
 
+    /// Whether its scheme is `https`.
+    #[must_use]
+    pub fn is_https(&self) -> bool {
+        self.0.starts_with("https:")
+    }
+
     /// As it is written in an `htu`.
     #[must_use]
     pub fn as_str(&self) -> &str {

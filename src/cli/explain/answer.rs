@@ -37,6 +37,10 @@ pub(super) struct ListenerShown {
     /// The TLS policy that the host chooses; absent where it is the listener's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) policy: Option<String>,
+    /// Whether it terminates TLS.
+    pub(super) tls: bool,
+    /// Whether each connection begins with a PROXY header.
+    pub(super) proxy_protocol: bool,
     pub(super) client_certificates: &'static str,
 }
 

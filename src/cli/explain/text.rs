@@ -12,7 +12,10 @@ pub(super) fn write(out: &mut impl Write, shown: &Explanation, file: &str) -> io
         let asked = listener.client_certificates;
         let policy = listener.policy.iter().map(|policy| format!("TLS policy {policy}, "));
         let policy: String = policy.collect();
-        writeln!(out, "listener   {name} ({address}, {policy}client certificates: {asked})")?;
+        let plain = if listener.tls { "" } else { "without TLS, " };
+        let header = if listener.proxy_protocol { "behind a PROXY header, " } else { "" };
+        let said = format!("{plain}{header}{policy}client certificates: {asked}");
+        writeln!(out, "listener   {name} ({address}, {said})")?;
     }
     if let Some(route) = &shown.route {
         let unbound = if route.allow_unbound { ", unbound tokens pass" } else { "" };

@@ -1,7 +1,7 @@
 //! Whether the demands of default, tenants, audiences and routes make sense together.
 
 use crate::config::section::Section;
-use crate::config::{ClientCertificates, Edge};
+use crate::config::{ClientCertificates, Edge, ListenerTls};
 use crate::policy::jose::AlgorithmSet;
 use crate::policy::rule::{Demand, Mode, Requirement, Role, Rules, Scope, TenantId};
 
@@ -60,8 +60,9 @@ fn asks_for_certificates(all: &Demands<'_, '_>) -> Option<bool> {
     };
     let mut listeners = all.edge?.listeners.iter();
     Some(listeners.any(|listener| {
-        let policies = listener.tls.policies.iter().map(|policy| &policy.tls);
-        std::iter::once(&listener.tls).chain(policies).any(|tls| asks(tls.client_certificates))
+        let policies = listener.tls.iter().flat_map(ListenerTls::policies);
+        policies.into_iter().any(|tls| asks(tls.client_certificates))
+            || listener.proxies.iter().any(|proxy| proxy.certificate.is_some())
     }))
 }
 

@@ -6,7 +6,7 @@ use crate::config::item::Text;
 use crate::config::section::Section;
 use crate::config::{Edge, Limits, Listener};
 
-use super::{Names, own_name, tls};
+use super::{Names, own_name, proxies, tls};
 
 const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9901);
 
@@ -35,14 +35,13 @@ pub(super) fn resolve(edge: &Section<'_>) -> Option<Edge> {
 fn listener(section: &Section<'_>, names: &mut Names, addresses: &mut Names) -> Option<Listener> {
     let name = own_name(section, "name", names);
     let address = section.required("address").and_then(|text| address(&text, addresses));
-    section.later(&["proxyProtocol", "trustedProxies"]);
-    if !section.has("tls") {
-        section
-            .error("tls", "is required: listeners without TLS are not available in this version");
-    }
+    let tls = section.item("tls").map(|tls| tls::listener(&tls.section()));
+    let proxies = proxies::resolve(section, address, tls.as_ref());
     Some(Listener {
         name,
-        tls: tls::listener(&section.section("tls"), section.has("tls")),
+        tls,
+        proxy_protocol: section.flag("proxyProtocol").unwrap_or(false),
+        proxies,
         max_connections: section.size("maxConnections", 10_000, 1..=1_000_000),
         head_timeout: section.duration("headTimeout", "15s", ["1s", "5m"]),
         keepalive_timeout: section.duration("keepaliveTimeout", "60s", ["1s", "1h"]),

@@ -31,8 +31,8 @@ const UNKNOWN: Words<bool> = &[("refuse", false), ("allow", true)];
 const EXPIRED: Words<bool> = &[("refuse", false), ("accept", true)];
 
 /// Resolves `tls` of a listener, with its policies.
-pub(super) fn listener(section: &Section<'_>, given: bool) -> ListenerTls {
-    let mut tls = policy(section, given);
+pub(super) fn listener(section: &Section<'_>) -> ListenerTls {
+    let mut tls = policy(section);
     tls.handshake_timeout = section.duration("handshakeTimeout", "10s", ["100ms", "1m"]);
     let (mut names, mut hosts) = (Names::default(), Names::default());
     let items = section.list("policies", 64).unwrap_or_default().into_iter();
@@ -41,14 +41,14 @@ pub(super) fn listener(section: &Section<'_>, given: bool) -> ListenerTls {
             let section = item.section();
             let name = own_name(&section, "name", &mut names);
             let hosts = policy_hosts(&section, &mut hosts);
-            TlsPolicy { name, hosts, tls: policy(&section, true) }
+            TlsPolicy { name, hosts, tls: policy(&section) }
         })
         .collect();
     tls
 }
 
-fn policy(section: &Section<'_>, given: bool) -> ListenerTls {
-    if given && section.lacks("certificates") {
+fn policy(section: &Section<'_>) -> ListenerTls {
+    if section.lacks("certificates") {
         section.error("certificates", "at least one `certificate` with its `key` is needed");
     }
     let certificates = section.list("certificates", 64).unwrap_or_default().into_iter();

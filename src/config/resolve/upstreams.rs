@@ -6,7 +6,9 @@ use crate::config::finding::{Place, Severity, Sink};
 use crate::config::item::{Item, Text, Words};
 use crate::config::section::Section;
 use crate::config::value::is_name;
-use crate::config::{AuthorizationPolicy, Health, Server, Upstream, UpstreamProtocol};
+use crate::config::{
+    AuthorizationPolicy, ClientCertificateTold, Health, Server, Upstream, UpstreamProtocol,
+};
 
 use crate::policy::target::split_authority;
 
@@ -51,7 +53,7 @@ fn upstream(name: String, section: &Section<'_>) -> Upstream {
         authorization: section
             .word("authorization", AUTHORIZATION)
             .unwrap_or(AuthorizationPolicy::Forward),
-        client_certificate: section.flag("clientCertificate").unwrap_or(false),
+        client_certificate: client_certificate(section),
         connect_timeout: section.duration("connectTimeout", "2s", ["10ms", "1m"]),
         read_timeout: section.duration("readTimeout", "60s", ["10ms", "1d"]),
         write_timeout: section.duration("writeTimeout", "60s", ["10ms", "1d"]),
@@ -59,6 +61,21 @@ fn upstream(name: String, section: &Section<'_>) -> Upstream {
         resolve_interval: section.duration("resolveInterval", "30s", ["100ms", "1d"]),
         max_connections: section.size("maxConnections", 10_000, 1..=1_000_000),
         head_bytes: section.size("headBytes", 64 << 10, 1 << 10..=1 << 20),
+    }
+}
+
+fn client_certificate(section: &Section<'_>) -> ClientCertificateTold {
+    let Some(item) = section.item("clientCertificate") else {
+        return ClientCertificateTold::Nothing;
+    };
+    match (item.value.as_bool(), item.value.as_str()) {
+        (Some(true), _) => ClientCertificateTold::Leaf,
+        (_, Some("chain")) => ClientCertificateTold::Chain,
+        (Some(false), _) => ClientCertificateTold::Nothing,
+        (None, _) => {
+            item.error("`true`, `false` or `chain` is expected");
+            ClientCertificateTold::Nothing
+        }
     }
 }
 

@@ -97,18 +97,32 @@ pub enum ConnectionLoss {
     HandshakeTimeout,
     /// The request head took too long.
     HeadTimeout,
+    /// It did not begin with a PROXY header where one must be.
+    ProxyHeader,
+    /// Whoever connected may not: a stranger on a plain listener, or where a PROXY header must be.
+    Untrusted,
 }
 
 impl ConnectionLoss {
-    pub(super) const ALL: [Self; 4] =
-        [Self::Full, Self::Handshake, Self::HandshakeTimeout, Self::HeadTimeout];
+    pub(super) const ALL: [Self; 6] = [
+        Self::Full,
+        Self::Handshake,
+        Self::HandshakeTimeout,
+        Self::HeadTimeout,
+        Self::ProxyHeader,
+        Self::Untrusted,
+    ];
 
-    pub(super) fn name(self) -> &'static str {
+    /// The label's value.
+    #[must_use]
+    pub fn name(self) -> &'static str {
         match self {
             Self::Full => "full",
             Self::Handshake => "handshake",
             Self::HandshakeTimeout => "handshake-timeout",
             Self::HeadTimeout => "head-timeout",
+            Self::ProxyHeader => "proxy-header",
+            Self::Untrusted => "untrusted",
         }
     }
 }
