@@ -6,6 +6,7 @@
 mod config;
 mod head;
 mod htu;
+mod in_front;
 mod jose;
 mod proof;
 mod token;
@@ -14,7 +15,7 @@ mod token;
 pub(crate) type Target = fn(&[u8]);
 
 /// Every target by its name: that of its program, and of its directory under `corpus`.
-pub(crate) const TARGETS: [(&str, Target); 11] = [
+pub(crate) const TARGETS: [(&str, Target); 14] = [
     ("head", head::head),
     ("htu", htu::htu),
     ("json", jose::json),
@@ -26,6 +27,9 @@ pub(crate) const TARGETS: [(&str, Target); 11] = [
     ("introspection", token::introspection),
     ("certificate", head::certificate),
     ("config", config::config),
+    ("proxy_header", in_front::proxy_header),
+    ("forwarded", in_front::forwarded),
+    ("client_cert", in_front::client_cert),
 ];
 
 /// Runs one target on one input.

@@ -19,7 +19,7 @@ pub(super) fn head(input: &[u8]) {
     let Some(request) = read(input) else { return };
     assert!(head_bytes(&request) >= request.raw_path().len());
     let _ = at_most_one_field(&request.headers);
-    let Ok(target) = Target::of(&request) else { return };
+    let Ok(target) = Target::of(&request, None) else { return };
     target_is_normal(&target);
     let view = RequestView {
         method: request.method.as_str(),
@@ -46,11 +46,16 @@ pub(super) fn head(input: &[u8]) {
 }
 
 fn read(input: &[u8]) -> Option<RequestHeader> {
-    let mut lines = input.split(|byte| *byte == b'\n');
-    let start = lines.next()?;
+    let end = input.iter().position(|byte| *byte == b'\n').unwrap_or(input.len());
+    let (start, fields) = input.split_at(end);
     let space = start.iter().position(|byte| *byte == b' ')?;
-    let mut request = RequestHeader::build(&start[..space], &start[space + 1..], None).ok()?;
-    for line in lines {
+    let request = RequestHeader::build(&start[..space], &start[space + 1..], None).ok()?;
+    with_fields(request, fields.get(1..).unwrap_or_default())
+}
+
+/// `Name: value` lines, ended by line feeds only.
+pub(super) fn with_fields(mut request: RequestHeader, lines: &[u8]) -> Option<RequestHeader> {
+    for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
         let colon = line.iter().position(|byte| *byte == b':')?;
         let name = String::from_utf8(line[..colon].to_vec()).ok()?;
         request.append_header(name, line[colon + 1..].trim_ascii()).ok()?;
