@@ -51,6 +51,10 @@ mod streams;
 #[cfg(test)]
 mod target;
 #[cfg(test)]
+mod terminator;
+#[cfg(test)]
+mod terminators;
+#[cfg(test)]
 mod token;
 #[cfg(test)]
 mod upstream_tls;

@@ -1,7 +1,7 @@
 //! Upstreams and a load that we did not write: nginx, HAProxy, h2load.
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -11,53 +11,12 @@ use super::support::Table;
 use super::support::client::Request;
 use super::support::pki::{Identity, Issuer};
 use super::support::process::free_port;
+use super::support::server::{Server, skip};
 use super::support::world::{World, expect_eq};
 use super::upstream_tls::add;
 
 /// Requests of one load.
 const LOAD: usize = 3000;
-
-fn skip(reason: &str) {
-    let ci = std::env::var_os("CI").is_some_and(|value| value == "true");
-    assert!(!ci, "a skip is a failure in CI: {reason}");
-    eprintln!("SKIPPED: {reason}; `tests/run` installs it");
-}
-
-/// A server that ends with the test.
-struct Server(Child);
-
-impl Server {
-    /// Starts it and waits until it listens on `port`.
-    async fn start(command: &mut Command, port: u16) -> Option<Self> {
-        let name = command.get_program().to_string_lossy().into_owned();
-        let child =
-            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        let mut server = match child {
-            Ok(child) => Self(child),
-            Err(error) => {
-                skip(&format!("{name}: {error}"));
-                return None;
-            }
-        };
-        for _ in 0..500 {
-            if tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
-                return Some(server);
-            }
-            if let Ok(Some(status)) = server.0.try_wait() {
-                panic!("{name} ended with {status}");
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        panic!("{name} does not listen");
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// Files that servers and the edge share.
 struct Site {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -127,6 +127,8 @@ pub(crate) type Outcome = Result<Message, String>;
 pub(crate) struct Client {
     pub(crate) port: u16,
     authority: Vec<u8>,
+    /// The address, one of this machine's, that it connects from.
+    pub(crate) from: &'static str,
     /// What it sends as SNI.
     pub(crate) name: &'static str,
     /// The oldest and newest version that it offers.
@@ -138,6 +140,7 @@ impl Client {
         Self {
             port,
             authority: authority.to_vec(),
+            from: "127.0.0.1",
             name: "api.example",
             versions: rustls::ALL_VERSIONS,
         }
@@ -190,7 +193,8 @@ impl Client {
         let mut config = match who {
             None => builder.with_no_client_auth(),
             Some(identity) => {
-                let chain = vec![CertificateDer::from(identity.certificate_der.clone())];
+                let chain = [&identity.certificate_der].into_iter().chain(&identity.issuers_der);
+                let chain = chain.map(|der| CertificateDer::from(der.clone())).collect();
                 let key = PrivatePkcs8KeyDer::from(identity.key_der.clone());
                 builder
                     .with_client_auth_cert(chain, PrivateKeyDer::Pkcs8(key))
@@ -210,10 +214,28 @@ impl Client {
         Ok(Connection { stream, unread: Vec::new() })
     }
 
+    /// An HTTP/1.1 connection that begins with `header`, before TLS.
+    pub(crate) async fn connect_behind(
+        &self,
+        header: &[u8],
+        who: Option<&Identity>,
+    ) -> Result<Connection, String> {
+        let settings = self.settings(who, "http/1.1");
+        Ok(Connection { stream: self.tls_behind(header, settings).await?, unread: Vec::new() })
+    }
+
     async fn tls_with(&self, settings: Arc<ClientConfig>) -> Result<TlsStream<TcpStream>, String> {
+        self.tls_behind(b"", settings).await
+    }
+
+    async fn tls_behind(
+        &self,
+        header: &[u8],
+        settings: Arc<ClientConfig>,
+    ) -> Result<TlsStream<TcpStream>, String> {
         let connect = async {
-            let socket = TcpStream::connect(("127.0.0.1", self.port)).await?;
-            socket.set_nodelay(true)?;
+            let mut socket = connect_from(self.from, self.port).await?;
+            socket.write_all(header).await?;
             let name = ServerName::try_from(self.name).expect("a name");
             TlsConnector::from(settings).connect(name, socket).await
         };
@@ -222,8 +244,8 @@ impl Client {
 }
 
 /// An HTTP/1.1 connection.
-pub(crate) struct Connection {
-    stream: TlsStream<TcpStream>,
+pub(crate) struct Connection<S = TlsStream<TcpStream>> {
+    stream: S,
     unread: Vec<u8>,
 }
 
@@ -232,7 +254,32 @@ impl Connection {
     pub(crate) fn tls(&self) -> &rustls::ClientConnection {
         self.stream.get_ref().1
     }
+}
 
+/// A connection in clear from this address of the machine's own.
+pub(crate) async fn plain_from(address: &str, port: u16) -> Result<Connection<TcpStream>, String> {
+    let stream = patiently(connect_from(address, port)).await?;
+    Ok(Connection { stream, unread: Vec::new() })
+}
+
+async fn connect_from(address: &str, port: u16) -> std::io::Result<TcpStream> {
+    let socket = tokio::net::TcpSocket::new_v4()?;
+    let address: std::net::IpAddr = address.parse().map_err(std::io::Error::other)?;
+    socket.bind((address, 0).into())?;
+    let stream = socket.connect(([127, 0, 0, 1], port).into()).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// HTTP/2 in clear, with prior knowledge.
+pub(crate) async fn plain_h2(port: u16) -> Result<H2, String> {
+    let stream = patiently(TcpStream::connect(("127.0.0.1", port))).await?;
+    let (sender, connection) = patiently(h2::client::handshake(stream)).await?;
+    tokio::spawn(connection);
+    Ok(H2 { sender })
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     pub(crate) async fn send(&mut self, bytes: &[u8]) -> Outcome {
         self.write(bytes).await?;
         self.answer(bytes.starts_with(b"HEAD ")).await

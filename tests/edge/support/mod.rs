@@ -7,6 +7,7 @@ pub(crate) mod pki;
 pub(crate) mod process;
 pub(crate) mod proof;
 pub(crate) mod scripted;
+pub(crate) mod server;
 pub(crate) mod service;
 pub(crate) mod token;
 pub(crate) mod upstream;

@@ -16,11 +16,14 @@ use super::digest;
 pub(crate) const NAMES: [&str; 3] = ["api.example", "other.example", "localhost"];
 
 /// A certificate with its key.
+#[derive(Clone)]
 pub(crate) struct Identity {
     pub(crate) certificate_pem: String,
     pub(crate) certificate_der: Vec<u8>,
     pub(crate) key_pem: String,
     pub(crate) key_der: Vec<u8>,
+    /// What it shows beside its own certificate.
+    pub(crate) issuers_der: Vec<Vec<u8>>,
     serial: SerialNumber,
 }
 
@@ -193,6 +196,7 @@ fn sign(authority: &Authority, mut params: CertificateParams) -> Identity {
         certificate_der: certificate.der().to_vec(),
         key_pem: key.serialize_pem(),
         key_der: key.serialize_der(),
+        issuers_der: Vec::new(),
         serial,
     }
 }

@@ -45,7 +45,10 @@ pub(crate) enum Expect {
 }
 
 /// Denials that fall before there is a route whose decision could be recorded.
-const BEFORE_THE_ROUTE: [&str; 6] = [
+const BEFORE_THE_ROUTE: [&str; 9] = [
+    "forwarded_invalid",
+    "client_cert_invalid",
+    "origin_scheme",
     "head_too_large",
     "host_invalid",
     "path_invalid",
@@ -237,6 +240,9 @@ impl World {
             "head_too_large" => (431, None),
             "host_invalid"
             | "path_invalid"
+            | "forwarded_invalid"
+            | "client_cert_invalid"
+            | "origin_scheme"
             | "token_in_query"
             | "authorization_repeated"
             | "authorization_malformed" => (400, Some("invalid_request")),
