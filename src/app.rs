@@ -24,9 +24,10 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
 use crate::config::{Config, Listener, NonceKeyFile};
+use crate::edge::accept::{InFront, Limits, Serving};
 use crate::edge::admin;
 use crate::edge::jwks::JwksError;
-use crate::edge::listener::{Front, InFront, Limits, Occupancy, Serving};
+use crate::edge::listener::{Front, Occupancy};
 use crate::edge::outgoing::OutgoingError;
 use crate::edge::parts::Parts;
 use crate::edge::proxy::Edge;

@@ -8,10 +8,10 @@ use tokio::runtime::Handle;
 
 use super::{StartError, gate, now, random, servers, serving};
 use crate::config::Config;
+use crate::edge::accept::Serving;
 use crate::edge::admin;
 use crate::edge::introspect::Introspectors;
 use crate::edge::jwks::KeySets;
-use crate::edge::listener::Serving;
 use crate::edge::parts::{Common, Parts};
 use crate::edge::tls::{self, ServerTls, TlsError};
 use crate::policy::time::UnixTime;

@@ -12,8 +12,7 @@ use pingora::protocols::Stream;
 use pingora::protocols::l4::stream::Stream as L4Stream;
 use pingora::server::ShutdownWatch;
 
-use super::accept::Lost;
-pub use super::accept::{InFront, Limits, Serving};
+use super::accept::{Lost, Serving};
 use super::stream::Bounded;
 use crate::telemetry::metrics::{ConnectionLoss, Metrics};
 

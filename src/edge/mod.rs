@@ -3,7 +3,7 @@
 //! Nothing is decided here. [`proxy`] turns a session into a view, asks the gate, and acts on what
 //! it says.
 
-mod accept;
+pub mod accept;
 pub mod admin;
 mod believe;
 pub mod connection;
