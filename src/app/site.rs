@@ -188,7 +188,7 @@ impl Site {
             let (live, trust) = (Arc::clone(place.load().live()), Arc::clone(&tls.trust));
             let serving = serving(config, &self.current, index, listener, tls, Arc::clone(&live));
             place.store(Arc::new(serving));
-            live.review(&trust, now());
+            live.review(&trust, listener, now());
         }
         self.lasting.log.set_level(config.telemetry.level);
         self.told.reloaded(now());

@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use pingora::listeners::tls::Acceptor;
@@ -74,14 +75,6 @@ impl Lost {
     }
 }
 
-impl Lost {
-    /// Counted unless it ended without a byte.
-    fn ended(error: &io::Error, reason: ConnectionLoss) -> Self {
-        let reason = Some(reason).filter(|_| error.kind() != io::ErrorKind::ConnectionAborted);
-        Self { reason, cause: error.to_string() }
-    }
-}
-
 impl Serving {
     /// From a listener's TLS, if it has any, and the proxy behind it.
     #[must_use]
@@ -111,16 +104,52 @@ impl Serving {
         &self.proxy
     }
 
-    /// Makes a stream of requests of a socket.
+    /// Waits for the first byte of somebody who may connect. Gives when the handshake has to be over.
+    pub(super) async fn begun(&self, socket: &mut L4Stream) -> Result<Instant, Lost> {
+        let InFront { proxies, proxy_protocol } = &self.in_front;
+        let peer = peer(socket);
+        if self.acceptors.is_empty() && !proxies.may_connect_plainly(peer) {
+            return Err(Lost::new(ConnectionLoss::Untrusted, "a stranger on a plain listener"));
+        }
+        if *proxy_protocol && !proxies.may_name_a_source(peer) {
+            return Err(Lost::new(
+                ConnectionLoss::Untrusted,
+                "a stranger may send no PROXY header",
+            ));
+        }
+        let deadline = Instant::now() + self.limits.handshake;
+        let mut first = [0; 1];
+        match tokio::time::timeout_at(deadline, socket.read(&mut first)).await {
+            Ok(Ok(1..)) => {
+                socket.rewind(&first);
+                Ok(deadline)
+            }
+            // A probe of the port.
+            Ok(Ok(0)) => Err(Lost { reason: None, cause: "it said nothing".to_owned() }),
+            Ok(Err(error)) => Err(Lost { reason: None, cause: error.to_string() }),
+            Err(_) => Err(self.slow()),
+        }
+    }
+
+    fn slow(&self) -> Lost {
+        Lost::new(ConnectionLoss::HandshakeTimeout, "it took too long")
+    }
+
+    /// Makes a stream of requests of a socket on which somebody has begun.
     pub(super) async fn accept(
         &self,
         mut socket: L4Stream,
+        deadline: Instant,
     ) -> Result<(Stream, Arc<Connection>), Lost> {
         let peer = peer(&socket);
-        let slow = |_| Lost::new(ConnectionLoss::HandshakeTimeout, "it took too long");
-        let deadline = Instant::now() + self.limits.handshake;
-        let greeting = self.greeted(peer, &mut socket);
-        let source = tokio::time::timeout_at(deadline, greeting).await.map_err(slow)??;
+        let slow = |_| self.slow();
+        let source = if self.in_front.proxy_protocol {
+            let read = tokio::time::timeout_at(deadline, proxy_source(&mut socket));
+            let wrong = |error| Lost::new(ConnectionLoss::ProxyHeader, error);
+            read.await.map_err(slow)?.map_err(wrong)?
+        } else {
+            Source::Socket
+        };
         if self.acceptors.is_empty() {
             return self.plain(socket, peer, source).await;
         }
@@ -130,7 +159,7 @@ impl Serving {
         let tls = stream.get_ssl().map(|tls| self.facts(tls)).unwrap_or_default();
         let h2 = matches!(stream.selected_alpn_proto(), Some(ALPN::H2));
         let connection = self.connection(peer, source, Some(tls));
-        self.live.add(&connection);
+        self.live.add(&connection, &self.in_front.proxies);
         let stream = Guarded::new(stream, Arc::clone(&connection), h2, Instant::now());
         Ok((Box::new(stream), connection))
     }
@@ -142,27 +171,8 @@ impl Serving {
         tls: Option<Tls>,
     ) -> Arc<Connection> {
         let head = HeadClock::new(self.limits.head);
-        Arc::new(Connection { peer, source, tls, head, exchanges: Exchanges::default() })
-    }
-
-    /// Whether `peer` may connect, and whom its PROXY header names.
-    async fn greeted(&self, peer: Option<IpAddr>, socket: &mut L4Stream) -> Result<Source, Lost> {
-        let InFront { proxies, proxy_protocol } = &self.in_front;
-        let known = peer.and_then(|peer| proxies.find(peer));
-        if self.acceptors.is_empty() && !proxies.may_connect_plainly(peer) {
-            return Err(Lost::new(ConnectionLoss::Untrusted, "a stranger on a plain listener"));
-        }
-        if !proxy_protocol {
-            return Ok(Source::Socket);
-        }
-        if !known.is_some_and(|proxy| proxy.address) {
-            return Err(Lost::new(
-                ConnectionLoss::Untrusted,
-                "a stranger may send no PROXY header",
-            ));
-        }
-        let wrong = |error: io::Error| Lost::ended(&error, ConnectionLoss::ProxyHeader);
-        proxy_source(socket).await.map_err(wrong)
+        let (hands_on, exchanges) = (AtomicBool::new(false), Exchanges::default());
+        Arc::new(Connection { peer, source, tls, hands_on, head, exchanges })
     }
 
     /// The handshake of the policy that the client's SNI chooses.
@@ -215,6 +225,7 @@ impl Serving {
             Err(_) => return Err(Lost::new(ConnectionLoss::HeadTimeout, "no request")),
         };
         let connection = self.connection(peer, source, None);
+        self.live.add(&connection, &self.in_front.proxies);
         let stream = Guarded::new(socket, Arc::clone(&connection), h2, since);
         Ok((Box::new(stream), connection))
     }

@@ -2,15 +2,19 @@
 //! its own socket and handshake say.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use http::HeaderMap;
 
 use super::connection::Connection;
+use crate::config::Listener;
 use crate::policy::certificate::SenderCertificate;
-use crate::policy::client_cert;
+use crate::policy::client_cert::{self, Field};
 use crate::policy::denial::Denial;
 use crate::policy::proxies::{Proxies, Whence};
+use crate::policy::proxy_header::Source;
 use crate::policy::request::Sender;
+use crate::policy::time::UnixTime;
 
 /// The certificate that counts as the sender's.
 #[derive(Clone, Debug, Default)]
@@ -50,6 +54,16 @@ impl Shown {
     }
 }
 
+/// Whether a connection is one that its listener would take as it is configured now.
+pub(super) fn may_go_on(connection: &Connection, listener: &Listener) -> bool {
+    let (proxies, peer) = (&listener.proxies, connection.peer);
+    let told = connection.source != Source::Socket;
+    connection.tls.is_some() == listener.tls.is_some()
+        && told == listener.proxy_protocol
+        && (connection.tls.is_some() || proxies.may_connect_plainly(peer))
+        && (!told || proxies.may_name_a_source(peer))
+}
+
 /// Where a request comes from.
 ///
 /// # Errors
@@ -63,8 +77,22 @@ pub(super) fn whence(
     whence.map_err(|_| Denial::ForwardedInvalid)
 }
 
-/// Whose certificate it shows: the one that a proxy hands on, where it is believed that; else the
-/// connection's own, unless that is `withdrawn`, or somebody who sent on what is another's.
+/// The field in which whoever speaks on a connection hands certificates on, where it is believed them.
+pub(super) fn handing_on(
+    proxies: &Proxies,
+    connection: &Connection,
+    withdrawn: bool,
+) -> Option<Field> {
+    let own = connection.tls.as_ref();
+    let names = own.filter(|tls| tls.certificate.is_some() && !withdrawn);
+    let names = names.map(|tls| tls.names.as_slice());
+    let speaker = proxies.speaker(connection.peer, connection.source)?;
+    speaker.certificate.filter(|_| speaker.proven(connection.peer, connection.source, names))
+}
+
+/// Whose certificate it shows: the one that a proxy hands on, where it is believed that, unless it has
+/// expired at `now`; else the connection's own, unless that is `withdrawn`, or somebody who sent on what
+/// is another's.
 ///
 /// # Errors
 /// [`Denial::ClientCertInvalid`].
@@ -74,19 +102,19 @@ pub(super) fn certificate(
     whence: &Whence,
     withdrawn: bool,
     headers: &HeaderMap,
+    now: UnixTime,
 ) -> Result<Shown, Denial> {
-    let own = connection.tls.as_ref();
-    let leaf = own.and_then(|tls| tls.certificate.as_ref()).filter(|_| !withdrawn);
-    let names = own.filter(|_| leaf.is_some()).map(|tls| tls.names.as_slice());
-    let speaker = proxies.speaker(connection.peer, connection.source);
-    let field = speaker
-        .filter(|proxy| proxy.proven(connection.peer, connection.source, names))
-        .and_then(|proxy| proxy.certificate);
-    if let Some(field) = field {
+    if let Some(field) = handing_on(proxies, connection, withdrawn) {
         let handed_on = client_cert::read(headers, field).map_err(|_| Denial::ClientCertInvalid)?;
+        let handed_on = handed_on.filter(|it| now.secs() <= it.leaf.not_after().secs());
         let (leaf, chain) = handed_on.map(|it| (Arc::new(it.leaf), it.chain)).unzip();
+        if leaf.is_some() {
+            connection.hands_on.store(true, Ordering::Release);
+        }
         return Ok(Shown { context: true, leaf, handed_on: Some(chain.unwrap_or_default()) });
     }
+    let own = connection.tls.as_ref();
+    let leaf = own.and_then(|tls| tls.certificate.as_ref()).filter(|_| !withdrawn);
     // Who sends on what comes from elsewhere is not its sender.
     let leaf = leaf.filter(|_| !whence.forwarded).map(Arc::clone);
     Ok(Shown { context: own.is_some(), leaf, handed_on: None })

@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use http::StatusCode;
 use pingora::http::ResponseHeader;
@@ -24,6 +25,8 @@ pub struct Connection {
     pub source: Source,
     /// What TLS knows; `None` on a plain listener.
     pub tls: Option<Tls>,
+    /// Whether a request of it rested on a certificate that a proxy handed on.
+    pub hands_on: AtomicBool,
     /// To be told when a head is complete and when an answer is.
     pub head: HeadClock,
     /// Those that the client's certificate can end.

@@ -8,7 +8,7 @@
 #![expect(clippy::disallowed_methods, reason = "a question outlives the request that puts it")]
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
 use tokio::sync::{Semaphore, watch};
 use zeroize::Zeroizing;
 
-use super::outgoing::{self, OutgoingError};
+use super::outgoing::{self, OutgoingError, Waiter};
 use super::parts::now;
 use crate::config::{ClientAuthentication, Introspection, Issuer};
 use crate::gate::{Gate, Told};
@@ -149,7 +149,9 @@ impl Introspector {
 
     async fn ask(self: &Arc<Self>, token: &str) -> Told {
         let hash = Sha256::of(token.as_bytes());
-        let Some(_waiter) = Waiter::enter(&self.waiters) else { return self.busy(hash) };
+        let Some(_waiter) = Waiter::enter(MAX_WAITERS, &self.waiters) else {
+            return self.busy(hash);
+        };
         let mut flight = match self.board(hash, token) {
             Ok(flight) => flight,
             Err(told) => return told,
@@ -317,21 +319,5 @@ impl Drop for Question {
     fn drop(&mut self) {
         let mut flights = self.introspector.flights.lock().unwrap_or_else(PoisonError::into_inner);
         flights.remove(&self.hash);
-    }
-}
-
-/// One request that waits.
-struct Waiter<'a>(&'a AtomicUsize);
-
-impl<'a> Waiter<'a> {
-    fn enter(count: &'a AtomicUsize) -> Option<Self> {
-        let waiter = (count.fetch_add(1, Ordering::AcqRel), Self(count));
-        (waiter.0 < MAX_WAITERS).then_some(waiter.1)
-    }
-}
-
-impl Drop for Waiter<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }

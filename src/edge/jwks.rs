@@ -7,7 +7,7 @@
 #![expect(clippy::disallowed_methods, reason = "fetches are spread by chance")]
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::outgoing::{self, OutgoingError};
+use super::outgoing::{self, OutgoingError, Waiter};
 use crate::config::{Issuer, JwksSource};
 use crate::gate::Gate;
 use crate::policy::token::{KeySet, KeySetError};
@@ -194,7 +194,7 @@ impl KeySets {
             }
             now.finished
         };
-        let Some(_waiter) = Waiter::enter(&fetcher.waiters) else { return false };
+        let Some(_waiter) = Waiter::enter(MAX_WAITERS, &fetcher.waiters) else { return false };
         fetcher.asked.notify_one();
         let fetched = progress.wait_for(|now| now.finished > before);
         match tokio::time::timeout(WAIT, fetched).await {
@@ -281,22 +281,6 @@ impl Fetcher {
         let request = self.client.get(&self.url).header("accept", "application/json");
         let response = request.send().await.map_err(OutgoingError::from)?;
         Ok(KeySet::from_json(&outgoing::body(response, MAX_BYTES).await?)?)
-    }
-}
-
-/// One request that waits.
-struct Waiter<'a>(&'a AtomicUsize);
-
-impl<'a> Waiter<'a> {
-    fn enter(count: &'a AtomicUsize) -> Option<Self> {
-        let waiter = (count.fetch_add(1, Ordering::AcqRel), Self(count));
-        (waiter.0 < MAX_WAITERS).then_some(waiter.1)
-    }
-}
-
-impl Drop for Waiter<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

@@ -69,8 +69,15 @@ impl Front {
         (before < limit).then_some(place)
     }
 
-    fn lost(&self, reason: ConnectionLoss) {
+    fn count(&self, reason: ConnectionLoss) {
         self.metrics.connection_lost(self.index, reason);
+    }
+
+    fn lost(&self, lost: &Lost) {
+        if let Some(reason) = lost.reason {
+            self.count(reason);
+            tracing::debug!(reason = reason.name(), cause = lost.cause, "connection lost");
+        }
     }
 
     /// Keeps hold of a proxy, so that a drain ends its idle connections too.
@@ -102,30 +109,32 @@ impl ServerApp for Front {
     ) -> Option<Stream> {
         let serving = self.serving.load_full();
         let Some(_place) = self.enter(serving.limits().connections) else {
-            self.lost(ConnectionLoss::Full);
+            self.count(ConnectionLoss::Full);
             return None;
         };
-        let stream = stream.into_any().downcast::<L4Stream>().ok()?;
+        let mut socket = stream.into_any().downcast::<L4Stream>().ok()?;
         let mut stopping = shutdown.clone();
-        let accepted = tokio::select! {
-            accepted = serving.accept(*stream) => accepted,
-            // One that has not asked for anything yet keeps nobody from stopping.
+        let begun = tokio::select! {
+            biased;
+            begun = serving.begun(&mut socket) => begun,
+            // One that has said nothing yet keeps nobody from stopping.
             _ = stopping.wait_for(|stopping| *stopping) => return None,
+        };
+        let accepted = match begun {
+            Ok(deadline) => serving.accept(*socket, deadline).await,
+            Err(lost) => Err(lost),
         };
         let (stream, connection) = match accepted {
             Ok(accepted) => accepted,
-            Err(Lost { reason, cause }) => {
-                if let Some(reason) = reason {
-                    self.lost(reason);
-                    tracing::debug!(reason = reason.name(), cause, "connection lost");
-                }
+            Err(lost) => {
+                self.lost(&lost);
                 return None;
             }
         };
         self.remember(serving.proxy());
         serving.proxy().process_new(stream, shutdown).await;
         if connection.head.timed_out() {
-            self.lost(ConnectionLoss::HeadTimeout);
+            self.count(ConnectionLoss::HeadTimeout);
         }
         None
     }

@@ -4,6 +4,7 @@
 #![expect(clippy::disallowed_methods, reason = "a client's certificates are files")]
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
@@ -123,4 +124,21 @@ pub(super) async fn body(
         body.extend_from_slice(&chunk);
     }
     Ok(body)
+}
+
+/// One request that waits for somebody's answer.
+pub(super) struct Waiter<'a>(&'a AtomicUsize);
+
+impl<'a> Waiter<'a> {
+    /// Joins those who wait, unless `most` do.
+    pub(super) fn enter(most: usize, count: &'a AtomicUsize) -> Option<Self> {
+        let waiter = (count.fetch_add(1, Ordering::AcqRel), Self(count));
+        (waiter.0 < most).then_some(waiter.1)
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
 }

@@ -148,6 +148,7 @@ impl Parts {
             &ctx.whence,
             ctx.withdrawn,
             &request.headers,
+            now(),
         )?;
         let method = request.method.as_str();
         let preflight = preflight.then(|| cors::preflight(method, &request.headers)).flatten();
@@ -238,9 +239,7 @@ impl Parts {
         ctx: &mut Ctx,
     ) -> Result<(), Denial> {
         let trust = self.trust.get(ctx.listener).ok_or(Denial::Misdirected)?;
-        let as_before = connection.tls.is_some() == listener.tls.is_some()
-            && (listener.tls.is_some() || listener.proxies.may_connect_plainly(connection.peer));
-        if !as_before {
+        if !believe::may_go_on(connection, listener) {
             return Err(Denial::Misdirected);
         }
         let (host, _) = split_authority(&target.authority).ok_or(Denial::HostInvalid)?;

@@ -5,13 +5,17 @@
 //! therefore holds its connection against the trust that is in force.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use rustls::pki_types::{CertificateDer, UnixTime as PkiTime};
 use rustls::server::danger::ClientCertVerifier;
 
+use super::believe;
 use super::connection::Connection;
+use crate::config::Listener;
+use crate::policy::proxies::Proxies;
 use crate::policy::time::UnixTime;
 
 /// How long a chain that was verified is not verified again while nothing is reloaded: lists and
@@ -134,16 +138,17 @@ impl Shown {
     }
 }
 
-/// A listener's connections that came with a certificate.
+/// A listener's connections whose exchanges may rest on a certificate.
 #[derive(Debug, Default)]
 pub struct Live {
     open: Mutex<Vec<Weak<Connection>>>,
 }
 
 impl Live {
-    /// Keeps an eye on a connection, if it came with a certificate.
-    pub(super) fn add(&self, connection: &Arc<Connection>) {
-        if connection.shown().is_some() {
+    /// Keeps an eye on a connection, if it came with a certificate, or if proxies hand some on.
+    pub(super) fn add(&self, connection: &Arc<Connection>, proxies: &Proxies) {
+        let hands_on = proxies.iter().any(|proxy| proxy.certificate.is_some());
+        if connection.shown().is_some() || hands_on {
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
             // What has ended goes whenever there would be no room, so that it takes no more than
             // twice what is open.
@@ -154,13 +159,20 @@ impl Live {
         }
     }
 
-    /// Ends what goes on under certificates that `trust` no longer takes.
-    pub fn review(&self, trust: &Trust, now: UnixTime) {
+    /// Ends what goes on under certificates that `trust` no longer takes, or whose bearer `listener` no
+    /// longer believes them.
+    pub fn review(&self, trust: &Trust, listener: &Listener, now: UnixTime) {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for connection in open.iter().filter_map(Weak::upgrade) {
             let policy = trust.policies.get(trust.policy(connection.server_name()));
-            let shown = policy.zip(connection.shown());
-            if !shown.is_some_and(|(policy, shown)| trust.counts(policy, shown, now)) {
+            let withdrawn = connection.shown().is_some_and(|shown| {
+                !policy.is_some_and(|policy| trust.counts(policy, shown, now))
+            });
+            let believed = || {
+                believe::may_go_on(&connection, listener)
+                    && believe::handing_on(&listener.proxies, &connection, withdrawn).is_some()
+            };
+            if withdrawn || (connection.hands_on.load(Ordering::Acquire) && !believed()) {
                 connection.exchanges.withdraw();
             }
         }

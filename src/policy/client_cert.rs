@@ -12,6 +12,7 @@ use rustls::pki_types::pem::PemObject as _;
 use sfv::{ListEntry, Parser};
 
 use super::certificate::SenderCertificate;
+use super::digest::Sha256;
 use super::target::percent_decoded;
 
 const CLIENT_CERT_CHAIN: &str = "client-cert-chain";
@@ -23,8 +24,8 @@ const MAX_CHAIN: usize = 16;
 pub enum Field {
     /// `Client-Cert`, with `Client-Cert-Chain` beside it: DER as a byte sequence (RFC 9440 section 2).
     ClientCert,
-    /// `X-Forwarded-Client-Cert`: the `Cert` of its last element, PEM in percent-encoding, `Chain`
-    /// beside it.
+    /// `X-Forwarded-Client-Cert`: the `Cert` of its one element, PEM in percent-encoding, which is the one
+    /// of its `Hash`, if it has that, and perhaps a `Chain`.
     ForwardedClientCert,
     /// `X-SSL-Client-Cert`: PEM in percent-encoding (nginx: `$ssl_client_escaped_cert`) or DER in
     /// base64 (HAProxy: `%[ssl_c_der,base64]`).
@@ -109,34 +110,66 @@ fn client_cert_chain(headers: &HeaderMap) -> Result<Vec<Vec<u8>>, Malformed> {
         ListEntry::Item(item) => item.bare_item.as_byte_seq().cloned().ok_or(Malformed),
         ListEntry::InnerList(_) => Err(Malformed),
     };
-    list.iter().map(der).collect()
+    let chain: Vec<_> = list.iter().map(der).collect::<Result<_, _>>()?;
+    if chain.iter().all(|der| SenderCertificate::new(der.clone()).is_some()) {
+        Ok(chain)
+    } else {
+        Err(Malformed)
+    }
 }
 
-/// The last element is the proxy's own, about its client; those before it are what that client said.
+/// One element, Envoy's own about its client. Envoy copies what stands in a client's certificate without
+/// quoting all of it, so that a certificate may hold `,Cert=…`: more than one element, a name twice, a
+/// half quoted value or a `Cert` that is not the one of `Hash`, which stands before anything of the
+/// client's, are refused.
 fn forwarded_client_cert(value: &str) -> Result<Option<HandedOn>, Malformed> {
     let elements = split(value, b',')?;
-    let element = elements.last().ok_or(Malformed)?;
-    let (mut certificate, mut chain) = (None, None);
+    let [element] = elements[..] else { return Err(Malformed) };
+    let (mut certificate, mut chain, mut hash) = (None, None, None);
     for pair in split(element, b';')? {
         let (name, value) = pair.split_once('=').ok_or(Malformed)?;
-        let place = match name.trim() {
-            name if name.eq_ignore_ascii_case("cert") => &mut certificate,
-            name if name.eq_ignore_ascii_case("chain") => &mut chain,
-            _ => continue,
+        let value = whole(value)?;
+        let before = match name.to_ascii_lowercase().as_str() {
+            "cert" => certificate.replace(pem(value)?).is_some(),
+            "chain" => chain.replace(pem(value)?).is_some(),
+            "hash" => hash.replace(value).is_some(),
+            _ => false,
         };
-        let value = value.trim().trim_matches('"');
-        if place.replace(pem(value)?).is_some() {
+        if before {
             return Err(Malformed);
         }
     }
+    // Without `Cert` there is nothing to hold a token against.
+    let certificate = one(certificate.ok_or(Malformed)?)?;
+    let written: String = Sha256::of(&certificate).0.map(|byte| format!("{byte:02x}")).concat();
+    if hash.is_some_and(|hash| !hash.eq_ignore_ascii_case(&written)) {
+        return Err(Malformed);
+    }
     let mut chain = chain.unwrap_or_default();
-    let certificate = certificate.map(one).transpose()?;
     // Envoy's chain begins with the client's own.
-    if chain.first() == certificate.as_ref() && !chain.is_empty() {
+    if chain.first() == Some(&certificate) {
         chain.remove(0);
     }
-    // Without `Cert` there is nothing to hold a token against.
-    Ok(Some(HandedOn { leaf: leaf(certificate.ok_or(Malformed)?)?, chain }))
+    Ok(Some(HandedOn { leaf: leaf(certificate)?, chain }))
+}
+
+/// A value without any quote, or what stands in the one pair around it.
+fn whole(value: &str) -> Result<&str, Malformed> {
+    if !value.contains('"') {
+        return Ok(value);
+    }
+    let inner =
+        value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).ok_or(Malformed)?;
+    let mut escaped = false;
+    for character in inner.chars() {
+        match character {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            '"' => return Err(Malformed),
+            _ => {}
+        }
+    }
+    if escaped { Err(Malformed) } else { Ok(inner) }
 }
 
 /// Splits at `at` outside of quotes.
@@ -251,6 +284,10 @@ mod tests {
                 Err(Malformed),
             ),
             (
+                vec![format!("client-cert: {leaf}"), "client-cert-chain: :AAAA:".to_owned()],
+                Err(Malformed),
+            ),
+            (
                 vec![format!("client-cert: {leaf}"), format!("client-cert-chain: ({chain})")],
                 Err(Malformed),
             ),
@@ -268,34 +305,49 @@ mod tests {
 
     #[test]
     fn x_forwarded_client_cert() {
-        let ((der, pem), (_, other)) = (certificate("one.example"), certificate("two.example"));
+        let ((der, pem), (other_der, other)) =
+            (certificate("one.example"), certificate("two.example"));
+        let hash = |der: &[u8]| Sha256::of(der).0.map(|byte| format!("{byte:02x}")).concat();
+        let (own_hash, other_hash) = (hash(&der), hash(&other_der));
         let (leaf, other, both) =
             (escaped(&pem), escaped(&other), escaped(&[&*pem, &*other].concat()));
+        let own = format!("By=spiffe://a;Hash={own_hash};Cert=\"{leaf}\"");
         let some = |chain| Ok(Some((der.clone(), chain)));
         for (value, expect) in [
-            (format!("Hash=00;Cert=\"{leaf}\";Subject=\"CN=a,O=\\\"b;c\\\"\";URI=x"), some(0)),
-            (format!("cert={leaf}"), some(0)),
-            (format!("By=spiffe://a;Cert=\"{other}\",By=spiffe://b;Cert=\"{leaf}\""), some(0)),
-            (format!("Subject=\",Cert={other}\";Cert=\"{leaf}\""), some(0)),
-            (format!("Cert=\"{leaf}\";Chain=\"{both}\""), some(1)),
-            (format!("Cert=\"{leaf}\";Chain=\"{other}\""), some(1)),
+            (own.clone(), some(0)),
+            (format!("{own};Subject=\"CN=a,O=\\\"b;c\\\"\";URI=x;DNS=a;DNS=b"), some(0)),
+            (format!("hash={};cert={leaf}", own_hash.to_uppercase()), some(0)),
+            (format!("Cert=\"{leaf}\""), some(0)),
+            (format!("{own};Chain=\"{both}\""), some(1)),
+            (format!("{own};Chain=\"{other}\""), some(1)),
             (String::new(), Ok(None)),
-            (format!("Cert=\"{leaf}\",Hash=00"), Err(Malformed)),
-            (format!("Cert=\"{leaf}\","), Err(Malformed)),
-            (format!("Cert=\"{leaf}\";Cert=\"{leaf}\""), Err(Malformed)),
-            (format!("Cert=\"{leaf}\";cert=\"{other}\""), Err(Malformed)),
-            (format!("Cert=\"{both}\""), Err(Malformed)),
-            (format!("Cert=\"{leaf}"), Err(Malformed)),
-            (format!("Subject=\"\\\";Cert=\"{leaf}\""), Err(Malformed)),
-            ("Hash=00;Subject=\"CN=a\"".to_owned(), Err(Malformed)),
-            ("Cert=".to_owned(), Err(Malformed)),
+            // What a client's certificate may hold, which Envoy copies.
+            (format!("{own};URI=x,Cert=\"{other}\""), Err(Malformed)),
+            (format!("{own};URI=x,Hash={other_hash};Cert=\"{other}\""), Err(Malformed)),
+            (format!("{own};URI=x;Cert=\"{other}\""), Err(Malformed)),
+            (format!("Hash={own_hash};URI=x;Cert=\"{other}\""), Err(Malformed)),
+            (format!("Hash={own_hash};URI=x;Hash={other_hash};Cert=\"{other}\""), Err(Malformed)),
+            (format!("x=\",{own};Subject=\"a\\;Cert={other}\\;x=\\\"\""), Err(Malformed)),
+            (format!("x=\",{own};Subject=\"a;Cert={other};x=\""), Err(Malformed)),
+            // What somebody before Envoy said.
+            (format!("Hash={other_hash};Cert=\"{other}\",{own}"), Err(Malformed)),
+            (format!("{own},Hash=00"), Err(Malformed)),
+            (format!("{own},"), Err(Malformed)),
+            (format!("{own};Cert=\"{leaf}\""), Err(Malformed)),
+            (format!("{own};cert=\"{other}\""), Err(Malformed)),
+            (format!("Hash={own_hash};Cert=\"{both}\""), Err(Malformed)),
+            (format!("Hash={own_hash};Cert=\"{leaf}"), Err(Malformed)),
+            (format!("Hash={own_hash};Cert=\"{leaf}\"x"), Err(Malformed)),
+            (format!("Hash={other_hash};Cert=\"{leaf}\""), Err(Malformed)),
+            (format!("Hash={own_hash};Subject=\"CN=a\""), Err(Malformed)),
+            (format!("Hash={own_hash};Cert="), Err(Malformed)),
             ("Cert=\"-----BEGIN%20CERTIFICATE-----\"".to_owned(), Err(Malformed)),
             ("evil".to_owned(), Err(Malformed)),
         ] {
             let lines = [format!("x-forwarded-client-cert: {value}")];
             assert_eq!(check(&lines, Field::ForwardedClientCert), expect, "{value}");
         }
-        let line = format!("x-forwarded-client-cert: Cert=\"{leaf}\"");
+        let line = format!("x-forwarded-client-cert: {own}");
         let twice = [line.clone(), line];
         assert_eq!(check(&twice, Field::ForwardedClientCert), Err(Malformed));
     }

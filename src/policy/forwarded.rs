@@ -15,6 +15,8 @@ const X_FORWARDED_HOST: &str = "x-forwarded-host";
 const X_FORWARDED_PORT: &str = "x-forwarded-port";
 /// Hops that are looked at, from the right.
 pub const MAX_HOPS: usize = 32;
+/// Pairs of one element of `Forwarded`; four are defined.
+const MAX_PAIRS: usize = 16;
 
 /// A field that should say where a request comes from cannot be read, or says it twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -68,7 +70,7 @@ fn hop(element: &str) -> Result<Hop, Malformed> {
     for pair in split(element, ';')? {
         let (name, value) = pair.trim_matches(BLANK).split_once('=').ok_or(Malformed)?;
         let name = name.to_ascii_lowercase();
-        if !is_token(&name) || seen.contains(&name) {
+        if !is_token(&name) || seen.contains(&name) || seen.len() == MAX_PAIRS {
             return Err(Malformed);
         }
         let value = unquoted(value)?;
@@ -263,6 +265,7 @@ mod tests {
     #[test]
     fn what_is_no_forwarded() {
         let many = vec!["for=1.2.3.4"; MAX_HOPS + 1].join(",");
+        let pairs: Vec<_> = (0..=MAX_PAIRS).map(|index| format!("a{index}=b")).collect();
         for value in [
             "1.2.3.4",
             "for",
@@ -287,6 +290,7 @@ mod tests {
             "for=\"1.2.3.4\\\"",
             "for=\u{e9}",
             &many,
+            &pairs.join(";"),
         ] {
             assert_eq!(hops(&[value]), Err(Malformed), "{value}");
         }

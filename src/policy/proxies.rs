@@ -13,6 +13,10 @@ use super::client_cert;
 use super::forwarded::{self, Hop, MAX_HOPS, Malformed, Said};
 use super::proxy_header::Source;
 
+/// Fields by which somebody says that a request is another's.
+const FORWARDING: [&str; 4] =
+    ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"];
+
 /// Which fields a proxy writes about address and origin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fields {
@@ -98,6 +102,12 @@ impl Proxies {
         })
     }
 
+    /// Whether a PROXY header of somebody at `peer` is read.
+    #[must_use]
+    pub fn may_name_a_source(&self, peer: Option<IpAddr>) -> bool {
+        peer.and_then(|peer| self.find(peer)).is_some_and(|proxy| proxy.address)
+    }
+
     /// Who speaks on a connection from `peer`.
     #[must_use]
     pub fn speaker(&self, peer: Option<IpAddr>, source: Source) -> Option<&Proxy> {
@@ -130,6 +140,7 @@ impl Proxies {
         let mut whence = Whence { address, ..Whence::default() };
         let speaker = self.speaker(peer, source).filter(|proxy| proxy.address || proxy.origin);
         let Some(speaker) = speaker else { return Ok(whence) };
+        whence.forwarded = FORWARDING.iter().any(|name| headers.contains_key(*name));
         let elements = match speaker.fields {
             Fields::XForwarded => None,
             Fields::Any | Fields::Forwarded => forwarded::forwarded(headers)?,
@@ -141,7 +152,6 @@ impl Proxies {
             let listed = if older { self.listed(headers)? } else { None };
             if let Some(address) = agreed(told, listed)? {
                 whence.address = address;
-                whence.forwarded = true;
             }
         }
         if speaker.origin {
@@ -155,9 +165,10 @@ impl Proxies {
         Ok(whence)
     }
 
-    /// Whether an address may stand between a client and us.
-    fn passes_on(&self, address: Option<IpAddr>) -> Option<&Proxy> {
-        self.find(address?).filter(|proxy| proxy.address)
+    /// The proxy at an address that may stand between a client and us, unless it leaves the fields that
+    /// are read to `others`: what it did not write may be the client's.
+    fn passes_on(&self, address: Option<IpAddr>, others: Fields) -> Option<&Proxy> {
+        self.find(address?).filter(|proxy| proxy.address && proxy.fields != others)
     }
 
     /// The hop that counts, and who wrote it down.
@@ -167,7 +178,7 @@ impl Proxies {
         let (mut client, mut writer) = (&NOBODY, speaker);
         for (index, hop) in hops.iter().enumerate().rev() {
             client = hop;
-            match self.passes_on(hop.address) {
+            match self.passes_on(hop.address, Fields::XForwarded) {
                 // It wrote down the hop before it.
                 Some(next) if writer.address && index > 0 => writer = next,
                 Some(_) | None => break,
@@ -183,7 +194,7 @@ impl Proxies {
         for (index, hop) in hops.enumerate() {
             let hop = hop?;
             client = Some(hop);
-            if self.passes_on(hop).is_none() {
+            if self.passes_on(hop, Fields::Forwarded).is_none() {
                 return Ok(client);
             }
             if index + 1 == MAX_HOPS {
@@ -336,6 +347,15 @@ mod tests {
             ),
         ] {
             assert_eq!(ask(&proxies, peer, Source::Socket, fields), expect, "{peer} {fields:?}");
+        }
+        // What a proxy does not write itself it may pass on from a client.
+        for (peer, field, expect) in [
+            ("10.0.0.1", "forwarded: for=1.1.1.1, for=192.0.2.7", "1.1.1.1"),
+            ("10.0.0.1", "forwarded: for=1.1.1.1, for=\"[2001:db8::1]\"", "2001:db8::1"),
+            ("10.0.0.1", "x-forwarded-for: 1.1.1.1, 2001:db8::1", "1.1.1.1"),
+            ("10.0.0.1", "x-forwarded-for: 1.1.1.1, 192.0.2.7", "192.0.2.7"),
+        ] {
+            assert_eq!(ask(&proxies, peer, Source::Socket, &[field]), expect, "{peer} {field}");
         }
         let endless = format!("x-forwarded-for: {}", vec!["10.0.0.2"; 40].join(","));
         assert_eq!(ask(&proxies, "10.0.0.1", Source::Socket, &[&endless]), "malformed");

@@ -5,7 +5,6 @@
 
 use std::net::IpAddr;
 
-use ppp::v2::Command;
 use ppp::{v1, v2};
 
 /// Bytes of the longest header of version 1, line end included (section 2.1).
@@ -13,6 +12,9 @@ const V1_BYTES: usize = 107;
 const V1_BEGIN: &[u8] = b"PROXY ";
 /// Bytes of a header of version 2 before its addresses (section 2.2).
 const V2_FIXED: usize = 16;
+/// Where its version and command stand, and what stands there for version 2 and `LOCAL`.
+const V2_COMMAND: usize = 12;
+const V2_LOCAL: u8 = 0x20;
 /// Bytes of a header of version 2 that are taken, of the 64 KiB that it could have: addresses are 216
 /// at most, the rest are notes (TLVs) that nothing here reads.
 const V2_BYTES: usize = 4096;
@@ -87,14 +89,17 @@ fn version_2(bytes: &[u8]) -> Result<Progress, Malformed> {
         return Err(Malformed);
     }
     let Some(header) = bytes.get(..length) else { return Ok(Progress::More) };
+    if bytes.get(V2_COMMAND) == Some(&V2_LOCAL) {
+        // Whatever it says of addresses is to be ignored.
+        return Ok(Progress::Done(length, Source::Local));
+    }
     let header = v2::Header::try_from(header).map_err(|_| Malformed)?;
-    let source = match (header.command, header.addresses) {
-        (Command::Local, _) => Source::Local,
+    let source = match header.addresses {
         // A datagram is no connection of ours.
-        (Command::Proxy, _) if header.protocol == v2::Protocol::Datagram => return Err(Malformed),
-        (Command::Proxy, v2::Addresses::IPv4(addresses)) => told(addresses.source_address),
-        (Command::Proxy, v2::Addresses::IPv6(addresses)) => told(addresses.source_address),
-        (Command::Proxy, v2::Addresses::Unspecified | v2::Addresses::Unix(_)) => Source::Unknown,
+        _ if header.protocol == v2::Protocol::Datagram => return Err(Malformed),
+        v2::Addresses::IPv4(addresses) => told(addresses.source_address),
+        v2::Addresses::IPv6(addresses) => told(addresses.source_address),
+        v2::Addresses::Unspecified | v2::Addresses::Unix(_) => Source::Unknown,
     };
     Ok(Progress::Done(length, source))
 }
@@ -148,6 +153,7 @@ mod tests {
             ("v2 with notes", v2(0x21, 0x11, 18, &with_notes), address("203.0.113.9")),
             ("v2 local", v2(0x20, 0x00, 0, &[]), Source::Local),
             ("v2 local with addresses", v2(0x20, 0x11, 12, &V4), Source::Local),
+            ("v2 local with half of them", v2(0x20, 0x11, 2, &[1, 2]), Source::Local),
             ("v2 unspecified", v2(0x21, 0x00, 0, &[]), Source::Unknown),
             ("v2 of a Unix socket", v2(0x21, 0x31, 216, &[b'/'; 216]), Source::Unknown),
         ] {

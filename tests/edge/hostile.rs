@@ -180,15 +180,7 @@ async fn clients_do_not_fill_the_log() {
     for connection in [&mut idle, &mut cut, &mut broken] {
         let _ = connection.rest().await;
     }
-    let mut lost = 0.0;
-    // Counting follows the end.
-    for _ in 0..100 {
-        lost = world.metric("holdfast_connections_lost_total", &["head-timeout"]).await;
-        if lost == 2.0 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let lost = world.metric_once("holdfast_connections_lost_total", &["head-timeout"], 2.0).await;
     let mut table = Table::default();
     table.row("counted", expect_eq("lost", &lost, &2.0));
     let loud = world.process.records(|line| line["level"] == "ERROR" || line["level"] == "WARN");

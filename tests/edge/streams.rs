@@ -5,14 +5,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::support::Table;
-use super::support::client::{Connection, H2, Message, Request};
+use super::support::client::{Connection, H2, Message, Request, plain_from};
 use super::support::now;
+use super::support::process::free_port;
 use super::support::world::{World, bearer, expect_eq, get};
 
 /// How often a service that goes on sends something.
@@ -430,6 +433,45 @@ async fn a_stream_ends_when_its_certificate_is_revoked() {
     table.row("alice", told(&world, "certificate", 1).await);
     table.row("bob", expect_eq("goes on", &service.has(0).await, &false));
     rest(&mut open[0]).await;
+}
+
+/// What a proxy hands on counts as long as the proxy is believed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_ends_when_the_bearer_of_its_certificate_is_no_longer_believed() {
+    let (service, port) = (Endless::start(false).await, free_port());
+    let mut world = World::start_with(|config| {
+        let listeners = config["edge"]["listeners"].as_array_mut().expect("a list");
+        let trusted = json!([{"cidr": "127.0.0.1", "believe": ["certificate"]}]);
+        listeners.push(json!({"name": "plain", "address": format!("127.0.0.1:{port}"),
+                              "trustedProxies": trusted}));
+        config["upstreams"]["echo"]["servers"] = json!([format!("127.0.0.1:{}", service.port)]);
+    })
+    .await;
+    let mut table = Table::default();
+    let mut open = Vec::new();
+    for handed_on in [true, false] {
+        let token = world.token().x5t(&world.pki.alice.x5t()).sign();
+        let der = STANDARD.encode(&world.pki.alice.certificate_der);
+        let request = bearer("/orders/ticks", &token).field("Client-Cert", format!(":{der}:"));
+        if handed_on {
+            let mut connection = plain_from("127.0.0.1", port).await.expect("a connection");
+            connection.write(&request.bytes()).await.expect("a request");
+            connection.until(b"\r\n\r\n").await.expect("a head");
+            open.push(connection);
+        } else {
+            let mut own = world.client.connect(Some(&world.pki.alice)).await.expect("one");
+            own.write(&request.bytes()).await.expect("a request");
+            own.until(b"\r\n\r\n").await.expect("a head");
+            tokio::spawn(async move { own.rest().await });
+        }
+    }
+    assert!(world.told_to_reload().await, "{}", world.process.output());
+    table.row("before", expect_eq("streams", &service.has(1).await, &false));
+    world.config["edge"]["listeners"][1]["trustedProxies"][0]["believe"] = json!(["address"]);
+    assert!(world.reload().await);
+    table.row("after", expect_eq("one is left", &service.has(1).await, &true));
+    table.row("after", told(&world, "certificate", 1).await);
+    let _ = open.remove(0).rest().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -165,6 +165,7 @@ fn haproxy(directory: &Path, ports: &Ports, [http, h2, v1, v2]: [u16; 4]) -> Str
              http-request set-header X-Forwarded-Proto https\n  \
              http-request set-header Host inner.example\n  \
              http-request del-header Client-Cert\n  \
+             http-request del-header Client-Cert-Chain\n  \
              http-request set-header Client-Cert :%[ssl_c_der,base64]: if {{ ssl_c_used }}\n  \
              option forwardfor\n  default_backend {name}\n\
              backend {name}\n  mode http\n  server edge 127.0.0.1:{rfc_9440} {how}\n"

@@ -91,7 +91,7 @@ fn policy_hosts(section: &Section<'_>, taken: &mut Names) -> Vec<String> {
 }
 
 /// Letters, digits and hyphens in labels of 1 to 63 characters, the last of them no number.
-fn is_dns_name(name: &str) -> bool {
+pub(super) fn is_dns_name(name: &str) -> bool {
     let label = |label: &str| {
         (1..=63).contains(&label.len())
             && label

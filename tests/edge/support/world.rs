@@ -180,6 +180,20 @@ impl World {
         wanted.filter_map(|(_, value)| value.parse::<f64>().ok()).sum()
     }
 
+    /// The same, once it is `expected`, or what it still is after some seconds: counting follows the
+    /// end of what is counted.
+    pub(crate) async fn metric_once(&self, name: &str, labels: &[&str], expected: f64) -> f64 {
+        let mut found = 0.0;
+        for _ in 0..200 {
+            found = self.metric(name, labels).await;
+            if found == expected {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        found
+    }
+
     /// Whether an answer is what it must be, to the letter of the contract.
     pub(crate) async fn judge(&self, outcome: Outcome, expect: Expect) -> Result<(), String> {
         match expect {
