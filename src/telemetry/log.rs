@@ -34,6 +34,8 @@ const WRITE_BYTES: usize = 64 * 1024;
 const IDLE: Duration = Duration::from_secs(1);
 /// Longest value of a field that a client has a say in, bytes.
 const VALUE_BYTES: usize = 256;
+/// Bytes that an ordinary record fits into.
+const RECORD_BYTES: usize = 512;
 /// How long a flush waits for the writer.
 const FLUSH: Duration = Duration::from_secs(2);
 
@@ -233,7 +235,8 @@ impl Log {
 
     fn record<T: Serialize>(&self, event: &str, record: &T) {
         let line = Line { ts: Timestamp(SystemTime::now()), event, record };
-        if let Ok(mut bytes) = serde_json::to_vec(&line) {
+        let mut bytes = Vec::with_capacity(RECORD_BYTES);
+        if serde_json::to_writer(&mut bytes, &line).is_ok() {
             bytes.push(b'\n');
             self.push(bytes);
         }
