@@ -42,7 +42,7 @@ pub(crate) struct Load {
 }
 
 enum Client {
-    Http1(http1::Client),
+    Http1(Box<http1::Client>),
     H2(h2::Client),
 }
 
@@ -96,7 +96,8 @@ async fn open(stage: &Stage, case: Case, work: &Work) -> Outcome<Vec<Client>> {
     while clients.len() < work.clients {
         match case.protocol {
             Protocol::Http1 => {
-                clients.push(Client::Http1(http1::Client::open(stage.port, tls.clone()).await?));
+                let client = http1::Client::open(stage.port, tls.clone()).await?;
+                clients.push(Client::Http1(Box::new(client)));
             }
             Protocol::H2 => {
                 let streams = work.streams.min(work.clients - clients.len());
@@ -120,6 +121,13 @@ async fn drive(
             share.push(request);
         }
     }
+    // While this runs the generator never sleeps: waking it, which a peer on another machine would
+    // not need, is not on the edge's bill.
+    let awake = tokio::spawn(async {
+        loop {
+            tokio::task::yield_now().await;
+        }
+    });
     let mut tasks = JoinSet::new();
     for (client, share) in clients.into_iter().zip(shares) {
         tasks.spawn(send(client, share));
@@ -130,6 +138,7 @@ async fn drive(
         done.0.push(client);
         done.1.push((answers, failure));
     }
+    awake.abort();
     Ok(done)
 }
 
