@@ -107,12 +107,15 @@ pub fn upstream_request(request: &mut RequestHeader, onward: &Onward<'_>) -> pin
 
 /// Whether only the edge may set `name`. Many services read `_` and `-` as one character.
 fn reserved(name: &str) -> bool {
-    let name = name.replace('_', "-");
-    RESERVED.iter().any(
-        |&(known, prefix)| {
-            if prefix { name.starts_with(known) } else { name == known }
-        },
-    )
+    RESERVED
+        .iter()
+        .any(|&(known, prefix)| begins(name, known) && (prefix || name.len() == known.len()))
+}
+
+/// Whether `name` begins with `known`, `_` read as `-`.
+fn begins(name: &str, known: &str) -> bool {
+    let read = |byte: u8| if byte == b'_' { b'-' } else { byte };
+    name.len() >= known.len() && name.bytes().map(read).zip(known.bytes()).all(|(a, b)| a == b)
 }
 
 fn remove_reserved(request: &mut RequestHeader) {
@@ -150,7 +153,7 @@ fn one_cookie(request: &mut RequestHeader) -> pingora::Result<()> {
 
 /// Whether a service that echoes `name` would have a client take it for our word.
 fn identity_name(name: &str) -> bool {
-    name.replace('_', "-").starts_with(IDENTITY)
+    begins(name, IDENTITY)
 }
 
 fn credentials(request: &mut RequestHeader, onward: &Onward<'_>) -> pingora::Result<()> {

@@ -115,7 +115,8 @@ pub fn split_authority(authority: &str) -> Option<(String, Option<u16>)> {
 }
 
 fn registered_name(host: &str) -> Option<String> {
-    let decoded = String::from_utf8(percent_decoded(host)).ok()?.to_ascii_lowercase();
+    let mut decoded = String::from_utf8(percent_decoded(host)).ok()?;
+    decoded.make_ascii_lowercase();
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     (!decoded.is_empty() && decoded.bytes().all(allowed)).then_some(decoded)
 }

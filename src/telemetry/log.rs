@@ -25,10 +25,17 @@ use crate::policy::digest::Sha256;
 
 /// Lines that may wait for the writer.
 const QUEUE_LINES: usize = 8192;
+/// How long the writer rests after lines were written, so that those that come meanwhile are one
+/// write, and who logs them has nobody to wake. A line after a pause is written at once.
+const GATHER: Duration = Duration::from_millis(5);
+/// Bytes of one write.
+const WRITE_BYTES: usize = 64 * 1024;
 /// How often a count of dropped lines is looked for when nothing else is written.
 const IDLE: Duration = Duration::from_secs(1);
 /// Longest value of a field that a client has a say in, bytes.
 const VALUE_BYTES: usize = 256;
+/// Bytes that an ordinary record fits into.
+const RECORD_BYTES: usize = 512;
 /// How long a flush waits for the writer.
 const FLUSH: Duration = Duration::from_secs(2);
 
@@ -171,9 +178,10 @@ impl Log {
         let (queue, lines) = mpsc::sync_channel(QUEUE_LINES);
         let suppressed = Arc::new(AtomicU64::new(0));
         let counter = Arc::clone(&suppressed);
-        std::thread::Builder::new()
-            .name("log".to_owned())
-            .spawn(move || write_lines(&lines, &counter, std::io::BufWriter::new(out)))?;
+        std::thread::Builder::new().name("log".to_owned()).spawn(move || {
+            let out = std::io::BufWriter::with_capacity(WRITE_BYTES, out);
+            write_lines(&lines, &counter, out);
+        })?;
         let level = Arc::new(ArcSwap::from_pointee(level));
         Ok(Self { queue, suppressed, suppressed_ever: Arc::default(), level })
     }
@@ -227,7 +235,8 @@ impl Log {
 
     fn record<T: Serialize>(&self, event: &str, record: &T) {
         let line = Line { ts: Timestamp(SystemTime::now()), event, record };
-        if let Ok(mut bytes) = serde_json::to_vec(&line) {
+        let mut bytes = Vec::with_capacity(RECORD_BYTES);
+        if serde_json::to_writer(&mut bytes, &line).is_ok() {
             bytes.push(b'\n');
             self.push(bytes);
         }
@@ -262,6 +271,7 @@ fn push_field(line: &mut String, name: &str, value: &str) {
 }
 
 fn write_lines(lines: &Receiver<Entry>, suppressed: &AtomicU64, mut out: impl Write) {
+    let mut wrote = false;
     loop {
         let entry = match lines.try_recv() {
             Ok(entry) => Some(entry),
@@ -269,6 +279,10 @@ fn write_lines(lines: &Receiver<Entry>, suppressed: &AtomicU64, mut out: impl Wr
             Err(TryRecvError::Empty) => {
                 report_suppressed(suppressed, &mut out);
                 let _ = out.flush();
+                if std::mem::take(&mut wrote) {
+                    std::thread::sleep(GATHER);
+                    continue;
+                }
                 match lines.recv_timeout(IDLE) {
                     Ok(entry) => Some(entry),
                     Err(RecvTimeoutError::Timeout) => None,
@@ -278,7 +292,10 @@ fn write_lines(lines: &Receiver<Entry>, suppressed: &AtomicU64, mut out: impl Wr
         };
         match entry {
             // A reader that went away (a closed pipe) must not stop the edge.
-            Some(Entry::Line(line)) => drop(out.write_all(&line)),
+            Some(Entry::Line(line)) => {
+                wrote = true;
+                let _ = out.write_all(&line);
+            }
             Some(Entry::Flush(done)) => {
                 report_suppressed(suppressed, &mut out);
                 let _ = out.flush();
@@ -317,9 +334,12 @@ fn wanted(target: &str, level: Level, limit: Level) -> bool {
 }
 
 impl tracing::Subscriber for Bridge {
-    fn register_callsite(&self, _metadata: &'static Metadata<'static>) -> Interest {
-        // The level may change.
-        Interest::sometimes()
+    fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
+        // What no level lets through is never asked about again: h2 alone has dozens of spans and
+        // events a request. For the rest the level may change.
+        let ever =
+            metadata.is_event() && wanted(metadata.target(), *metadata.level(), Level::TRACE);
+        if ever { Interest::sometimes() } else { Interest::never() }
     }
 
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {

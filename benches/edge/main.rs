@@ -1,0 +1,139 @@
+//! What a request costs at the edge: the real program as its own process, under load.
+//!
+//! ```text
+//! generator (core 1)                     holdfast (core 0, one worker thread)
+//!   clients, TLS, HTTP/1.1 or h2  ────►    a public route, or one that admits
+//!   origin, HTTP/1.1 in clear     ◄────
+//! ```
+//!
+//! Every proof is signed before the clock starts and used once. `benches/README.md` has the method
+//! and the figures.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark reports")]
+#![expect(clippy::indexing_slicing, reason = "a JSON object takes any member")]
+#![expect(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a benchmark has a clock, randomness, files and tasks"
+)]
+
+mod cases;
+mod cpu;
+mod load;
+mod origin;
+mod proofs;
+mod report;
+mod stage;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+
+use cases::{Case, Protocol};
+use report::{Report, Round};
+use stage::Stage;
+
+type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+/// After this the run is given up, whatever it does.
+const LIMIT: Duration = Duration::from_secs(900);
+/// The most proofs of one run: the edge remembers a million.
+const MOST_PROOFS: usize = 900_000;
+
+/// Load on the real program: CPU time a request, throughput and latency
+#[derive(Debug, Parser)]
+#[command(name = "cargo bench --bench edge --")]
+struct Options {
+    /// Requests under way at once; over HTTP/1.1 each has its own connection
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=512))]
+    clients: u16,
+    /// Streams at once on one HTTP/2 connection
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=128))]
+    streams: u16,
+    /// Measured requests of each case in each round
+    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    requests: u32,
+    /// Rounds, each of every case; medians are reported
+    #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u16).range(1..=100))]
+    rounds: u16,
+    /// Only the cases whose name begins so (`dpop`, `public, h2` …); then there may be no ratios
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    only: String,
+    /// Writes every round's figures here
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// As cargo calls a benchmark
+    #[arg(long, hide = true)]
+    bench: bool,
+    /// Only sees that it works: a few requests, whose figures say nothing
+    #[arg(long)]
+    test: bool,
+}
+
+fn main() -> ExitCode {
+    let mut options = Options::parse();
+    // Called by `cargo test`, a benchmark gets no `--bench`.
+    if options.test || !options.bench {
+        options.test = true;
+        (options.clients, options.streams, options.requests, options.rounds) = (4, 2, 16, 1);
+    }
+    match run(&options) {
+        Ok(report) => {
+            print!("{report}");
+            for fault in report.faults() {
+                eprintln!("FAULT: {fault}");
+            }
+            if report.faults().is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Outcome<Report> {
+    let requests = usize::try_from(options.requests)?;
+    let proofs = requests * usize::from(options.rounds) * 2;
+    if proofs > MOST_PROOFS {
+        return Err(format!("{proofs} proofs in one run; {MOST_PROOFS} are the most").into());
+    }
+    // Before there is another thread, which would not be moved.
+    let pinned = cpu::pin(std::process::id(), cpu::GENERATOR_CORE);
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    // As nothing here sleeps under load, sockets are looked at after this many steps.
+    let runtime = runtime.enable_all().event_interval(8).build()?;
+    let report = runtime.block_on(async {
+        let measured = tokio::time::timeout(LIMIT, measure(options, requests, pinned));
+        measured.await.map_err(|_| format!("not done after {LIMIT:?}"))?
+    })?;
+    if let Some(file) = &options.json {
+        std::fs::write(file, serde_json::to_vec_pretty(&report.json())?)?;
+    }
+    Ok(report)
+}
+
+async fn measure(options: &Options, requests: usize, pinned: bool) -> Outcome<Report> {
+    let stage = Stage::start(pinned).await?;
+    let chosen = |case: &Case| case.name().starts_with(&options.only);
+    let cases: Vec<Case> = Case::all().into_iter().filter(chosen).collect();
+    let mut report = Report::new(options, &stage);
+    for number in 0..options.rounds {
+        for case in &cases {
+            let work = load::Work {
+                clients: options.clients.into(),
+                streams: match case.protocol {
+                    Protocol::Http1 => 1,
+                    Protocol::H2 => options.streams.into(),
+                },
+                requests,
+            };
+            let load = load::run(&stage, *case, &work).await?;
+            report.add(Round { number, case: *case, load });
+        }
+        report.add_signature(stage.signature(requests).await?);
+    }
+    Ok(report)
+}

@@ -1,0 +1,210 @@
+//! Figures: medians of the rounds as a table, and every round as JSON.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::Options;
+use crate::cases::{Case, Kind, Protocol};
+use crate::load::Load;
+use crate::stage::Stage;
+
+/// What a DPoP request may cost, in those of a plain proxy and one signature.
+const BAR: f64 = 1.35;
+
+/// One case once.
+#[derive(Debug)]
+pub(crate) struct Round {
+    pub(crate) number: u16,
+    pub(crate) case: Case,
+    pub(crate) load: Load,
+}
+
+#[derive(Debug)]
+pub(crate) struct Report {
+    setting: String,
+    requests: u32,
+    /// Whether the figures say nothing.
+    trial: bool,
+    rounds: Vec<Round>,
+    /// One ES256 verification, each round.
+    signatures: Vec<f64>,
+}
+
+impl Round {
+    /// Microseconds of the edge's CPU time a request.
+    fn cpu(&self) -> f64 {
+        micros(self.load.cpu) / self.answers()
+    }
+
+    fn rate(&self) -> f64 {
+        self.answers() / self.load.wall.as_secs_f64()
+    }
+
+    /// How much of the time the edge was on a core.
+    fn busy(&self) -> f64 {
+        self.load.cpu.as_secs_f64() / self.load.wall.as_secs_f64()
+    }
+
+    fn answers(&self) -> f64 {
+        as_number(self.load.latencies.len())
+    }
+
+    /// Microseconds within which this share of the requests was answered.
+    fn latency(&self, share: f64) -> f64 {
+        let sorted = &self.load.latencies;
+        let last = sorted.len().saturating_sub(1);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to last")]
+        let at = (as_number(last) * share).round() as usize;
+        sorted.get(at).map_or(f64::NAN, |&found| micros(Duration::from_nanos(found)))
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "round": self.number, "case": self.case.name(), "requests": self.load.latencies.len(),
+            "requests_per_s": self.rate(), "edge_cpu_us": self.cpu(), "edge_busy": self.busy(),
+            "p50_us": self.latency(0.5), "p90_us": self.latency(0.9), "p99_us": self.latency(0.99),
+            "max_us": self.latency(1.0), "statuses": self.load.statuses,
+            "unanswered": self.load.failures,
+        })
+    }
+}
+
+impl Report {
+    pub(crate) fn new(options: &Options, stage: &Stage) -> Self {
+        let cores = if stage.pinned { "edge and generator on a core each" } else { "NOT PINNED" };
+        let setting = format!(
+            "{} rounds of {} requests, {} at once, h2 in {} streams a connection; TLS 1.3; {cores}",
+            options.rounds, options.requests, options.clients, options.streams
+        );
+        let (requests, trial) = (options.requests, options.test);
+        Self { setting, requests, trial, rounds: Vec::new(), signatures: Vec::new() }
+    }
+
+    pub(crate) fn add(&mut self, round: Round) {
+        self.rounds.push(round);
+    }
+
+    pub(crate) fn add_signature(&mut self, took: Duration) {
+        self.signatures.push(micros(took));
+    }
+
+    /// Every request that was not answered with 200.
+    pub(crate) fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        for round in &self.rounds {
+            let place = format!("round {}, {}", round.number + 1, round.case.name());
+            let other = round.load.statuses.iter().filter(|(status, _)| **status != 200);
+            faults.extend(other.map(|(status, count)| format!("{place}: {count} × {status}")));
+            faults.extend(round.load.failures.iter().map(|failure| format!("{place}: {failure}")));
+            if round.load.latencies.len() != usize::try_from(self.requests).unwrap_or(0) {
+                faults.push(format!("{place}: {} answers", round.load.latencies.len()));
+            }
+        }
+        if self.rounds.is_empty() {
+            faults.push("no case has that name".to_owned());
+        }
+        faults
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        let rounds: Vec<_> = self.rounds.iter().map(Round::json).collect();
+        let ratios = self.ratios().into_iter();
+        let ratios: Vec<_> = ratios
+            .map(|(base, quartiles)| json!({"base": base.name(), "quartiles": quartiles}))
+            .collect();
+        json!({
+            "setting": self.setting, "rounds": rounds, "es256_verification_us": self.signatures,
+            "ratios": ratios, "bar": BAR,
+        })
+    }
+
+    fn of(&self, case: Case) -> impl Iterator<Item = &Round> {
+        self.rounds.iter().filter(move |round| round.case == case)
+    }
+
+    /// What a DPoP request costs in those of a plain proxy and one signature, over each protocol:
+    /// the quartiles of the rounds. Within a round the machine is as busy with others for all three.
+    fn ratios(&self) -> Vec<(Case, [f64; 3])> {
+        let costs = |kind, protocol| self.of(Case { kind, protocol }).map(Round::cpu);
+        let mut ratios = Vec::new();
+        for base in [Kind::Public, Kind::Passed] {
+            for protocol in Protocol::ALL {
+                let signatures = self.signatures.iter();
+                let bases = costs(base, protocol).zip(signatures).map(|(base, one)| base + one);
+                let rounds = costs(Kind::Dpop, protocol).zip(bases);
+                let rounds: Vec<_> = rounds.map(|(dpop, base)| dpop / base).collect();
+                if !rounds.is_empty() {
+                    ratios.push((Case { kind: base, protocol }, quartiles(rounds)));
+                }
+            }
+        }
+        ratios
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.setting)?;
+        if self.trial {
+            writeln!(f, "a trial: these figures say nothing")?;
+        }
+        let columns =
+            ["CPU µs", "busy", "requests/s", "p50 µs", "p90 µs", "p99 µs", "max µs", "answers"];
+        write!(f, "\n{:<32}", "medians of the rounds")?;
+        columns.iter().try_for_each(|name| write!(f, "{name:>11}"))?;
+        writeln!(f)?;
+        for case in Case::all() {
+            let middle =
+                |figure: &dyn Fn(&Round) -> f64| median(self.of(case).map(figure).collect());
+            if self.of(case).next().is_none() {
+                continue;
+            }
+            let mut statuses = BTreeMap::<u16, usize>::new();
+            for (status, count) in self.of(case).flat_map(|round| &round.load.statuses) {
+                *statuses.entry(*status).or_default() += count;
+            }
+            let statuses: Vec<_> =
+                statuses.iter().map(|(status, count)| format!("{count} × {status}")).collect();
+            write!(f, "{:<32}{:>11.1}", case.name(), middle(&Round::cpu))?;
+            write!(f, "{:>10.0}%", middle(&Round::busy) * 100.0)?;
+            write!(f, "{:>11.0}", middle(&Round::rate))?;
+            for share in [0.5, 0.9, 0.99] {
+                write!(f, "{:>11.0}", middle(&|round: &Round| round.latency(share)))?;
+            }
+            let most = self.of(case).map(|round| round.latency(1.0)).fold(0.0, f64::max);
+            writeln!(f, "{most:>11.0}    {}", statuses.join(", "))?;
+        }
+        let signature = median(self.signatures.clone());
+        writeln!(f, "{:<32}{signature:>11.1}", "one ES256 verification")?;
+        writeln!(f, "\nCPU(dpop) / (CPU(base) + CPU(one ES256 verification)), at most {BAR}:")?;
+        for (base, [low, ratio, high]) in self.ratios() {
+            let verdict = if ratio <= BAR { "within" } else { "ABOVE" };
+            let base = base.name();
+            writeln!(f, "  base {base:<27}{ratio:>11.2}  ({low:.2} to {high:.2})  {verdict}")?;
+        }
+        Ok(())
+    }
+}
+
+fn median(figures: Vec<f64>) -> f64 {
+    let [_, median, _] = quartiles(figures);
+    median
+}
+
+fn quartiles(mut figures: Vec<f64>) -> [f64; 3] {
+    figures.sort_by(f64::total_cmp);
+    let last = figures.len().saturating_sub(1);
+    [1, 2, 3].map(|quarter| figures.get(last * quarter / 4).copied().unwrap_or(f64::NAN))
+}
+
+fn micros(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a count of requests")]
+fn as_number(count: usize) -> f64 {
+    count as f64
+}
