@@ -57,8 +57,8 @@ pub fn read(
     let told = json::object(body).ok_or(Denial::IntrospectionUnavailable)?;
     let asked = entry.introspection.as_ref().ok_or(Denial::IntrospectionUnavailable)?;
     match told.get("active") {
-        Some(serde_json::Value::Bool(true)) => {}
-        Some(serde_json::Value::Bool(false)) => return Err(Denial::TokenInactive),
+        Some(json::Value::Bool(true)) => {}
+        Some(json::Value::Bool(false)) => return Err(Denial::TokenInactive),
         Some(_) | None => return Err(Denial::IntrospectionUnavailable),
     }
     match json::string(&told, "iss") {

@@ -5,10 +5,9 @@
 use aws_lc_rs::signature as aws;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use serde_json::Value;
 
 use super::digest::{Jkt, Sha256};
-use super::json::{self, Object};
+use super::json::{self, Object, Value};
 
 /// A JWS signature algorithm (RFC 7518 section 3.1, RFC 8037 section 3.1, RFC 9864 for `Ed25519`).
 /// Asymmetric ones only: `none` and the HMACs have no name here.
@@ -213,11 +212,13 @@ impl PublicKey {
     fn read(jwk: &Object) -> Option<Self> {
         let signs = match jwk.get("use") {
             None => true,
-            Some(usage) => usage == "sig",
+            Some(usage) => usage.as_str() == Some("sig"),
         };
         let verifies = match jwk.get("key_ops") {
             None => true,
-            Some(Value::Array(operations)) => operations.iter().any(|name| name == "verify"),
+            Some(Value::Array(operations)) => {
+                operations.iter().any(|name| name.as_str() == Some("verify"))
+            }
             Some(_) => false,
         };
         if !signs || !verifies {

@@ -232,7 +232,7 @@ fn algorithm(jws: &CompactJws<'_>, allowed: AlgorithmSet) -> Result<Algorithm, D
 
 /// Checks 5 and 7: `jwk` is a public key that `alg` can use, and has no private member.
 fn public_key(jws: &CompactJws<'_>, algorithm: Algorithm) -> Result<PublicKey, Denial> {
-    let jwk = jws.header.get("jwk").and_then(serde_json::Value::as_object);
+    let jwk = jws.header.get("jwk").and_then(json::Value::as_object);
     let key = PublicKey::from_jwk(jwk.ok_or(Denial::ProofKey)?).map_err(|fault| match fault {
         KeyFault::Private => Denial::ProofPrivateKey,
         KeyFault::Unusable => Denial::ProofKey,

@@ -191,7 +191,7 @@ impl KeySet {
     /// When the text is no JWK set, or no key is left, or a key is not public.
     pub fn from_json(text: &[u8]) -> Result<Self, KeySetError> {
         let set = json::object(text).ok_or(KeySetError::Malformed)?;
-        let listed = set.get("keys").and_then(serde_json::Value::as_array);
+        let listed = set.get("keys").and_then(json::Value::as_array);
         let listed = listed.ok_or(KeySetError::Malformed)?;
         if listed.len() > MAX_KEYS {
             return Err(KeySetError::TooMany);

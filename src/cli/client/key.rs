@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 
 use crate::policy::digest::Jkt;
 use crate::policy::jose::{Algorithm, CompactJws, PublicKey};
+use crate::policy::json::Object;
 
 /// Bits of a fresh RSA key.
 const RSA_BITS: u32 = 2048;
@@ -151,7 +152,8 @@ impl SigningKey {
             });
         }
         let signer = pair.signer(algorithm).ok_or(KeyError::Unsupported)?;
-        let verifying = PublicKey::from_jwk(&public).map_err(|_| KeyError::Unsupported)?;
+        let verifying =
+            PublicKey::from_jwk(&Object::from(&public)).map_err(|_| KeyError::Unsupported)?;
         let pem = Zeroizing::new(pair.key_pair().to_pem_private_key());
         let key = Self { algorithm, signer, public, jkt: verifying.jkt(), pem };
         // A JWK may carry any public half beside its private one: OpenSSL takes both as they are.
@@ -346,7 +348,7 @@ mod tests {
             let again = SigningKey::read(key.to_pem(), Some(algorithm)).unwrap();
             assert_eq!(again.thumbprint(), key.thumbprint(), "{algorithm:?}");
             let jws = again.sign(&Map::new(), &serde_json::json!({"a": 1})).unwrap();
-            let public = PublicKey::from_jwk(key.public_jwk()).unwrap();
+            let public = PublicKey::from_jwk(&Object::from(key.public_jwk())).unwrap();
             let read = CompactJws::parse(&jws).unwrap();
             assert!(read.verified_by(&public, algorithm), "{algorithm:?}");
             assert_eq!(read.algorithm(), Some(algorithm));
