@@ -7,6 +7,10 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use holdfast::cli::{check, explain, quickstart, request, run};
 
+/// A request is some two hundred small allocations, most of them pingora's: `benches/README.md`.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// An edge proxy that ties every access token to its sender
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]

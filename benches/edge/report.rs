@@ -113,7 +113,9 @@ impl Report {
         let rounds: Vec<_> = self.rounds.iter().map(Round::json).collect();
         let ratios = self.ratios().into_iter();
         let ratios: Vec<_> = ratios
-            .map(|(base, quartiles)| json!({"base": base.name(), "quartiles": quartiles}))
+            .map(|(base, all, rounds)| {
+                json!({"base": base.name(), "ratio": all, "quartiles_of_rounds": rounds})
+            })
             .collect();
         json!({
             "setting": self.setting, "rounds": rounds, "es256_verification_us": self.signatures,
@@ -125,19 +127,22 @@ impl Report {
         self.rounds.iter().filter(move |round| round.case == case)
     }
 
-    /// What a DPoP request costs in those of a plain proxy and one signature, over each protocol:
-    /// the quartiles of the rounds. Within a round the machine is as busy with others for all three.
-    fn ratios(&self) -> Vec<(Case, [f64; 3])> {
+    /// What DPoP requests cost in those of a plain proxy and one signature each, over each protocol:
+    /// all rounds together, and the quartiles of the rounds. A machine that changes its speed within a
+    /// round makes each round's ratio a toss; in the sums that evens out.
+    fn ratios(&self) -> Vec<(Case, f64, [f64; 3])> {
         let costs = |kind, protocol| self.of(Case { kind, protocol }).map(Round::cpu);
         let mut ratios = Vec::new();
         for base in [Kind::Public, Kind::Passed] {
             for protocol in Protocol::ALL {
                 let signatures = self.signatures.iter();
                 let bases = costs(base, protocol).zip(signatures).map(|(base, one)| base + one);
-                let rounds = costs(Kind::Dpop, protocol).zip(bases);
-                let rounds: Vec<_> = rounds.map(|(dpop, base)| dpop / base).collect();
+                let rounds: Vec<_> = costs(Kind::Dpop, protocol).zip(bases).collect();
+                let (dpop, bases): (Vec<_>, Vec<_>) = rounds.iter().copied().unzip();
+                let rounds: Vec<_> = rounds.iter().map(|(dpop, base)| dpop / base).collect();
                 if !rounds.is_empty() {
-                    ratios.push((Case { kind: base, protocol }, quartiles(rounds)));
+                    let all = dpop.iter().sum::<f64>() / bases.iter().sum::<f64>();
+                    ratios.push((Case { kind: base, protocol }, all, quartiles(rounds)));
                 }
             }
         }
@@ -180,10 +185,10 @@ impl fmt::Display for Report {
         let signature = median(self.signatures.clone());
         writeln!(f, "{:<32}{signature:>11.1}", "one ES256 verification")?;
         writeln!(f, "\nCPU(dpop) / (CPU(base) + CPU(one ES256 verification)), at most {BAR}:")?;
-        for (base, [low, ratio, high]) in self.ratios() {
-            let verdict = if ratio <= BAR { "within" } else { "ABOVE" };
+        for (base, all, [low, _, high]) in self.ratios() {
+            let verdict = if all <= BAR { "within" } else { "ABOVE" };
             let base = base.name();
-            writeln!(f, "  base {base:<27}{ratio:>11.2}  ({low:.2} to {high:.2})  {verdict}")?;
+            writeln!(f, "  base {base:<34}{all:>9.3}  (rounds: {low:.2} to {high:.2})  {verdict}")?;
         }
         Ok(())
     }
