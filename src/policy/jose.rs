@@ -203,7 +203,7 @@ impl PublicKey {
     /// # Errors
     /// [`KeyFault::Private`] before anything else is looked at.
     pub fn from_jwk(jwk: &Object) -> Result<Self, KeyFault> {
-        if PRIVATE_MEMBERS.iter().any(|member| jwk.contains_key(*member)) {
+        if PRIVATE_MEMBERS.iter().any(|member| jwk.contains_key(member)) {
             return Err(KeyFault::Private);
         }
         Self::read(jwk).ok_or(KeyFault::Unusable)
