@@ -46,7 +46,7 @@ pub(super) fn jws(input: &[u8]) {
 
 pub(super) fn jwk(input: &[u8]) {
     let Some(jwk) = json::object(input) else { return };
-    let private = PRIVATE.iter().any(|member| jwk.contains_key(*member));
+    let private = PRIVATE.iter().any(|member| jwk.contains_key(member));
     let Ok(key) = PublicKey::from_jwk(&jwk) else { return };
     assert!(!private, "a key with a private member");
     assert!(Algorithm::ALL.iter().any(|algorithm| key.fits(*algorithm)), "a key for nothing");
