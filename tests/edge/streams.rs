@@ -471,7 +471,6 @@ async fn a_stream_ends_when_the_bearer_of_its_certificate_is_no_longer_believed(
     assert!(world.reload().await);
     table.row("after", expect_eq("one is left", &service.has(1).await, &true));
     table.row("after", told(&world, "certificate", 1).await);
-    let _ = open.remove(0).rest().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
