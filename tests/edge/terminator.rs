@@ -346,6 +346,13 @@ async fn handed_on(header: &'static str, write: fn(&Identity) -> String) {
         let answer = send(peer, port, &request).await;
         table.row(&format!("{header} {name}"), world.judge(answer, expect).await);
     }
+    // Where nothing is demanded, one whose time is over is not told of either.
+    for (who, told) in [(&pki.alice, 1), (&pki.expired, 0)] {
+        let request = Request::new("GET", "/public/1").field(header, write(who));
+        let seen = send("127.0.0.1", port, &request).await.expect("an answer").seen();
+        let count = seen.all("client-cert").len();
+        table.row(&format!("{header} public"), expect_eq("client-cert", &count, &told));
+    }
     let own = sequence(&pki.alice.certificate_der);
     let issuer = sequence(&pki.authority_der);
     let chain: &[(&str, &str)] = &[("Client-Cert-Chain", &issuer)];
