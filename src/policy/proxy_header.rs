@@ -70,6 +70,10 @@ fn version_1(bytes: &[u8]) -> Result<Progress, Malformed> {
     };
     let length = end + 2;
     let header = bytes.get(..length).ok_or(Malformed)?;
+    // ppp ends at the first CR, and takes a line feed between blanks for the end.
+    if !line.iter().take(end).all(|byte| (b' '..=b'~').contains(byte)) {
+        return Err(Malformed);
+    }
     let header = v1::Header::try_from(header).map_err(|_| Malformed)?;
     let source = match header.addresses {
         v1::Addresses::Unknown => Source::Unknown,
@@ -184,6 +188,9 @@ mod tests {
             ("more than addresses", b"PROXY TCP4 203.0.113.9 10.0.0.1 1 2 3\r\n".to_vec()),
             ("another protocol", b"PROXY UDP4 203.0.113.9 10.0.0.1 1 2\r\n".to_vec()),
             ("a line that does not end", long.into_bytes()),
+            ("a line feed inside", b"PROXY UNKNOWN a \n b \rc\r\n".to_vec()),
+            ("a bare CR inside", b"PROXY UNKNOWN \ra\r\n".to_vec()),
+            ("a control byte inside", b"PROXY UNKNOWN a\0b\r\n".to_vec()),
             ("a byte outside ASCII", b"PROXY TCP4 203.0.113.9\xff 10.0.0.1 1 2\r\n".to_vec()),
             ("version 1 in binary", v2(0x11, 0x11, 12, &V4)),
             ("version 3", v2(0x31, 0x11, 12, &V4)),
