@@ -250,10 +250,7 @@ async fn proxy_source(socket: &mut L4Stream) -> io::Result<Source> {
         let mut chunk = [0; 512];
         let read = socket.read(&mut chunk).await?;
         let Some(bytes) = chunk.get(..read).filter(|bytes| !bytes.is_empty()) else {
-            let begun = !seen.is_empty();
-            let kind =
-                if begun { io::ErrorKind::UnexpectedEof } else { io::ErrorKind::ConnectionAborted };
-            return Err(kind.into());
+            return Err(io::ErrorKind::UnexpectedEof.into());
         };
         seen.extend_from_slice(bytes);
         match proxy_header::read(&seen).map_err(io::Error::other)? {

@@ -13,6 +13,7 @@ use sfv::{ListEntry, Parser};
 
 use super::certificate::SenderCertificate;
 use super::digest::Sha256;
+use super::forwarded::{self, one_value, split};
 use super::target::percent_decoded;
 
 const CLIENT_CERT_CHAIN: &str = "client-cert-chain";
@@ -49,6 +50,12 @@ impl Field {
 #[error("the client's certificate cannot be read")]
 pub struct Malformed;
 
+impl From<forwarded::Malformed> for Malformed {
+    fn from(_: forwarded::Malformed) -> Self {
+        Self
+    }
+}
+
 /// A certificate that was handed on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HandedOn {
@@ -63,15 +70,8 @@ pub struct HandedOn {
 /// # Errors
 /// [`Malformed`].
 pub fn read(headers: &HeaderMap, field: Field) -> Result<Option<HandedOn>, Malformed> {
-    let mut values = headers.get_all(field.name()).iter();
-    let value = match (values.next(), values.next()) {
-        (None, _) => return Ok(None),
-        (Some(value), None) => value.to_str().map_err(|_| Malformed)?.trim(),
-        (Some(_), Some(_)) => return Err(Malformed),
-    };
-    if value.is_empty() {
-        return Ok(None);
-    }
+    let value = one_value(headers, field.name())?;
+    let Some(value) = value.filter(|value| !value.is_empty()) else { return Ok(None) };
     match field {
         Field::ClientCert => {
             let leaf = leaf(byte_sequence(value)?)?;
@@ -123,10 +123,10 @@ fn client_cert_chain(headers: &HeaderMap) -> Result<Vec<Vec<u8>>, Malformed> {
 /// half quoted value or a `Cert` that is not the one of `Hash`, which stands before anything of the
 /// client's, are refused.
 fn forwarded_client_cert(value: &str) -> Result<Option<HandedOn>, Malformed> {
-    let elements = split(value, b',')?;
+    let elements = split(value, ',')?;
     let [element] = elements[..] else { return Err(Malformed) };
     let (mut certificate, mut chain, mut hash) = (None, None, None);
-    for pair in split(element, b';')? {
+    for pair in split(element, ';')? {
         let (name, value) = pair.split_once('=').ok_or(Malformed)?;
         let value = whole(value)?;
         let before = match name.to_ascii_lowercase().as_str() {
@@ -170,22 +170,6 @@ fn whole(value: &str) -> Result<&str, Malformed> {
         }
     }
     if escaped { Err(Malformed) } else { Ok(inner) }
-}
-
-/// Splits at `at` outside of quotes.
-fn split(text: &str, at: u8) -> Result<Vec<&str>, Malformed> {
-    let (mut quoted, mut escaped) = (false, false);
-    let parts = text.split(|character: char| {
-        let was_escaped = std::mem::take(&mut escaped);
-        match character {
-            '\\' if quoted && !was_escaped => escaped = true,
-            '"' if !was_escaped => quoted = !quoted,
-            _ => {}
-        }
-        !quoted && character == char::from(at)
-    });
-    let parts = parts.collect();
-    if quoted { Err(Malformed) } else { Ok(parts) }
 }
 
 /// The certificates of a PEM text in percent-encoding.

@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use http::HeaderMap;
 use http::header::FORWARDED;
 
+use super::presented::is_token;
 use super::target::split_authority;
 
 const X_FORWARDED_FOR: &str = "x-forwarded-for";
@@ -113,13 +114,17 @@ pub fn x_forwarded_origin(headers: &HeaderMap) -> Result<Said, Malformed> {
         port.ok_or(Malformed)
     };
     Ok(Said {
-        https: one(headers, X_FORWARDED_PROTO)?.map(scheme).transpose()?,
-        authority: one(headers, X_FORWARDED_HOST)?.map(authority).transpose()?,
-        port: one(headers, X_FORWARDED_PORT)?.map(port).transpose()?,
+        https: one_value(headers, X_FORWARDED_PROTO)?.map(scheme).transpose()?,
+        authority: one_value(headers, X_FORWARDED_HOST)?.map(authority).transpose()?,
+        port: one_value(headers, X_FORWARDED_PORT)?.map(port).transpose()?,
     })
 }
 
-fn one<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Malformed> {
+/// The value of a field that may be there once, without blanks around it.
+pub(super) fn one_value<'a>(
+    headers: &'a HeaderMap,
+    name: &str,
+) -> Result<Option<&'a str>, Malformed> {
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {
         (None, _) => Ok(None),
@@ -133,7 +138,7 @@ fn one<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Malfor
 const BLANK: [char; 2] = [' ', '\t'];
 
 /// Splits at `at` outside of quoted strings (RFC 9110 section 5.6.4).
-fn split(text: &str, at: char) -> Result<Vec<&str>, Malformed> {
+pub(super) fn split(text: &str, at: char) -> Result<Vec<&str>, Malformed> {
     let (mut parts, mut start, mut quoted, mut escaped) = (Vec::new(), 0, false, false);
     for (place, character) in text.char_indices() {
         match character {
@@ -149,11 +154,6 @@ fn split(text: &str, at: char) -> Result<Vec<&str>, Malformed> {
     }
     parts.push(text.get(start..).ok_or(Malformed)?);
     if quoted { Err(Malformed) } else { Ok(parts) }
-}
-
-fn is_token(text: &str) -> bool {
-    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    !text.is_empty() && text.bytes().all(token)
 }
 
 /// A token, or what stands in a quoted string.
