@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::support::Table;
 use super::support::client::Message;
+use super::support::server::skip;
 use super::support::world::{World, expect_eq};
 
 /// Runs a program, or says why it cannot be: with `CI=true` that is a failure.
@@ -20,12 +21,6 @@ pub(crate) fn run(command: &mut Command) -> Option<Output> {
             None
         }
     }
-}
-
-pub(crate) fn skip(reason: &str) {
-    let ci = std::env::var_os("CI").is_some_and(|value| value == "true");
-    assert!(!ci, "a skip is a failure in CI: {reason}");
-    eprintln!("SKIPPED: {reason}; `tests/run` installs it");
 }
 
 /// curl's answer to one request.

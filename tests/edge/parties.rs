@@ -8,10 +8,11 @@ use std::process::{Child, Command, Output, Stdio};
 use base64::Engine as _;
 use serde_json::{Value, json};
 
-use super::end_to_end::{run, skip};
+use super::end_to_end::run;
 use super::support::Table;
 use super::support::client::Message;
 use super::support::process::free_port;
+use super::support::server::skip;
 use super::support::world::{World, expect_eq};
 
 const LIBRARIES: [&str; 2] = ["openid-client", "oauth4webapi"];

@@ -6,7 +6,8 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
-use super::end_to_end::{run, skip};
+use super::end_to_end::run;
+use super::support::server::skip;
 use super::support::world::{World, expect_eq};
 use super::support::{Table, now};
 

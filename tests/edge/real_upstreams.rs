@@ -11,7 +11,7 @@ use super::support::Table;
 use super::support::client::Request;
 use super::support::pki::{Identity, Issuer};
 use super::support::process::free_port;
-use super::support::server::{Server, skip};
+use super::support::server::{Server, nginx_paths, skip};
 use super::support::world::{World, expect_eq};
 use super::upstream_tls::add;
 
@@ -62,6 +62,7 @@ impl Site {
 }
 
 fn nginx(directory: &Path, [plain, tls, mutual]: [u16; 3]) -> String {
+    let temporary = nginx_paths(directory);
     let directory = directory.display();
     let serve = |what: &str| {
         format!("location / {{ return 200 \"nginx {what} $server_protocol $request_method\"; }}")
@@ -69,10 +70,6 @@ fn nginx(directory: &Path, [plain, tls, mutual]: [u16; 3]) -> String {
     let certificate = format!(
         "ssl_certificate {directory}/server.pem; ssl_certificate_key {directory}/server.key;"
     );
-    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-        .iter()
-        .map(|name| format!("{name}_temp_path {directory}/{name};\n"))
-        .collect();
     let (one, two, three) =
         (serve("plain"), serve("tls"), serve("mutual $ssl_client_verify $ssl_client_s_dn"));
     format!(

@@ -9,7 +9,7 @@ use super::support::Table;
 use super::support::client::{Client, Request};
 use super::support::pki::Identity;
 use super::support::process::free_port;
-use super::support::server::{Server, skip};
+use super::support::server::{Server, nginx_paths, skip};
 use super::support::world::{Expect, World, bearer, expect_eq, get};
 
 use Expect::{Admitted, Refused};
@@ -97,11 +97,8 @@ async fn check(world: &World, port: u16, way: &str, headers: &[&str], table: &mu
 }
 
 fn nginx(directory: &Path, ports: &Ports, http: u16, stream: Option<u16>) -> String {
+    let temporary = nginx_paths(directory);
     let (directory, edge) = (directory.display(), ports.escaped);
-    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-        .iter()
-        .map(|name| format!("{name}_temp_path {directory}/{name};\n"))
-        .collect();
     let (module, passed_on) = stream.map_or_else(Default::default, |port| {
         let to = ports.passed_on;
         let server =

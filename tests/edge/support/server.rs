@@ -1,5 +1,6 @@
 //! Servers that we did not write.
 
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -8,6 +9,12 @@ pub(crate) fn skip(reason: &str) {
     let ci = std::env::var_os("CI").is_some_and(|value| value == "true");
     assert!(!ci, "a skip is a failure in CI: {reason}");
     eprintln!("SKIPPED: {reason}; `tests/run` installs it");
+}
+
+/// Where nginx keeps what does not fit into memory: its own places are root's.
+pub(crate) fn nginx_paths(directory: &Path) -> String {
+    let names = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
+    names.map(|name| format!("{name}_temp_path {}/{name};\n", directory.display())).concat()
 }
 
 /// A server that ends with the test.
