@@ -4,6 +4,7 @@ use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use subtle::ConstantTimeEq as _;
 
 /// A SHA-256 value. Written as base64url without padding, 43 characters (`ath`, `jkt`, `x5t#S256`).
@@ -53,12 +54,26 @@ impl fmt::Debug for Sha256 {
     }
 }
 
+impl Serialize for Sha256 {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Sha256 {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        let wrong = || de::Error::custom("a SHA-256 value is 43 characters of base64url");
+        Self::from_base64url(&text).ok_or_else(wrong)
+    }
+}
+
 /// The RFC 7638 SHA-256 thumbprint of a public key (`cnf.jkt`, RFC 9449 section 6.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Jkt(pub Sha256);
 
 /// The SHA-256 of a certificate's DER (`cnf.x5t#S256`, RFC 8705 section 3.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct X5tS256(pub Sha256);
 
 impl fmt::Display for Jkt {

@@ -50,6 +50,11 @@ impl Object {
         self.get(name).is_some()
     }
 
+    /// The names of its members.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(name, _)| name.as_ref())
+    }
+
     /// Whether it has no member.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -7,6 +7,7 @@
 #![forbid(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod binding;
+pub mod capsule;
 pub mod certificate;
 pub mod client_cert;
 pub mod cors;

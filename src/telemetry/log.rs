@@ -22,6 +22,7 @@ use tracing::subscriber::Interest;
 use tracing::{Level, Metadata, field};
 
 use crate::policy::digest::Sha256;
+use crate::policy::time::UnixTime;
 
 /// Lines that may wait for the writer.
 const QUEUE_LINES: usize = 8192;
@@ -139,11 +140,8 @@ struct Timestamp(SystemTime);
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let since = self.0.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let (year, month, day) = civil_from_days(since.as_secs() / 86_400);
-        let second = since.as_secs() % 86_400;
-        let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-        let millis = since.subsec_millis();
-        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
+        let millis = i64::try_from(since.as_millis()).unwrap_or(i64::MAX);
+        UnixTime::from_millis(millis).rfc3339().fmt(f)
     }
 }
 
@@ -151,22 +149,6 @@ impl Serialize for Timestamp {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
-}
-
-/// Days since 1970-01-01 to year, month, day in the Gregorian calendar. Years are counted from
-/// March, so that the leap day is a year's last and every month but that one has a fixed length.
-fn civil_from_days(days: u64) -> (u64, u64, u64) {
-    const DAYS_IN_400_YEARS: u64 = 146_097;
-    let shifted = days + 719_468; // since 0000-03-01
-    let era = shifted / DAYS_IN_400_YEARS;
-    let day_of_era = shifted % DAYS_IN_400_YEARS;
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
 impl Log {
