@@ -6,6 +6,7 @@
 
 #![forbid(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod audit;
 pub mod binding;
 pub mod capsule;
 pub mod certificate;

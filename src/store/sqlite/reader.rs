@@ -1,0 +1,178 @@
+//! Reading beside the writer: nodes and lines of the audit log.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use rusqlite::{Connection, OptionalExtension as _, params};
+
+use super::batch::{self, Row};
+use super::{Fault, OpenError, connect};
+use crate::policy::capsule::node::{Node, NodeId, Status};
+
+/// Connections that are kept.
+const KEPT: usize = 8;
+
+/// Connections that only read, one for each that reads at one time.
+#[derive(Debug)]
+pub struct Readers {
+    path: PathBuf,
+    idle: Mutex<Vec<Reader>>,
+}
+
+impl Readers {
+    /// Of the file at `path`, which must be there.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
+        let first = Reader::open(path)?;
+        Ok(Self { path: path.to_owned(), idle: Mutex::new(vec![first]) })
+    }
+
+    /// Reads with a connection of its own. It may wait for the disk.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    pub fn read<T>(&self, read: impl FnOnce(&Reader) -> Result<T, Fault>) -> Result<T, Fault> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let reader = match idle {
+            Some(reader) => reader,
+            None => Reader::open(&self.path).map_err(|error| Fault::Failed(error.to_string()))?,
+        };
+        let value = read(&reader);
+        // After a fault the connection may be one to a file that is gone.
+        if value.is_ok() {
+            let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+            if idle.len() < KEPT {
+                idle.push(reader);
+            }
+        }
+        value
+    }
+}
+
+/// One connection that only reads.
+#[derive(Debug)]
+pub struct Reader {
+    connection: Connection,
+}
+
+/// A stored record, by its id, as far as it can be read.
+pub type Listed = (String, Result<Node, Fault>);
+
+/// A line of the audit log, as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// Its number.
+    pub seq: u64,
+    /// Its text.
+    pub line: String,
+}
+
+impl Reader {
+    /// A connection to the file at `path`, which must be there.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
+        let connection = connect(path)?;
+        let wrong = |error| OpenError::Sqlite { path: path.display().to_string(), error };
+        connection.pragma_update(None, "query_only", true).map_err(wrong)?;
+        Ok(Self { connection })
+    }
+
+    /// The record of `id`.
+    ///
+    /// # Errors
+    /// [`Fault::Malformed`] for one that cannot be read.
+    pub fn node(&self, id: &NodeId) -> Result<Option<Row>, Fault> {
+        batch::node(&self.connection, id)
+    }
+
+    /// At most `limit` records after `id` in the order of ids, those of `status` where it is given.
+    ///
+    /// # Errors
+    /// [`Fault::Failed`].
+    pub fn nodes(
+        &self,
+        after: &str,
+        status: Option<Status>,
+        limit: usize,
+    ) -> Result<Vec<Listed>, Fault> {
+        let sql = "SELECT id, record FROM nodes
+                   WHERE id > ?1 AND (?2 IS NULL OR status = ?2) ORDER BY id LIMIT ?3";
+        let mut statement = self.connection.prepare_cached(sql)?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let rows = statement.query_map(params![after, status.map(Status::name), limit], |row| {
+            Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
+        })?;
+        let listed = rows.map(|row| {
+            let (id, record) = row?;
+            Ok((id, batch::read(&record)))
+        });
+        listed.collect()
+    }
+
+    /// How many nodes have each status.
+    ///
+    /// # Errors
+    /// [`Fault::Failed`].
+    pub fn count(&self) -> Result<Vec<(Status, u64)>, Fault> {
+        let sql = "SELECT count(*) FROM nodes WHERE status = ?1";
+        let mut statement = self.connection.prepare_cached(sql)?;
+        let of = |status: Status| {
+            let count: i64 = statement.query_row([status.name()], |row| row.get(0))?;
+            Ok((status, u64::try_from(count).unwrap_or_default()))
+        };
+        Status::ALL.into_iter().map(of).collect()
+    }
+
+    /// At most `limit` lines from number `from` on.
+    ///
+    /// # Errors
+    /// [`Fault::Failed`].
+    pub fn lines(&self, from: u64, limit: usize) -> Result<Vec<Stored>, Fault> {
+        let sql = "SELECT seq, line FROM audit WHERE seq >= ?1 ORDER BY seq LIMIT ?2";
+        let mut statement = self.connection.prepare_cached(sql)?;
+        let from = i64::try_from(from).unwrap_or(i64::MAX);
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let rows = statement.query_map([from, limit], stored)?;
+        rows.map(|row| Ok(row?)).collect()
+    }
+
+    /// The lines with this id, oldest first: a decision has one.
+    ///
+    /// # Errors
+    /// [`Fault::Failed`].
+    pub fn lines_of(&self, id: &str) -> Result<Vec<Stored>, Fault> {
+        let sql = "SELECT seq, line FROM audit WHERE id = ?1 ORDER BY seq LIMIT 100";
+        let mut statement = self.connection.prepare_cached(sql)?;
+        let rows = statement.query_map([id], stored)?;
+        rows.map(|row| Ok(row?)).collect()
+    }
+
+    /// The number of the last line.
+    ///
+    /// # Errors
+    /// [`Fault::Failed`].
+    pub fn last(&self) -> Result<u64, Fault> {
+        let sql = "SELECT seq FROM audit ORDER BY seq DESC LIMIT 1";
+        let mut statement = self.connection.prepare_cached(sql)?;
+        let seq: Option<i64> = statement.query_row([], |row| row.get(0)).optional()?;
+        Ok(u64::try_from(seq.unwrap_or_default()).unwrap_or_default())
+    }
+
+    /// The chain's id.
+    ///
+    /// # Errors
+    /// [`Fault::Failed`].
+    pub fn chain(&self) -> Result<String, Fault> {
+        let sql = "SELECT value FROM meta WHERE name = 'chain'";
+        Ok(self.connection.prepare_cached(sql)?.query_row([], |row| row.get(0))?)
+    }
+}
+
+fn stored(row: &rusqlite::Row<'_>) -> rusqlite::Result<Stored> {
+    let seq: i64 = row.get(0)?;
+    Ok(Stored { seq: u64::try_from(seq).unwrap_or_default(), line: row.get(1)? })
+}

@@ -1,0 +1,225 @@
+//! Group commit: what is wanted while one transaction is under way becomes the next one.
+//!
+//! A commit costs a flush of the disk, whatever is in it. One thread runs what waits, in the order in
+//! which it came, commits it at once and then answers everybody: nobody is told of what is not on the
+//! disk, and each sees what those before it did.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use tokio::sync::oneshot;
+
+use super::batch::Batch;
+use super::{Database, Fault, OpenError, now};
+use crate::policy::audit::{Checkpoint, Draft, Head};
+
+/// What may wait; more is refused, so that a disk that hangs costs bounded memory.
+const QUEUE: usize = 8192;
+/// What one transaction takes at most.
+const BATCH: usize = 1024;
+/// How often the writer looks for a checkpoint that is due when nobody wants anything.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// When a checkpoint is due.
+#[derive(Clone, Copy, Debug)]
+pub struct CheckpointRule {
+    /// After so many lines.
+    pub lines: u64,
+    /// After so long, if there are any.
+    pub interval: Duration,
+}
+
+/// Signs a checkpoint: a compact JWS over it, `None` when that cannot be done.
+pub trait Signer: std::fmt::Debug + Send + Sync {
+    /// Signs.
+    fn sign(&self, checkpoint: &Checkpoint) -> Option<String>;
+}
+
+/// The way to the writer thread. Clones lead to the same one; it ends with the last.
+#[derive(Clone, Debug)]
+pub struct Writer {
+    queue: SyncSender<Box<dyn Work>>,
+    signer: Arc<ArcSwapOption<Box<dyn Signer>>>,
+}
+
+/// Something to be done in a transaction, and somebody to be told.
+trait Work: Send {
+    fn run(&mut self, batch: &mut Batch<'_>) -> Result<(), Fault>;
+    fn answer(self: Box<Self>, done: Result<(), Fault>);
+}
+
+struct Task<F, T> {
+    work: Option<F>,
+    value: Option<T>,
+    reply: oneshot::Sender<Result<T, Fault>>,
+}
+
+impl<F, T> Work for Task<F, T>
+where
+    F: FnOnce(&mut Batch<'_>) -> Result<T, Fault> + Send,
+    T: Send,
+{
+    fn run(&mut self, batch: &mut Batch<'_>) -> Result<(), Fault> {
+        if let Some(work) = self.work.take() {
+            self.value = Some(work(batch)?);
+        }
+        Ok(())
+    }
+
+    fn answer(self: Box<Self>, done: Result<(), Fault>) {
+        let Self { value, reply, .. } = *self;
+        // Who has gone away is not told.
+        let _ = reply.send(done.and_then(|()| value.ok_or(Fault::Closed)));
+    }
+}
+
+impl Writer {
+    /// Opens the store and starts its thread.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn start(path: &Path, rule: CheckpointRule) -> Result<Self, OpenError> {
+        let database = Database::open(path)?;
+        let (queue, jobs) = sync_channel(QUEUE);
+        let signer = Arc::new(ArcSwapOption::empty());
+        let state = State { database, jobs, signer: Arc::clone(&signer), rule };
+        let thread = std::thread::Builder::new().name("store".to_owned());
+        let io = |error| OpenError::Io { path: path.display().to_string(), error };
+        thread.spawn(move || state.run()).map_err(io)?;
+        Ok(Self { queue, signer })
+    }
+
+    /// Who signs checkpoints from now on; without anybody there are none.
+    pub fn sign_with(&self, signer: Option<Box<dyn Signer>>) {
+        self.signer.store(signer.map(Arc::new));
+    }
+
+    /// Does `work` in a transaction, after all that was asked for before. It is durable when this
+    /// returns `Ok`.
+    ///
+    /// # Errors
+    /// [`Fault`]; then nothing of it was done.
+    pub async fn transact<F, T>(&self, work: F) -> Result<T, Fault>
+    where
+        F: FnOnce(&mut Batch<'_>) -> Result<T, Fault> + Send + 'static,
+        T: Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        let task = Task { work: Some(work), value: None, reply };
+        self.queue.try_send(Box::new(task)).map_err(|error| match error {
+            TrySendError::Full(_) => Fault::Busy,
+            TrySendError::Disconnected(_) => Fault::Closed,
+        })?;
+        answer.await.unwrap_or(Err(Fault::Closed))
+    }
+
+    /// Adds a line to the audit log, some time soon. Whether it was taken to be written.
+    #[must_use]
+    pub fn note(&self, draft: Draft) -> bool {
+        let (reply, _) = oneshot::channel();
+        let work = move |batch: &mut Batch<'_>| batch.append(&draft);
+        self.queue.try_send(Box::new(Task { work: Some(work), value: None, reply })).is_ok()
+    }
+}
+
+struct State {
+    database: Database,
+    jobs: Receiver<Box<dyn Work>>,
+    signer: Arc<ArcSwapOption<Box<dyn Signer>>>,
+    rule: CheckpointRule,
+}
+
+impl State {
+    fn run(mut self) {
+        let mut signed = Signed { at: Instant::now(), seq: None };
+        loop {
+            let mut jobs = Vec::new();
+            match self.jobs.recv_timeout(IDLE) {
+                Ok(job) => jobs.push(job),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            jobs.extend(self.jobs.try_iter().take(BATCH));
+            if jobs.is_empty() && signed.at.elapsed() < self.rule.interval {
+                continue;
+            }
+            self.commit(jobs, &mut signed);
+        }
+        // What was added since is signed before the process ends.
+        signed.at = Instant::now().checked_sub(self.rule.interval).unwrap_or(signed.at);
+        self.rule.interval = Duration::ZERO;
+        self.commit(Vec::new(), &mut signed);
+    }
+
+    /// Runs `jobs` in one transaction and tells everybody what came of it.
+    fn commit(&mut self, mut jobs: Vec<Box<dyn Work>>, signed: &mut Signed) {
+        let mut outcomes = Vec::with_capacity(jobs.len());
+        let (signer, rule) = (self.signer.load_full(), self.rule);
+        let mut now_signed = None;
+        let done = self.database.transact(|batch| {
+            for job in &mut jobs {
+                let before = batch.writes();
+                match job.run(batch) {
+                    // Half of something is in the transaction, or it is no longer to be trusted.
+                    Err(fault) if batch.writes() != before => return Err(fault),
+                    Err(fault @ Fault::Failed(_)) => return Err(fault),
+                    outcome => outcomes.push(outcome),
+                }
+            }
+            if let Some(signer) = &signer {
+                now_signed = signed.when_due(batch, rule, &***signer)?;
+            }
+            Ok(batch.head())
+        });
+        match done {
+            Ok(head) => {
+                if now_signed.is_some() {
+                    *signed = Signed { at: Instant::now(), seq: now_signed };
+                    tracing::info!(seq = head.seq, hash = %head.hash, "audit checkpoint");
+                }
+                for (job, outcome) in jobs.into_iter().zip(outcomes) {
+                    job.answer(outcome);
+                }
+            }
+            Err(fault) => {
+                tracing::error!(%fault, waiting = jobs.len(), "nothing could be written");
+                for job in jobs {
+                    job.answer(Err(fault.clone()));
+                }
+            }
+        }
+    }
+}
+
+/// The last checkpoint.
+struct Signed {
+    at: Instant,
+    /// The number of its line, once it was looked up.
+    seq: Option<u64>,
+}
+
+impl Signed {
+    /// Adds a checkpoint where one is due. The number of its line.
+    fn when_due(
+        &mut self,
+        batch: &mut Batch<'_>,
+        rule: CheckpointRule,
+        signer: &dyn Signer,
+    ) -> Result<Option<u64>, Fault> {
+        let last = match self.seq {
+            Some(seq) => seq,
+            None => batch.last_checkpoint()?,
+        };
+        self.seq = Some(last);
+        let Head { seq, .. } = batch.head();
+        let lines = seq.saturating_sub(last);
+        if lines == 0 || (lines < rule.lines && self.at.elapsed() < rule.interval) {
+            return Ok(None);
+        }
+        batch.checkpoint(now(), |checkpoint| signer.sign(checkpoint))?;
+        Ok(Some(batch.head().seq))
+    }
+}
