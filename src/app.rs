@@ -37,6 +37,8 @@ use crate::edge::upstream::{MAX_ATTEMPTS, Servers, UpstreamError};
 use crate::gate::{Gate, Settings};
 use crate::policy::nonce;
 use crate::policy::time::UnixTime;
+use crate::store::keys::KeysError;
+use crate::store::sqlite::OpenError;
 use crate::telemetry::log::Log;
 use crate::telemetry::metrics::Metrics;
 
@@ -91,6 +93,15 @@ pub enum StartError {
     /// A metric is defined twice.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
+    /// The store cannot be opened.
+    #[error("store: {0}")]
+    Store(#[from] OpenError),
+    /// Keys of capsules cannot be used.
+    #[error("capsules.keys: {0}")]
+    Keys(#[from] KeysError),
+    /// A database of networks cannot be used.
+    #[error("capsules.networks: {0}")]
+    Networks(String),
     /// The system gives no threads.
     #[error("runtime: {0}")]
     Runtime(std::io::Error),
@@ -186,6 +197,7 @@ pub fn start(config: &Config, log: &Log) -> Result<Running, StartError> {
         .map_err(StartError::Runtime)?;
     let lasting = Lasting::new(config, log, provider)?;
     let made = make(config, &lasting, None, FIRST)?;
+    lasting.sign_with(made.ring);
     let current = Arc::new(ArcSwap::from(Arc::clone(&made.parts)));
     let (socket, admin) = bind("admin", config.edge.admin)?;
     let mut fronts = Vec::new();

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use holdfast::cli::{check, explain, quickstart, request, run};
+use holdfast::cli::{audit, check, explain, key, node, quickstart, request, run};
 
 /// A request is some two hundred small allocations, most of them pingora's: `benches/README.md`.
 #[global_allocator]
@@ -24,6 +24,9 @@ enum Command {
     Run(run::Args),
     Quickstart(quickstart::Args),
     Request(Box<request::Args>),
+    Node(Box<node::Args>),
+    Key(key::Args),
+    Audit(audit::Args),
     /// Every error and warning of a configuration, with file, line and key path
     Check {
         /// The configuration file
@@ -66,6 +69,9 @@ fn main() -> ExitCode {
             let colour = out.is_terminal();
             quickstart::run(&args, colour, &mut out, &mut io::stderr())
         }
+        Command::Node(args) => node::run(&args, &mut out, &mut io::stderr()),
+        Command::Key(args) => key::run(&args, &mut out, &mut io::stderr()),
+        Command::Audit(args) => audit::run(&args, &mut out, &mut io::stderr()),
         Command::Request(args) => request::run(&args, &mut out, &mut io::stderr()),
         Command::Check { config, json } => status(check::run(&mut out, &config, json)),
         Command::Explain { config, method, url, tenant, audience, json } => {

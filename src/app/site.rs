@@ -7,15 +7,22 @@ use rustls::crypto::CryptoProvider;
 use tokio::runtime::Handle;
 
 use super::{StartError, gate, now, random, servers, serving};
-use crate::config::Config;
+use crate::config::{Config, Store};
 use crate::edge::accept::Serving;
 use crate::edge::admin;
+use crate::edge::capsules::{self, Capsules};
 use crate::edge::introspect::Introspectors;
 use crate::edge::jwks::KeySets;
 use crate::edge::parts::{Common, Parts};
 use crate::edge::tls::{self, ServerTls, TlsError};
 use crate::policy::time::UnixTime;
+use crate::store::budget::Budget;
+use crate::store::failures::{FailureLimits, Failures};
+use crate::store::keys::{AuditSigner, KeyRing};
+use crate::store::networks::Networks;
+use crate::store::registry::Registry;
 use crate::store::replay::{MemoryReplay, ReplayLog};
+use crate::store::sqlite::writer::{CheckpointRule, Signer};
 use crate::telemetry::log::Log;
 use crate::telemetry::metrics::{Metrics, Shape};
 
@@ -44,6 +51,8 @@ pub(super) struct Lasting {
     pub(super) replay: Arc<dyn ReplayLog>,
     pub(super) nonce_secret: NonceSecret,
     pub(super) started: UnixTime,
+    /// Nodes and the audit log, where there is a store.
+    store: Option<capsules::State>,
 }
 
 /// The randomness that this process's nonces rest on. Not to be printed.
@@ -64,6 +73,14 @@ impl std::fmt::Debug for NonceSecret {
 }
 
 impl Lasting {
+    /// Has the audit log signed by the keys of `ring` from now on.
+    pub(super) fn sign_with(&self, ring: Option<Arc<KeyRing>>) {
+        let signer = ring.map(|ring| Box::new(AuditSigner(ring)) as Box<dyn Signer>);
+        if let Some(store) = &self.store {
+            store.registry.sign_with(signer);
+        }
+    }
+
     pub(super) fn new(
         config: &Config,
         log: &Log,
@@ -76,8 +93,40 @@ impl Lasting {
             replay: Arc::new(MemoryReplay::new(&random()?, window, entries)),
             nonce_secret: NonceSecret(random()?.into()),
             started: now(),
+            store: config.store.as_ref().map(|store| open_store(config, store)).transpose()?,
         })
     }
+}
+
+fn open_store(config: &Config, store: &Store) -> Result<capsules::State, StartError> {
+    let audit = &config.audit;
+    let rule =
+        CheckpointRule { lines: audit.checkpoint_lines, interval: audit.checkpoint_interval };
+    let registry = Registry::open(&store.path, rule)?;
+    let limits = config.capsules.as_ref().map_or(FailureLimits::default(), |it| it.failures);
+    let budget = Budget::new(audit.refusals_per_minute, &store.path, audit.reserve_bytes);
+    let failures = Failures::new(limits, random()?);
+    Ok(capsules::State { registry, failures: Arc::new(failures), budget: Arc::new(budget) })
+}
+
+/// What capsules need, read anew.
+fn capsules(
+    config: &Config,
+    lasting: &Lasting,
+) -> Result<Option<(Arc<Capsules>, Arc<KeyRing>)>, StartError> {
+    let Some((settings, state)) = config.capsules.as_ref().zip(lasting.store.as_ref()) else {
+        return Ok(None);
+    };
+    let ring = Arc::new(KeyRing::load(&settings.keys)?);
+    let (asn, region) = (&settings.asn_database, &settings.region_database);
+    let networks = Networks::open(asn.as_deref(), region.as_deref());
+    let networks = networks.map_err(StartError::Networks)?;
+    let mut state = state.clone();
+    if state.failures.limits() != settings.failures {
+        state.failures = Arc::new(Failures::new(settings.failures, random()?));
+    }
+    let made = Capsules::new(settings, &config.origins, Arc::clone(&ring), networks, state);
+    Ok(Some((Arc::new(made), ring)))
 }
 
 /// What a configuration makes.
@@ -85,6 +134,8 @@ impl Lasting {
 pub(super) struct Made {
     pub(super) parts: Arc<Parts>,
     pub(super) tls: Vec<ServerTls>,
+    /// Who signs the audit log from now on.
+    pub(super) ring: Option<Arc<KeyRing>>,
 }
 
 /// Makes everything that can fail, before anything is put in the place of what is there.
@@ -121,11 +172,12 @@ pub(super) fn make(
     let introspectors = Introspectors::new(&config.issuers, &gate, &metrics)?;
     let (keys, introspectors) = (Arc::new(keys), Arc::new(introspectors));
     let log = lasting.log.clone();
-    let common = Common { gate, keys, introspectors, metrics, log };
+    let (capsules, ring) = capsules(config, lasting)?.unzip();
+    let common = Common { gate, keys, introspectors, capsules, metrics, log };
     let trust = tls.iter().map(|tls| Arc::clone(&tls.trust)).collect();
     let servers = servers(config)?;
     let parts = Parts::new(config, trust, servers, common);
-    Ok(Made { parts: Arc::new(parts), tls })
+    Ok(Made { parts: Arc::new(parts), tls, ring })
 }
 
 fn listeners_tls(
@@ -183,6 +235,7 @@ impl Site {
         // From here on nothing fails. Requests first, so that a connection which is made meanwhile
         // under the trust of before is held against the new one.
         self.current.store(made.parts);
+        self.lasting.sign_with(made.ring);
         let listeners = config.edge.listeners.iter().zip(&self.serving).zip(made.tls);
         for (index, ((listener, place), tls)) in listeners.enumerate() {
             let (live, trust) = (Arc::clone(place.load().live()), Arc::clone(&tls.trust));
@@ -220,5 +273,7 @@ fn fixed(old: &Config, new: &Config) -> Vec<String> {
     same("edge.limits.replayEntries", replay(before) == replay(after));
     let window = |config: &Config| config.dpop.replay_window;
     same("security.senderConstraints.dpop.replayWindow", window(old) == window(new));
+    same("store.path", old.store == new.store);
+    same("audit", old.audit == new.audit);
     keys
 }

@@ -1,8 +1,12 @@
 //! The commands: one module each. Only `main` exits; a command says with which status.
 
+pub mod audit;
 pub mod check;
 pub mod client;
 pub mod explain;
+pub mod key;
+pub mod node;
 pub mod quickstart;
 pub mod request;
 pub mod run;
+mod site;

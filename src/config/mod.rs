@@ -6,6 +6,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "loading reads files and the environment")]
 
+mod capsules;
 mod files;
 mod finding;
 mod introspection;
@@ -20,10 +21,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use capsules::{Audit, Capsules, Store};
 pub use finding::{Finding, Severity};
 pub use introspection::{ClientAuthentication, Introspection, Secret};
 pub use upstream::{Authorities, Health, Server, UpstreamTls};
-pub use value::show_duration;
+pub use value::{duration, show_duration};
 
 use finding::{Place, Sink};
 use section::Section;
@@ -124,6 +126,12 @@ pub struct Config {
     pub dpop: ProofRules,
     /// `dpop.nonce.keyFiles`: the first makes nonces, each checks them. Empty: a key of the process.
     pub nonce_keys: Vec<NonceKeyFile>,
+    /// Keys for nodes.
+    pub capsules: Option<Capsules>,
+    /// Nodes and the audit log; `None` where nothing is kept.
+    pub store: Option<Store>,
+    /// The audit log.
+    pub audit: Audit,
     /// Log records.
     pub telemetry: Telemetry,
 }

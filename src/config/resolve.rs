@@ -1,5 +1,6 @@
 //! From sections of the file to [`Config`], with every error on the way.
 
+mod capsules;
 mod cors;
 mod demands;
 mod edge;
@@ -39,7 +40,6 @@ pub(super) fn resolve(root: Section<'_>) -> Option<Config> {
         root.error("schemaVersion", message);
     }
     root.number("schemaVersion", SCHEMA_VERSION, SCHEMA_VERSION..=SCHEMA_VERSION);
-    root.later(&["capsules", "store", "audit"]);
 
     let edge = edge::resolve(&root.section("edge"));
     let upstreams = upstreams::resolve(&root);
@@ -47,8 +47,16 @@ pub(super) fn resolve(root: Section<'_>) -> Option<Config> {
     let tenancy = tenants::resolve(&root);
     let issuers = issuers::resolve(&root, &tenancy);
     let names: Vec<_> = upstreams.iter().map(|(upstream, _)| upstream.name.as_str()).collect();
-    let (drafts, origins) = routes::resolve(&root, &names, edge.as_ref());
+    let (drafts, mut origins) = routes::resolve(&root, &names, edge.as_ref());
     let telemetry = telemetry(&root.section("telemetry"));
+    let means = capsules::Means {
+        dpop: security.dpop_enabled,
+        mtls: security.mtls_enabled,
+        edge: edge.as_ref(),
+    };
+    let capsules = capsules::resolve(&root, &mut origins, &means);
+    let store = capsules::store(&root, root.has("capsules"));
+    let audit = capsules::audit(&root);
 
     let reads_tokens = drafts.iter().any(|draft| draft.route.rule.role == Role::Resource);
     issuers::check_use(&root, &issuers, reads_tokens);
@@ -81,6 +89,9 @@ pub(super) fn resolve(root: Section<'_>) -> Option<Config> {
         rules,
         dpop: security.proof,
         nonce_keys: security.nonce_keys,
+        capsules,
+        store,
+        audit,
         telemetry,
     })
 }

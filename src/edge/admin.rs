@@ -84,12 +84,16 @@ fn router(told: Arc<Told>) -> Router {
 }
 
 async fn metrics(State(told): State<Arc<Told>>) -> Response {
-    let edge = told.edge.load();
+    let edge = told.edge.load_full();
+    let store = match &edge.common().capsules {
+        Some(capsules) => Some(capsules.status().await),
+        None => None,
+    };
     let servers = edge.servers().flat_map(|upstream| {
         upstream.status().map(|status| (upstream.name(), status.server, status.up))
     });
     let Common { gate, metrics, log, .. } = edge.common();
-    let text = metrics.render(gate.live_proofs(), log.suppressed(), servers);
+    let text = metrics.render(gate.live_proofs(), log.suppressed(), store.as_ref(), servers);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 
@@ -147,12 +151,17 @@ fn report(told: &Told) -> (bool, Value) {
     let live = gate.live_proofs();
     let capacity = told.replay_capacity;
     let replay = json!({ "ready": part(live < capacity), "entries": live, "capacity": capacity });
+    let capsules = edge.common().capsules.as_ref().map(|capsules| {
+        let up = part(capsules.registry().is_up());
+        json!({ "ready": up, "store": up, "masterKeys": capsules.masters() })
+    });
     let report = json!({
         "ready": ready,
         "listeners": listeners,
         "issuers": issuers,
         "upstreams": upstreams,
         "replay": replay,
+        "capsules": capsules,
     });
     (ready, report)
 }

@@ -41,6 +41,8 @@ pub struct Ctx {
     pub(super) allow: Vec<String>,
     pub(super) facts: Option<Facts>,
     pub(super) refused: Option<Denial>,
+    /// What the edge answered itself.
+    pub(super) own: Option<super::capsules::Told>,
     pub(super) admitted: Option<Admitted>,
     pub(super) nonce: Option<String>,
     pub(super) turn: Option<usize>,
@@ -81,6 +83,7 @@ impl Ctx {
             allow: Vec::new(),
             facts: None,
             refused: None,
+            own: None,
             admitted: None,
             nonce: None,
             turn: None,

@@ -6,6 +6,7 @@
 pub mod accept;
 pub mod admin;
 mod believe;
+pub mod capsules;
 pub mod connection;
 mod cors;
 mod ctx;

@@ -11,6 +11,7 @@ use pingora::proxy::Session;
 use pingora::{Error, ErrorSource};
 
 use super::believe;
+use super::capsules::{self, Capsules, Own};
 use super::connection::{self, Connection};
 use super::ctx::Ctx;
 use super::headers::Onward;
@@ -45,6 +46,8 @@ pub struct Common {
     pub keys: Arc<KeySets>,
     /// What is asked of the issuers.
     pub introspectors: Arc<Introspectors>,
+    /// Capsules for nodes, where there are any.
+    pub capsules: Option<Arc<Capsules>>,
     /// Counts.
     pub metrics: Arc<Metrics>,
     /// Records.
@@ -74,6 +77,8 @@ pub(super) enum Permit {
     Forward(Admitted),
     /// Be answered: it is a preflight.
     Preflight(Grant),
+    /// Be answered: it is for the edge itself.
+    Own(Own),
 }
 
 impl Parts {
@@ -150,6 +155,12 @@ impl Parts {
             &request.headers,
             now(),
         )?;
+        if let Some(own) = self.common.capsules.as_ref().and_then(|it| it.find(&target)) {
+            ctx.origin = Some(own.origin);
+            ctx.target = Some(target);
+            self.spoke_as_asked(ctx)?;
+            return Ok(Permit::Own(own));
+        }
         let method = request.method.as_str();
         let preflight = preflight.then(|| cors::preflight(method, &request.headers)).flatten();
         let asked = preflight.and_then(|preflight| self.asked_for(&target, &preflight, ctx));
@@ -165,7 +176,9 @@ impl Parts {
             ctx.target = Some(target);
             return permit;
         }
-        self.spoke_as_asked(route, ctx)?;
+        if route.rule.role == Role::Resource {
+            self.spoke_as_asked(ctx)?;
+        }
         let view = view::request(request, &target, &ctx.shown);
         let decision = self.admit(&view, route, ctx.origin).await;
         ctx.target = Some(target);
@@ -255,14 +268,11 @@ impl Parts {
 
     /// A token is for an external origin, whose scheme a client must have spoken: what went in clear is
     /// not taken for what did not.
-    fn spoke_as_asked(&self, route: &Route, ctx: &Ctx) -> Result<(), Denial> {
+    fn spoke_as_asked(&self, ctx: &Ctx) -> Result<(), Denial> {
         let origin = ctx.origin.and_then(|origin| self.origins.get(origin));
         let differs =
             ctx.whence.https.zip(origin).is_some_and(|(https, origin)| https != origin.is_https());
-        if differs && route.rule.role == Role::Resource {
-            return Err(Denial::OriginScheme);
-        }
-        Ok(())
+        if differs { Err(Denial::OriginScheme) } else { Ok(()) }
     }
 
     fn find(&self, target: &Target, method: &str, ctx: &mut Ctx) -> Result<&Route, Denial> {
@@ -308,6 +318,27 @@ impl Parts {
                 .await;
         }
         decision
+    }
+
+    /// Answers a request that is for the edge itself.
+    pub(super) async fn answer(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        own: &Own,
+    ) -> pingora::Result<()> {
+        let Some(capsules) = &self.common.capsules else { return Ok(()) };
+        let Some(target) = &ctx.target else { return Ok(()) };
+        let from = capsules::From {
+            target,
+            shown: &ctx.shown,
+            address: ctx.whence.address,
+            authorization_bytes: self.limits.authorization_bytes,
+            id: &ctx.id,
+        };
+        let (gate, nonce) = (&self.common.gate, || self.nonce(own.origin));
+        ctx.own = capsules::send(capsules, gate, session, own, &from, nonce).await?;
+        Ok(())
     }
 
     pub(super) fn nonce(&self, origin: usize) -> Option<String> {
@@ -360,6 +391,10 @@ impl Parts {
             ok_sample: self.ok_sample,
         };
         record::tell(&told, &self.common.metrics, &self.common.log);
+        if let Some(own) = &ctx.own {
+            let latency = u64::try_from(ctx.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+            own.tell(&ctx.id, latency, &self.common.metrics, &self.common.log);
+        }
         if let Some(ending) = ctx.term.cut() {
             self.common.metrics.stream_ended(ending);
             let seconds = ctx.started.elapsed().as_secs();

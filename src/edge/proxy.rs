@@ -95,6 +95,10 @@ impl ProxyHttp for Edge {
                 }
                 Ok(true)
             }
+            Ok(Permit::Own(own)) => {
+                parts.answer(session, ctx, &own).await?;
+                Ok(true)
+            }
             Ok(Permit::Forward(admitted)) => {
                 parts.set_term(session, ctx, &admitted);
                 ctx.admitted = Some(admitted);

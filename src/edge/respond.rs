@@ -265,6 +265,12 @@ fn challenges(denial: Denial, error: ErrorCode, asked: &Asked<'_>) -> Vec<String
     values
 }
 
+/// The DPoP challenge with an error, or without.
+pub(super) fn dpop_challenge_of(error: Option<ErrorCode>, challenge: Challenge) -> String {
+    let attributes = error.map(|error| attributes(error, &[]));
+    dpop_challenge(attributes.as_deref(), challenge)
+}
+
 fn dpop_challenge(attributes: Option<&str>, challenge: Challenge) -> String {
     let algorithms: Vec<_> =
         challenge.algorithms.iter().map(|algorithm| algorithm.name()).collect();
@@ -330,15 +336,27 @@ pub async fn send(
     let body = Bytes::from(serde_json::to_vec(&body).unwrap_or_default());
     let mut head = head(answer, id, body.len())?;
     cors::downstream_response(&mut head, cors, &session.req_header().headers)?;
-    let call = grpc::is_call(session.req_header());
-    if call {
+    if grpc::is_call(session.req_header()) {
         grpc::refuse(&mut head, error_description)?;
     }
+    write(session, head, body).await
+}
+
+/// Writes an answer of the edge's own, and reads what is left of the request's body within limits.
+///
+/// # Errors
+/// When the client is gone.
+pub(super) async fn write(
+    session: &mut Session,
+    head: ResponseHeader,
+    body: Bytes,
+) -> pingora::Result<()> {
+    let call = grpc::is_call(session.req_header());
     if !can_keep(session) {
         session.set_keepalive(None);
     }
     session.set_close_on_response_before_downstream_finish(false);
-    let without_body = call || session.req_header().method == Method::HEAD;
+    let without_body = call || session.req_header().method == Method::HEAD || body.is_empty();
     if call {
         // The one way to have the head itself end an HTTP/2 stream.
         session.write_response_tasks(vec![HttpTask::Header(Box::new(head), true)]).await?;

@@ -104,6 +104,7 @@ pub struct Seen {
 pub struct VerifiedProof {
     jkt: Jkt,
     jti: String,
+    enc_jwk: Option<Box<json::Value>>,
 }
 
 impl VerifiedProof {
@@ -117,6 +118,12 @@ impl VerifiedProof {
     #[must_use]
     pub fn jti(&self) -> &str {
         &self.jti
+    }
+
+    /// Its `enc_jwk`, whatever it is: the ephemeral key that a node wants its capsule sealed to.
+    #[must_use]
+    pub fn enc_jwk(&self) -> Option<&json::Value> {
+        self.enc_jwk.as_deref()
     }
 }
 
@@ -148,7 +155,8 @@ pub fn verify(
     freshness(&claims, nonce, expected)?;
     token_hash(&claims, expected)?;
     younger_than_process(&claims, nonce?, expected)?;
-    Ok(VerifiedProof { jkt: key.jkt(), jti: claims.jti.to_owned() })
+    let enc_jwk = jws.payload.get("enc_jwk").cloned().map(Box::new);
+    Ok(VerifiedProof { jkt: key.jkt(), jti: claims.jti.to_owned(), enc_jwk })
 }
 
 /// Whether a `DPoP` field is there at all.

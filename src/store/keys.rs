@@ -62,6 +62,7 @@ pub struct KeyRing {
     /// Of audit keys that are retired, for what they signed.
     audit_past: Vec<serde_json::Value>,
     infos: Vec<KeyInfo>,
+    files: Vec<PathBuf>,
 }
 
 /// A signing key and when it begins to sign.
@@ -89,9 +90,11 @@ impl KeyRing {
             audit: Vec::new(),
             audit_past: Vec::new(),
             infos: Vec::new(),
+            files: Vec::new(),
         };
         for (path, file) in file::read_all(directory)? {
             ring.take(&path, file)?;
+            ring.files.push(path);
         }
         let missing = |kind: Kind| KeysError::Missing {
             path: directory.display().to_string(),
@@ -168,6 +171,12 @@ impl KeyRing {
         let now = self.audit.iter().map(|dated| dated.key.public_jwk());
         let keys: Vec<_> = self.audit_past.iter().cloned().chain(now).collect();
         serde_json::json!({ "keys": keys })
+    }
+
+    /// The files that it was read from.
+    #[must_use]
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
     }
 
     /// What is known of each key without its secret.

@@ -1,7 +1,11 @@
 //! Shared state: one trait a file, each with its implementations beside it.
 
+pub mod budget;
+pub mod failures;
 pub mod keys;
+pub mod networks;
 pub mod refused;
+pub mod registry;
 pub mod replay;
 pub mod sqlite;
 pub mod tokens;

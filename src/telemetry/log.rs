@@ -104,6 +104,31 @@ pub struct ConstraintRecord<'a> {
     pub refused: bool,
 }
 
+/// `holdfast.capsule.decision`: a decision about a capsule or telemetry.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct CapsuleRecord<'a> {
+    /// `capsule` or `telemetry`.
+    pub kind: &'a str,
+    /// The node, once its secret holds.
+    pub node: Option<&'a str>,
+    /// `GRANTED`, or the reason that the node is told.
+    pub result: &'a str,
+    /// The code of the stage that decided.
+    pub reason: &'a str,
+    /// The risk, where it was weighed.
+    pub risk_score: Option<u32>,
+    /// Whether the node was quarantined by it.
+    pub quarantined: bool,
+    /// Whether the fleet brake held that back.
+    pub held: bool,
+    /// The capsule.
+    pub capsule_id: Option<&'a str>,
+    /// What the answer called `decisionId`; the audit log has it under this.
+    pub decision_id: &'a str,
+    /// Time until the answer, microseconds.
+    pub latency_us: u64,
+}
+
 /// A SHA-256 thumbprint, written as base64url.
 #[derive(Clone, Copy, Debug)]
 pub struct Thumbprint(pub Sha256);
@@ -191,6 +216,11 @@ impl Log {
     /// Writes `authority.security.senderConstraint`.
     pub fn constraint(&self, record: &ConstraintRecord<'_>) {
         self.record("authority.security.senderConstraint", record);
+    }
+
+    /// Writes `holdfast.capsule.decision`.
+    pub fn capsule(&self, record: &CapsuleRecord<'_>) {
+        self.record("holdfast.capsule.decision", record);
     }
 
     /// Lines dropped since the start because the queue was full.

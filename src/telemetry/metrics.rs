@@ -3,12 +3,15 @@
 //!
 //! Handles are resolved at start. Counting is an index and an atomic addition.
 
+mod capsules;
 mod families;
 mod labels;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use capsules::CapsuleMetrics;
+pub use capsules::{CapsuleResult, StoreStatus, TelemetryResult};
 use families::Families;
 pub use labels::{CertificateMiss, ConnectionLoss, IntrospectionResult, NonceMiss, Stage, Tenant};
 use prometheus::core::Collector as _;
@@ -81,6 +84,7 @@ pub struct Metrics {
     log_suppressed: IntGauge,
     /// Taken, refused.
     reloads: [IntCounter; 2],
+    capsules: CapsuleMetrics,
 }
 
 impl Metrics {
@@ -140,6 +144,7 @@ impl Metrics {
                 "Log lines dropped since the start because the queue was full",
             )?,
             reloads: define.reloads()?,
+            capsules: CapsuleMetrics::define(&define)?,
             families,
         })
     }
@@ -243,10 +248,12 @@ impl Metrics {
         &self,
         live_proofs: usize,
         log_suppressed: u64,
+        store: Option<&StoreStatus>,
         servers: impl IntoIterator<Item = (&'a str, &'a str, bool)>,
     ) -> Vec<u8> {
         self.replay_live.set(i64::try_from(live_proofs).unwrap_or(i64::MAX));
         self.log_suppressed.set(i64::try_from(log_suppressed).unwrap_or(i64::MAX));
+        self.capsules.set(store);
         let mut families = self.families.gather();
         families.extend(upstream_up(servers));
         let mut text = Vec::new();
@@ -254,6 +261,16 @@ impl Metrics {
             tracing::error!(%error, "metrics cannot be written");
         }
         text
+    }
+
+    /// Counts a decision about a capsule.
+    pub fn capsule(&self, result: CapsuleResult, score: Option<u32>, held: bool) {
+        self.capsules.decided(result, score, held);
+    }
+
+    /// Counts telemetry of a node.
+    pub fn node_telemetry(&self, result: TelemetryResult) {
+        self.capsules.telemetry(result);
     }
 
     fn tenant(&self, tenant: Tenant) -> usize {
@@ -304,6 +321,10 @@ impl Definer<'_> {
         labels: &[&str],
     ) -> prometheus::Result<IntCounterVec> {
         self.families.family(name, || IntCounterVec::new(Opts::new(name, help), labels))
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
+        self.families.family(name, || IntGaugeVec::new(Opts::new(name, help), labels))
     }
 
     fn gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
@@ -446,6 +467,7 @@ impl Definer<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::capsule::decision::Reason;
 
     fn metrics() -> Metrics {
         Metrics::new(&Shape {
@@ -458,7 +480,7 @@ mod tests {
     }
 
     fn text(metrics: &Metrics) -> String {
-        String::from_utf8(metrics.render(3, 0, [("api", "10.0.0.1:80", false)])).unwrap()
+        String::from_utf8(metrics.render(3, 0, None, [("api", "10.0.0.1:80", false)])).unwrap()
     }
 
     #[test]
@@ -498,6 +520,14 @@ mod tests {
             "holdfast_introspection_total{issuer=\"https://as.example\",result=\"busy\"} 0",
             "holdfast_responses_total{class=\"4xx\",role=\"none\"} 0",
             "holdfast_log_suppressed 0",
+            "holdfast_capsule_decisions_total{reason=\"GRANTED\"} 0",
+            "holdfast_capsule_decisions_total{reason=\"NETWORK_POLICY_VIOLATION\"} 0",
+            "holdfast_capsule_risk_score_count 0",
+            "holdfast_capsule_held_total 0",
+            "holdfast_node_telemetry_total{result=\"strange-network\"} 0",
+            "holdfast_node_status{status=\"quarantined\"} 0",
+            "holdfast_store_up 1",
+            "holdfast_audit_suppressed 0",
             "holdfast_upstream_up{server=\"10.0.0.1:80\",upstream=\"api\"} 0",
         ] {
             assert!(text.contains(&format!("{line}\n")), "{line}\n{text}");
@@ -516,8 +546,16 @@ mod tests {
         metrics.connection_lost(0, ConnectionLoss::HandshakeTimeout);
         metrics.introspected(0, IntrospectionResult::Refused);
         metrics.clock_skew(-1500);
+        metrics.capsule(CapsuleResult::Granted, Some(20), false);
+        metrics.capsule(CapsuleResult::Refused(Reason::Unavailable), None, true);
+        metrics.node_telemetry(TelemetryResult::OtherBoot);
         let text = text(&metrics);
         for line in [
+            "holdfast_capsule_decisions_total{reason=\"GRANTED\"} 1",
+            "holdfast_capsule_decisions_total{reason=\"UNAVAILABLE\"} 1",
+            "holdfast_capsule_risk_score_sum 20",
+            "holdfast_capsule_held_total 1",
+            "holdfast_node_telemetry_total{result=\"other-boot\"} 1",
             "authority_dpop_requests_total{role=\"resource\",tenant=\"umbrella\"} 1",
             "authority_dpop_result_total{result=\"replay\",role=\"resource\",tenant=\"umbrella\"} 1",
             "authority_dpop_result_total{result=\"ok\",role=\"public\",tenant=\"other\"} 1",

@@ -10,11 +10,13 @@
 //! policy: what it was decided from is in the audit record, the key and the secret apart.
 
 pub mod baseline;
+pub mod change;
 pub mod decision;
 pub mod envelope;
 pub mod facts;
 pub mod key;
 pub mod node;
 pub mod pipeline;
+pub mod record;
 pub mod risk;
 pub mod telemetry;

@@ -15,14 +15,17 @@ const ID_BYTES: usize = 128;
 /// The most bytes of a boot id and of a software version.
 const LABEL_BYTES: usize = 64;
 
-/// A node's name: 1 to 128 letters, digits, `.`, `_` and `-`, of which the first is no dot.
+/// A node's name: 1 to 128 letters, digits, `.`, `_` and `-`, of which the first is a letter, a digit
+/// or `_`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct NodeId(String);
 
 /// A text that is no node id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a node id is 1 to {ID_BYTES} letters, digits, `.`, `_` and `-`, and begins with no dot")]
+#[error(
+    "a node id is 1 to {ID_BYTES} letters, digits, `.`, `_` and `-`, and begins with no `.` or `-`"
+)]
 pub struct NotANodeId;
 
 impl NodeId {
@@ -32,9 +35,15 @@ impl NodeId {
     /// [`NotANodeId`].
     pub fn parse(text: &str) -> Result<Self, NotANodeId> {
         let good = (1..=ID_BYTES).contains(&text.len())
-            && !text.starts_with('.')
+            && !text.starts_with(['.', '-'])
             && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
         if good { Ok(Self(text.to_owned())) } else { Err(NotANodeId) }
+    }
+
+    /// The id of no node, to be looked up in the place of one that is none, so that it costs the same.
+    #[must_use]
+    pub fn nobody() -> Self {
+        Self("-".to_owned())
     }
 
     /// The text.

@@ -1,0 +1,222 @@
+//! `holdfast audit`: the audit log verified, followed, and explained in words.
+
+mod verify;
+mod words;
+
+use std::io::{IsTerminal as _, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Subcommand;
+
+use super::site::{self, CommandError};
+use crate::policy::audit::Line;
+use crate::policy::digest::Sha256;
+use crate::store::sqlite::Fault;
+use crate::store::sqlite::reader::{Reader, Stored};
+
+/// Lines that are read at a time.
+const PAGE: usize = 2000;
+/// How often `tail --follow` looks.
+const LOOK: Duration = Duration::from_millis(300);
+
+/// Verify, follow and explain the audit log
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum Command {
+    /// Follow the chain from its first line and check every checkpoint
+    #[command(after_help = "Exit status: 0 when the log is whole, 1 when it is not.")]
+    Verify {
+        #[command(flatten)]
+        site: Site,
+        /// A line that must be there, as the edge's log told of it: NUMBER:HASH
+        #[arg(long, value_name = "NUMBER:HASH", value_parser = parse_seen)]
+        seen: Vec<(u64, Sha256)>,
+        /// The JWK set that checkpoints are verified with [default: the configuration's keys]
+        #[arg(long, value_name = "FILE")]
+        jwks: Option<PathBuf>,
+        /// Write one JSON document
+        #[arg(long)]
+        json: bool,
+    },
+    /// The last lines
+    Tail {
+        #[command(flatten)]
+        site: Site,
+        /// How many
+        #[arg(short = 'n', long, default_value_t = 20)]
+        lines: u64,
+        /// Go on with those that come
+        #[arg(long, short = 'f')]
+        follow: bool,
+        /// Only those of this node
+        #[arg(long)]
+        node: Option<String>,
+        /// Write the lines as they are
+        #[arg(long)]
+        json: bool,
+    },
+    /// One decision or change in words
+    Show {
+        #[command(flatten)]
+        site: Site,
+        /// Its id, as an answer's decisionId, or the number of its line
+        id: String,
+        /// Write the lines as they are
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Where the log is.
+#[derive(Clone, Debug, clap::Args)]
+struct Site {
+    /// The configuration file
+    #[arg(long, value_name = "FILE", required_unless_present = "store")]
+    config: Option<PathBuf>,
+    /// The store's file, or a copy of it, without a configuration
+    #[arg(long, value_name = "FILE", conflicts_with = "config")]
+    store: Option<PathBuf>,
+}
+
+impl Site {
+    fn open(&self) -> Result<Reader, CommandError> {
+        let path = match (&self.config, &self.store) {
+            (Some(config), _) => site::store_path(&site::load(config)?, config)?.to_owned(),
+            (None, Some(store)) => store.clone(),
+            (None, None) => return Err(CommandError::Other("say --config or --store".into())),
+        };
+        if !path.exists() {
+            let text = format!("{}: there is no store", path.display());
+            return Err(CommandError::Other(text));
+        }
+        Ok(Reader::open(&path)?)
+    }
+}
+
+/// Does it. What was asked for goes to `out`, errors to `errors`. 0, or 1 where the log is not whole
+/// or was not read.
+pub fn run(args: &Args, out: &mut dyn Write, errors: &mut dyn Write) -> ExitCode {
+    let done = match &args.command {
+        Command::Verify { site, seen, jwks, json } => {
+            let asked = verify::Asked { site, seen, jwks: jwks.as_deref(), json: *json };
+            verify::run(&asked, out, errors)
+        }
+        Command::Tail { site, lines, follow, node, json } => {
+            tail(site, *lines, *follow, node.as_deref(), *json, out).map(|()| true)
+        }
+        Command::Show { site, id, json } => show(site, id, *json, out).map(|()| true),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(CommandError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            // Where this cannot be written either, the exit status alone tells.
+            let _ = writeln!(errors, "error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn parse_seen(text: &str) -> Result<(u64, Sha256), String> {
+    let parts = text
+        .split_once(':')
+        .and_then(|(number, hash)| Some((number.parse().ok()?, Sha256::from_base64url(hash)?)));
+    parts.ok_or_else(|| "expected NUMBER:HASH".to_owned())
+}
+
+fn tail(
+    site: &Site,
+    lines: u64,
+    follow: bool,
+    node: Option<&str>,
+    as_json: bool,
+    out: &mut dyn Write,
+) -> Result<(), CommandError> {
+    let reader = site.open()?;
+    let wanted = |stored: &Stored| {
+        let read = serde_json::from_str::<Line>(&stored.line);
+        node.is_none_or(|node| read.is_ok_and(|line| line.node.as_deref() == Some(node)))
+    };
+    let mut next = first_of(&reader, lines, &wanted)?;
+    loop {
+        let page = reader.lines(next, PAGE)?;
+        for stored in page.iter().filter(|stored| wanted(stored)) {
+            let text = if as_json { stored.line.clone() } else { words::one_line(&stored.line) };
+            writeln!(out, "{text}")?;
+        }
+        match page.last() {
+            Some(last) => next = last.seq + 1,
+            None if follow => {
+                out.flush()?;
+                std::thread::sleep(LOOK);
+            }
+            None => return Ok(()),
+        }
+    }
+}
+
+/// The number from which `count` lines are wanted.
+fn first_of(
+    reader: &Reader,
+    count: u64,
+    wanted: &dyn Fn(&Stored) -> bool,
+) -> Result<u64, CommandError> {
+    let last = reader.last()?;
+    let (mut from, mut found) = (last + 1, 0);
+    while from > 1 && found < count {
+        let page_from = from.saturating_sub(PAGE as u64).max(1);
+        let page = reader.lines(page_from, usize::try_from(from - page_from).unwrap_or(PAGE))?;
+        for stored in page.iter().rev() {
+            from = stored.seq;
+            found += u64::from(wanted(stored));
+            if found == count {
+                break;
+            }
+        }
+        if page.is_empty() {
+            break;
+        }
+    }
+    Ok(from)
+}
+
+fn show(site: &Site, id: &str, as_json: bool, out: &mut dyn Write) -> Result<(), CommandError> {
+    let reader = site.open()?;
+    let lines = match id.parse::<u64>() {
+        Ok(number) if id.len() < 16 => {
+            reader.lines(number, 1)?.into_iter().filter(|line| line.seq == number).collect()
+        }
+        Ok(_) | Err(_) => reader.lines_of(id)?,
+    };
+    if lines.is_empty() {
+        let text = format!(
+            "nothing is written down of {id}: refusals past a client's budget are only counted"
+        );
+        return Err(CommandError::Other(text));
+    }
+    for stored in &lines {
+        if as_json {
+            writeln!(out, "{}", stored.line)?;
+            continue;
+        }
+        let line: Line = serde_json::from_str(&stored.line)
+            .map_err(|_| CommandError::Fault(Fault::Malformed))?;
+        words::explain(&line, out)?;
+    }
+    Ok(())
+}
+
+/// Whether somebody looks on.
+fn is_watched() -> bool {
+    std::io::stderr().is_terminal()
+}

@@ -1,0 +1,119 @@
+//! What the commands that change something have in common: the configuration, the store, and who asks.
+
+#![expect(clippy::disallowed_methods, reason = "a command has an operator and a clock")]
+
+use std::path::Path;
+use std::time::SystemTime;
+
+use serde_json::{Value, json};
+
+use crate::config::{self, Config, Severity};
+use crate::policy::audit::{Draft, Kind};
+use crate::policy::time::UnixTime;
+use crate::store::sqlite::{Database, Fault, OpenError};
+
+/// Why a command did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CommandError {
+    /// The configuration's errors, one a line.
+    #[error("{0}")]
+    Configuration(String),
+    /// The configuration keeps nothing.
+    #[error("{0}: nothing is kept: it has neither `capsules` nor `store`")]
+    NoStore(String),
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The store failed.
+    #[error("{0}")]
+    Fault(#[from] Fault),
+    /// Anything else, in words.
+    #[error("{0}")]
+    Other(String),
+    /// The output cannot be written.
+    #[error("cannot write: {0}")]
+    Output(#[from] std::io::Error),
+}
+
+/// Loads the configuration at `path`.
+pub(super) fn load(path: &Path) -> Result<Config, CommandError> {
+    let loaded = config::load(path);
+    loaded.config.ok_or_else(|| {
+        let errors = loaded.findings.iter().filter(|it| it.severity == Severity::Error);
+        let lines: Vec<_> = errors.map(ToString::to_string).collect();
+        CommandError::Configuration(lines.join("\n"))
+    })
+}
+
+/// The path of a configuration's store.
+pub(super) fn store_path<'a>(config: &'a Config, path: &Path) -> Result<&'a Path, CommandError> {
+    let store = config.store.as_ref();
+    store
+        .map(|store| store.path.as_path())
+        .ok_or_else(|| CommandError::NoStore(path.display().to_string()))
+}
+
+/// Opens a configuration's store to change something.
+pub(super) fn open(config: &Config, path: &Path) -> Result<Database, CommandError> {
+    Ok(Database::open(store_path(config, path)?)?)
+}
+
+/// Who asks: the user's name and number, and who they were before `sudo`.
+pub(super) fn actor() -> Value {
+    let name = |variable: &str| std::env::var(variable).ok();
+    json!({
+        "user": name("USER").or_else(|| name("LOGNAME")),
+        "uid": rustix::process::getuid().as_raw(),
+        "sudoUser": name("SUDO_USER"),
+    })
+}
+
+/// The audit line of something that an operator did.
+pub(super) fn draft(
+    kind: Kind,
+    node: Option<&str>,
+    mut data: Value,
+    reason: &str,
+    now: UnixTime,
+) -> Result<Draft, CommandError> {
+    let id = random_id()?;
+    if let Some(data) = data.as_object_mut() {
+        data.insert("reason".into(), reason.into());
+        data.insert("actor".into(), actor());
+    }
+    Ok(Draft::new(kind, now, &id, node, &data))
+}
+
+/// 128 random bits in hexadecimal.
+fn random_id() -> Result<String, CommandError> {
+    let mut id = [0; 16];
+    fill(&mut id)?;
+    Ok(format!("{:032x}", u128::from_be_bytes(id)))
+}
+
+/// Fills `bytes` with randomness.
+pub(super) fn fill(bytes: &mut [u8]) -> Result<(), CommandError> {
+    let filled = aws_lc_rs::rand::fill(bytes);
+    filled.map_err(|_| CommandError::Other("no randomness".to_owned()))
+}
+
+/// The time.
+pub(super) fn now() -> UnixTime {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    UnixTime::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// A reason that says something.
+pub(super) fn parse_reason(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    if (1..=500).contains(&text.len()) && !text.contains(char::is_control) {
+        Ok(text.to_owned())
+    } else {
+        Err("1 to 500 characters on one line are expected".to_owned())
+    }
+}
+
+/// A duration as the configuration writes it.
+pub(super) fn parse_duration(text: &str) -> Result<std::time::Duration, String> {
+    config::duration(text).ok_or_else(|| "a duration is expected, as in 90s, 24h or 7d".to_owned())
+}

@@ -1,0 +1,46 @@
+//! `capsules`, `store` and `audit`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::policy::capsule::pipeline::Policy;
+use crate::store::failures::FailureLimits;
+
+/// `capsules`: keys for nodes that prove who they are.
+#[derive(Clone, Debug)]
+pub struct Capsules {
+    /// The cluster's name, which is part of every key.
+    pub cluster: String,
+    /// Indices into [`Config::origins`](super::Config::origins): where nodes ask.
+    pub origins: Vec<usize>,
+    /// What decides.
+    pub policy: Policy,
+    /// The directory with the keys.
+    pub keys: PathBuf,
+    /// MaxMind-format database of autonomous systems.
+    pub asn_database: Option<PathBuf>,
+    /// MaxMind-format database of regions.
+    pub region_database: Option<PathBuf>,
+    /// How many failures are taken.
+    pub failures: FailureLimits,
+}
+
+/// `store`: where nodes and the audit log are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Store {
+    /// The SQLite file.
+    pub path: PathBuf,
+}
+
+/// `audit`: the log that cannot be rewritten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Audit {
+    /// A checkpoint is signed after so many lines,
+    pub checkpoint_lines: u64,
+    /// or after so long, if there are any.
+    pub checkpoint_interval: Duration,
+    /// Refusals that one client can have written for one reason, a minute; more are counted.
+    pub refusals_per_minute: u32,
+    /// Free bytes of the disk that refusals leave to grants.
+    pub reserve_bytes: u64,
+}

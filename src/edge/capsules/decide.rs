@@ -1,0 +1,365 @@
+//! From a request to what is answered.
+
+use std::sync::Arc;
+
+use crate::gate::Gate;
+use crate::policy::audit::{Draft, Kind};
+use crate::policy::capsule::decision::{Decision, Reason, Stage};
+use crate::policy::capsule::facts::{Facts, Proof, Seal};
+use crate::policy::capsule::node::{Node, NodeId};
+use crate::policy::capsule::pipeline::{self, Ids, Policy};
+use crate::policy::capsule::record::CapsuleRecord;
+use crate::policy::denial::Denial;
+use crate::policy::digest::Sha256;
+use crate::policy::nonce::FreshNonce;
+use crate::policy::presented::Scheme;
+use crate::policy::proof::Seen;
+use crate::policy::time::UnixTime;
+use crate::store::budget::Verdict;
+use crate::store::networks::Networks;
+use crate::store::sqlite::Fault;
+use crate::store::sqlite::batch::Batch;
+
+use super::Capsules;
+use super::answer::{Answer, Granted};
+use super::ask::{Asking, Shown};
+use super::seal::SealKey;
+use super::tell::Told;
+
+/// What the sender proved, with what came along.
+pub(super) struct Proved {
+    /// The proof.
+    pub(super) proof: Proof,
+    /// The denial behind a proof that does not hold.
+    pub(super) denial: Option<Denial>,
+    /// The key to seal to: `Err` for one that cannot be.
+    pub(super) seal: Option<Result<SealKey, ()>>,
+    /// The nonce that it came with.
+    pub(super) nonce: Option<FreshNonce>,
+}
+
+/// What is answered, and what is told of it.
+pub(in crate::edge) struct Outcome {
+    pub(super) answer: Answer,
+    pub(super) told: Told,
+    /// Whether a fresh nonce goes along.
+    pub(super) wants_nonce: bool,
+}
+
+impl Outcome {
+    fn refused(reason: Reason, code: &str, score: u32, decision: Option<&Decision>) -> Self {
+        let told = Told::refused(reason, code, score, decision);
+        let denied = Answer::Denied { reason, score, wait: None, challenge: None };
+        Self { answer: denied, told, wants_nonce: false }
+    }
+
+    /// Something that is needed is missing.
+    pub(super) fn unavailable(code: &str) -> Self {
+        Self::refused(Reason::Unavailable, code, 0, None)
+    }
+}
+
+impl Capsules {
+    /// Decides about a capsule, and makes it.
+    pub(in crate::edge) async fn capsule(&self, gate: &Gate, asking: &Asking<'_>) -> Outcome {
+        let shown = asking.shown();
+        let Some(ids) = ids(asking.decision) else {
+            return Outcome::unavailable("no_randomness");
+        };
+        let row = match self.registry.find(&shown.id).await {
+            Ok(row) => row.map(|row| row.node),
+            Err(fault) => return Outcome::unavailable(fault_code(&fault)),
+        };
+        let mut facts = self.facts(asking);
+        facts.secret = knows(row.as_ref(), &shown);
+        let policy = Arc::clone(&self.policy);
+        let first = pipeline::decide(row.as_ref(), &facts, &policy, &ids, asking.now);
+        if first.refused_before_sender() {
+            return self.strangers(asking, &shown, row.as_ref(), &facts, &ids, &first, None);
+        }
+        let proved = match self.prove(gate, asking, &shown, row.as_ref()).await {
+            Ok(proved) => proved,
+            Err(code) => return Outcome::unavailable(code),
+        };
+        facts.sender.proof = proved.proof.clone();
+        facts.keys.seal = match &proved.seal {
+            None => Seal::Absent,
+            Some(Ok(_)) => Seal::Usable,
+            Some(Err(())) => Seal::Unusable,
+        };
+        let second = pipeline::decide(row.as_ref(), &facts, &policy, &ids, asking.now);
+        if second.is_strangers() {
+            let denial = proved.denial;
+            return self.strangers(asking, &shown, row.as_ref(), &facts, &ids, &second, denial);
+        }
+        let worn = proved.nonce.is_some_and(|nonce| gate.is_worn(&nonce));
+        let committed = self.commit(asking, &shown, facts, ids.clone()).await;
+        let mut outcome = match committed {
+            Ok((decision, node)) => self.answer(asking, &shown, decision, node, &ids, &proved),
+            Err(fault) => Outcome::unavailable(fault_code(&fault)),
+        };
+        outcome.wants_nonce |= worn;
+        outcome
+    }
+
+    /// A refusal of what anybody could be who is not the node: it counts as a failure, and past the
+    /// limit it says no more than that.
+    #[expect(clippy::too_many_arguments, reason = "all of it goes into the record")]
+    fn strangers(
+        &self,
+        asking: &Asking<'_>,
+        shown: &Shown<'_>,
+        node: Option<&Node>,
+        facts: &Facts,
+        ids: &Ids,
+        decision: &Decision,
+        denial: Option<Denial>,
+    ) -> Outcome {
+        let Err(refusal) = decision.verdict else {
+            return Outcome::unavailable("not_refused");
+        };
+        if let Some(limited) = self.limited(asking, decision) {
+            return limited;
+        }
+        // Whoever does not have the secret leaves nothing of the node behind, there or not.
+        let node = node.filter(|_| refusal.stage > Stage::Node);
+        let record = record(shown, node, facts, &self.policy, ids, asking.now, decision);
+        let id = node.map(|node| node.id.as_str());
+        let draft = Draft::new(Kind::Capsule, asking.now, &ids.decision, id, &record);
+        self.note(asking, refusal.reason, draft);
+        let code = decision.stages.last().map_or("", |stage| stage.code.as_str());
+        let mut outcome = Outcome::refused(refusal.reason, code, 0, Some(decision));
+        if let Answer::Denied { challenge, .. } = &mut outcome.answer {
+            *challenge = denial;
+        }
+        let about_proof =
+            matches!(facts.sender.proof, Proof::NeedsNonce { .. } | Proof::Faulty { .. })
+                || code == "proof_missing";
+        outcome.wants_nonce = refusal.stage == Stage::Sender && about_proof;
+        outcome
+    }
+
+    /// Counts a failure. Past the limit that is the whole answer.
+    pub(super) fn limited(&self, asking: &Asking<'_>, decision: &Decision) -> Option<Outcome> {
+        let wait = self.failures.count(asking.address, asking.node).err()?;
+        let told = Told::refused(Reason::RateLimited, "too_many_failures", 0, Some(decision));
+        let reason = Reason::RateLimited;
+        let answer = Answer::Denied { reason, score: 0, wait: Some(wait), challenge: None };
+        Some(Outcome { answer, told, wants_nonce: false })
+    }
+
+    /// Writes a refusal's record, as far as its client's budget goes.
+    pub(super) fn note(&self, asking: &Asking<'_>, reason: Reason, draft: Draft) {
+        let client = asking.address.map(|address| address.to_string()).unwrap_or_default();
+        if let Verdict::Write { suppressed } = self.budget.take(&client, reason.name()) {
+            if suppressed > 0 {
+                let data = serde_json::json!({ "count": suppressed });
+                let id = asking.decision;
+                let told = Draft::new(Kind::Suppressed, asking.now, id, None, &data);
+                let _ = self.registry.note(told);
+            }
+            let _ = self.registry.note(draft);
+        }
+    }
+
+    /// Holds the sender's proof, and uses it up where it is the node's.
+    ///
+    /// # Errors
+    /// Why nothing can be said: the replay log is full.
+    pub(super) async fn prove(
+        &self,
+        gate: &Gate,
+        asking: &Asking<'_>,
+        shown: &Shown<'_>,
+        node: Option<&Node>,
+    ) -> Result<Proved, &'static str> {
+        if shown.scheme != Some(Scheme::Dpop) {
+            let seal = asking.sender().x5t.and_then(|_| asking.seal_field());
+            return Ok(Proved { proof: Proof::Absent, denial: None, seal, nonce: None });
+        }
+        let mut seen = Seen::default();
+        let verified =
+            gate.node_proof(&asking.view, asking.origin, shown.hash, &mut seen, asking.now);
+        let faulty = |denial: Denial| {
+            let code = denial.code().to_owned();
+            let proof = match denial {
+                Denial::NonceAbsent | Denial::NonceExpired | Denial::NonceUnknown => {
+                    Proof::NeedsNonce { code }
+                }
+                #[expect(clippy::wildcard_enum_match_arm, reason = "every other fault is one")]
+                _ => Proof::Faulty { code, jkt: seen.jkt },
+            };
+            Proved { proof, denial: Some(denial), seal: None, nonce: None }
+        };
+        let verified = match verified {
+            Ok(verified) => verified,
+            Err(denial) => return Ok(faulty(denial)),
+        };
+        let jkt = verified.jkt();
+        let seal = verified.enc_jwk().map(|jwk| SealKey::read(jwk).ok_or(()));
+        // A key that is not the node's must not fill the log.
+        if node.is_some_and(|node| node.jkt.is_none_or(|known| known == jkt)) {
+            match gate.use_node_proof(verified, asking.now).await {
+                Ok(()) => {}
+                Err(Denial::Replayed) => return Ok(faulty(Denial::Replayed)),
+                Err(_) => return Err("replay_capacity"),
+            }
+        }
+        Ok(Proved { proof: Proof::Holds { jkt }, denial: None, seal, nonce: seen.nonce })
+    }
+
+    /// Decides once more, on the record as it stands when nobody else can change it, and makes the
+    /// outcome durable with its audit line.
+    async fn commit(
+        &self,
+        asking: &Asking<'_>,
+        shown: &Shown<'_>,
+        facts: Facts,
+        ids: Ids,
+    ) -> Result<(Decision, Option<Node>), Fault> {
+        let work = Work {
+            id: shown.id.clone(),
+            hash: shown.hash,
+            facts,
+            ids,
+            policy: Arc::clone(&self.policy),
+            networks: Arc::clone(&self.networks),
+            now: asking.now,
+        };
+        self.registry.transact(move |batch| work.run(batch)).await
+    }
+
+    fn answer(
+        &self,
+        asking: &Asking<'_>,
+        shown: &Shown<'_>,
+        decision: Decision,
+        node: Option<Node>,
+        ids: &Ids,
+        proved: &Proved,
+    ) -> Outcome {
+        let score = decision.score();
+        match (&decision.verdict, &decision.after, node) {
+            (Ok(grant), Some(after), Some(_)) => {
+                let seal = proved.seal.as_ref().and_then(|seal| seal.as_ref().ok());
+                let made = self.make(shown, after, grant, ids, score, seal, asking.now);
+                match made {
+                    Some(body) => {
+                        let told = Told::granted(&decision, body.capsule_id.clone());
+                        let granted = Answer::Granted(Box::new(Granted { body }));
+                        Outcome { answer: granted, told, wants_nonce: false }
+                    }
+                    None => Outcome::unavailable("capsule_not_made"),
+                }
+            }
+            (Err(refusal), _, _) => {
+                let code = decision.stages.last().map_or("", |stage| stage.code.as_str());
+                let score = if refusal.stage == Stage::Network { score } else { 0 };
+                Outcome::refused(refusal.reason, code, score, Some(&decision))
+            }
+            (Ok(_), _, _) => Outcome::unavailable("no_record"),
+        }
+    }
+}
+
+/// What is done in the transaction.
+struct Work {
+    id: NodeId,
+    hash: Sha256,
+    facts: Facts,
+    ids: Ids,
+    policy: Arc<Policy>,
+    networks: Arc<Networks>,
+    now: UnixTime,
+}
+
+impl Work {
+    fn run(mut self, batch: &mut Batch<'_>) -> Result<(Decision, Option<Node>), Fault> {
+        let row = batch.node(&self.id)?;
+        let node = row.as_ref().map(|row| &row.node);
+        self.facts.secret = Node::knows(node, &self.hash);
+        place(&mut self.facts, node, &self.networks);
+        self.facts.recent_quarantines =
+            batch.quarantines(self.now.minus(self.policy.brake.window))?;
+        let decision = pipeline::decide(node, &self.facts, &self.policy, &self.ids, self.now);
+        if let (Some(row), Some(after)) = (&row, &decision.after) {
+            batch.update(after, row.revision)?;
+        }
+        if decision.quarantined {
+            batch.quarantined(&self.id, self.now)?;
+        }
+        let record = CapsuleRecord {
+            asked: Some(self.id.to_string()),
+            node: node.map(Node::without_secret),
+            facts: self.facts,
+            policy: (*self.policy).clone(),
+            ids: self.ids.clone(),
+            now: self.now,
+            stages: decision.stages.clone(),
+            risk: decision.risk,
+            verdict: decision.verdict.clone(),
+            quarantined: decision.quarantined,
+            held: decision.held,
+        };
+        let id = node.map(|node| node.id.as_str());
+        let draft = Draft::new(Kind::Capsule, self.now, &self.ids.decision, id, &record);
+        batch.append(&draft)?;
+        let node = row.map(|row| row.node);
+        Ok((decision, node))
+    }
+}
+
+/// Looks the baseline's address up in the builds that the request's was looked up in.
+pub(super) fn place(facts: &mut Facts, node: Option<&Node>, networks: &Networks) {
+    let baseline = node.and_then(|node| node.baseline.as_ref());
+    facts.place.baseline = baseline.map(|baseline| networks.locate(baseline.network.address));
+}
+
+pub(super) fn knows(node: Option<&Node>, shown: &Shown<'_>) -> bool {
+    let same = Node::knows(node, &shown.hash);
+    same & shown.secret.is_some() & shown.named
+}
+
+fn record(
+    shown: &Shown<'_>,
+    node: Option<&Node>,
+    facts: &Facts,
+    policy: &Policy,
+    ids: &Ids,
+    now: UnixTime,
+    decision: &Decision,
+) -> CapsuleRecord {
+    CapsuleRecord {
+        asked: shown.named.then(|| shown.id.to_string()),
+        node: node.map(Node::without_secret),
+        facts: facts.clone(),
+        policy: policy.clone(),
+        ids: ids.clone(),
+        now,
+        stages: decision.stages.clone(),
+        risk: decision.risk,
+        verdict: decision.verdict.clone(),
+        quarantined: decision.quarantined,
+        held: decision.held,
+    }
+}
+
+/// The decision's name, and 128 random bits for the capsule's.
+#[expect(clippy::disallowed_methods, reason = "a capsule has a random id")]
+fn ids(decision: &str) -> Option<Ids> {
+    let mut capsule = [0; 16];
+    aws_lc_rs::rand::fill(&mut capsule).ok()?;
+    let capsule = format!("{:032x}", u128::from_be_bytes(capsule));
+    Some(Ids { decision: decision.to_owned(), capsule })
+}
+
+pub(super) fn fault_code(fault: &Fault) -> &'static str {
+    match fault {
+        Fault::Busy => "store_busy",
+        Fault::Failed(_) => "store_failed",
+        Fault::Malformed => "record_malformed",
+        Fault::Conflict => "record_changed",
+        Fault::Replaced => "store_replaced",
+        Fault::Closed => "store_closed",
+    }
+}

@@ -1,0 +1,185 @@
+//! Telemetry: the same first five stages, and what it changes in one transaction.
+
+use std::sync::Arc;
+
+use crate::gate::Gate;
+use crate::policy::audit::{Draft, Kind};
+use crate::policy::capsule::decision::{Decision, Reason, Stage};
+use crate::policy::capsule::facts::{Facts, Proof};
+use crate::policy::capsule::node::{Node, NodeId};
+use crate::policy::capsule::pipeline::Policy;
+use crate::policy::capsule::record::TelemetryRecord;
+use crate::policy::capsule::telemetry::{self, Counted, Report, TelemetryDecision};
+use crate::policy::digest::Sha256;
+use crate::policy::time::UnixTime;
+use crate::store::networks::Networks;
+use crate::store::sqlite::Fault;
+use crate::store::sqlite::batch::Batch;
+use crate::telemetry::metrics::TelemetryResult;
+
+use super::Capsules;
+use super::answer::Answer;
+use super::ask::{Asking, Shown};
+use super::decide::{Outcome, fault_code, knows, place};
+use super::tell::Told;
+
+impl Capsules {
+    /// Takes telemetry. `body` is `None` where it is longer than any can be.
+    pub(in crate::edge) async fn telemetry(
+        &self,
+        gate: &Gate,
+        asking: &Asking<'_>,
+        body: Option<&[u8]>,
+    ) -> Outcome {
+        let shown = asking.shown();
+        let row = match self.registry.find(&shown.id).await {
+            Ok(row) => row.map(|row| row.node),
+            Err(fault) => return unavailable(fault_code(&fault)),
+        };
+        let report = body.and_then(Report::read);
+        let mut facts = self.facts(asking);
+        facts.secret = knows(row.as_ref(), &shown);
+        let decide = |facts: &Facts| {
+            telemetry::decide(row.as_ref(), facts, report.as_ref(), &self.policy, asking.now)
+        };
+        let first = decide(&facts);
+        let early = first.verdict.as_ref().is_err_and(|refusal| refusal.stage < Stage::Sender);
+        if early {
+            return self.turned_away(asking, &shown, &facts, report, &first);
+        }
+        let proved = match self.prove(gate, asking, &shown, row.as_ref()).await {
+            Ok(proved) => proved,
+            Err(code) => return unavailable(code),
+        };
+        facts.sender.proof = proved.proof.clone();
+        let second = decide(&facts);
+        if second.is_strangers() {
+            let mut outcome = self.turned_away(asking, &shown, &facts, report, &second);
+            if let Answer::Denied { challenge, .. } = &mut outcome.answer {
+                *challenge = proved.denial;
+            }
+            let about_proof =
+                matches!(facts.sender.proof, Proof::NeedsNonce { .. } | Proof::Faulty { .. });
+            outcome.wants_nonce = about_proof || proved.denial.is_some();
+            return outcome;
+        }
+        let work = Work {
+            id: shown.id.clone(),
+            hash: shown.hash,
+            facts,
+            report,
+            policy: Arc::clone(&self.policy),
+            networks: Arc::clone(&self.networks),
+            now: asking.now,
+        };
+        match self.registry.transact(move |batch| work.run(batch)).await {
+            Ok((decision, facts, report)) => {
+                let mut outcome = self.taken(asking, &shown, &facts, report, &decision);
+                outcome.wants_nonce |= proved.nonce.is_some_and(|nonce| gate.is_worn(&nonce));
+                outcome
+            }
+            Err(fault) => unavailable(fault_code(&fault)),
+        }
+    }
+
+    /// A refusal of what anybody could be who is not the node.
+    fn turned_away(
+        &self,
+        asking: &Asking<'_>,
+        shown: &Shown<'_>,
+        facts: &Facts,
+        report: Option<Report>,
+        decision: &TelemetryDecision,
+    ) -> Outcome {
+        // Nothing of a decision about a capsule is needed to count a failure.
+        let counted = Decision {
+            stages: Vec::new(),
+            risk: None,
+            verdict: Err(match decision.verdict {
+                Err(refusal) => refusal,
+                Ok(_) => return unavailable("not_refused"),
+            }),
+            after: None,
+            quarantined: false,
+            held: false,
+        };
+        if let Some(mut limited) = self.limited(asking, &counted) {
+            limited.told = Told::telemetry(TelemetryResult::Refused, "too_many_failures", None);
+            return limited;
+        }
+        self.taken(asking, shown, facts, report, decision)
+    }
+
+    /// What is answered and written down of a decision.
+    fn taken(
+        &self,
+        asking: &Asking<'_>,
+        shown: &Shown<'_>,
+        facts: &Facts,
+        report: Option<Report>,
+        decision: &TelemetryDecision,
+    ) -> Outcome {
+        let node = decision.after.as_ref().map(|node| node.id.to_string());
+        let code = decision.stages.last().map_or("", |stage| stage.code.as_str());
+        let (answer, result, noted) = match &decision.verdict {
+            Ok(Counted::Taken | Counted::Again) => (Answer::Taken, TelemetryResult::Taken, None),
+            Ok(Counted::OtherBoot) => (Answer::Taken, TelemetryResult::OtherBoot, None),
+            Ok(Counted::StrangeNetwork) => {
+                let reason = Reason::NetworkPolicyViolation;
+                (Answer::Taken, TelemetryResult::StrangeNetwork, Some(reason))
+            }
+            Err(refusal) => {
+                let reason = refusal.reason;
+                let denied = Answer::Denied { reason, score: 0, wait: None, challenge: None };
+                (denied, TelemetryResult::Refused, Some(reason))
+            }
+        };
+        if let Some(reason) = noted {
+            let record = TelemetryRecord {
+                asked: shown.named.then(|| shown.id.to_string()),
+                facts: facts.clone(),
+                report,
+                stages: decision.stages.clone(),
+                risk: decision.risk,
+                verdict: decision.verdict.clone(),
+            };
+            let (kind, id) = (Kind::Telemetry, asking.decision);
+            let draft = Draft::new(kind, asking.now, id, node.as_deref(), &record);
+            self.note(asking, reason, draft);
+        }
+        Outcome { answer, told: Told::telemetry(result, code, node), wants_nonce: false }
+    }
+}
+
+fn unavailable(code: &str) -> Outcome {
+    let told = Told::telemetry(TelemetryResult::Refused, code, None);
+    Outcome { told, ..Outcome::unavailable(code) }
+}
+
+struct Work {
+    id: NodeId,
+    hash: Sha256,
+    facts: Facts,
+    report: Option<Report>,
+    policy: Arc<Policy>,
+    networks: Arc<Networks>,
+    now: UnixTime,
+}
+
+impl Work {
+    fn run(
+        mut self,
+        batch: &mut Batch<'_>,
+    ) -> Result<(TelemetryDecision, Facts, Option<Report>), Fault> {
+        let row = batch.node(&self.id)?;
+        let node = row.as_ref().map(|row| &row.node);
+        self.facts.secret = Node::knows(node, &self.hash);
+        place(&mut self.facts, node, &self.networks);
+        let (facts, report) = (&self.facts, self.report.as_ref());
+        let decision = telemetry::decide(node, facts, report, &self.policy, self.now);
+        if let (Some(row), Some(after)) = (&row, &decision.after) {
+            batch.update(after, row.revision)?;
+        }
+        Ok((decision, self.facts, self.report))
+    }
+}
