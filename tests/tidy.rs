@@ -18,7 +18,7 @@ use syn::visit::{self, Visit};
 /// Every room and the rooms that it may name.
 const ARROWS: [(&str, &[&str]); 10] = [
     ("policy", &[]),
-    ("config", &["policy"]),
+    ("config", &["policy", "store"]),
     ("telemetry", &["policy"]),
     ("store", &["policy"]),
     ("gate", &["policy", "store"]),

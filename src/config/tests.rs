@@ -68,6 +68,14 @@ pub(crate) fn site() -> tempfile::TempDir {
     put("pki/clients.crl", revocation_list(2100).as_bytes());
     put("pki/old.crl", revocation_list(2021).as_bytes());
     put("keys/nonce.key", &[7; 32]);
+    let made = crate::policy::time::UnixTime::from_secs(1_800_000_000);
+    let capsules = site.path().join("keys/capsules");
+    crate::store::keys::init(&capsules, crate::store::keys::Algorithm::EdDsa, made).unwrap();
+    put("keys/open/master-1.json", b"{}");
+    let open = std::fs::Permissions::from_mode(0o644);
+    std::fs::set_permissions(site.path().join("keys/open/master-1.json"), open).unwrap();
+    std::fs::create_dir(site.path().join("keys/none")).unwrap();
+    put("networks.mmdb", &crate::store::networks::sample::database(&[], 1_800_000_000));
     put("keys/hex.key", format!("{}\n", "0f".repeat(32)).as_bytes());
     put("keys/short.key", &[7; 31]);
     put("keys/open.key", &[7; 32]);
@@ -286,6 +294,7 @@ fn each_fault_has_its_finding() {
             old => SMALL.replacen(old, new, 1),
         };
         let found = findings(&text, site.path()).join("\n").replace("authority.yaml:", "");
+        let found = found.replace(&site.path().display().to_string(), "@");
         assert_eq!(found, expect.trim_end(), "{old} -> {new}");
     }
 }

@@ -3,6 +3,8 @@
 //! Both are read into memory, so that a file may be replaced while it is in use, and both addresses
 //! of a comparison are looked up in the same build.
 
+pub mod sample;
+
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -105,5 +107,87 @@ fn words(error: &MaxMindDbError) -> String {
     match error {
         MaxMindDbError::Io(error) => error.to_string(),
         other => format!("not a database in MaxMind's format, or damaged ({other})"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::sample::{Entry, database};
+    use super::*;
+
+    fn entry(
+        network: &str,
+        asn: Option<u32>,
+        region: Option<(&'static str, &'static str)>,
+    ) -> Entry {
+        Entry { network: network.parse().unwrap(), asn, region }
+    }
+
+    fn file(content: &[u8]) -> (tempfile::TempDir, std::path::PathBuf) {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("networks.mmdb");
+        std::fs::write(&path, content).unwrap();
+        (scratch, path)
+    }
+
+    fn networks() -> Networks {
+        let content = database(
+            &[
+                entry("192.0.2.0/25", Some(64_500), Some(("SE", "M"))),
+                entry("192.0.2.128/25", Some(64_501), None),
+                entry("198.51.100.7/32", None, Some(("NO", "03"))),
+            ],
+            1_800_000_000,
+        );
+        let (_scratch, path) = file(&content);
+        Networks::open(Some(&path), Some(&path)).unwrap()
+    }
+
+    #[test]
+    fn addresses_are_found() {
+        let networks = networks();
+        assert_eq!(networks.builds().asn, Some(1_800_000_000));
+        for (address, asn, region) in [
+            ("192.0.2.1", Some(64_500), Some("SE-M")),
+            ("::ffff:192.0.2.127", Some(64_500), Some("SE-M")),
+            ("192.0.2.128", Some(64_501), None),
+            ("198.51.100.7", None, Some("NO-03")),
+            ("198.51.100.6", None, None),
+            ("2001:db8::1", None, None),
+            ("0.0.0.0", None, None),
+        ] {
+            let found = networks.locate(address.parse().unwrap());
+            assert_eq!((found.asn, found.region.as_deref()), (asn, region), "{address}");
+        }
+        let mapped = networks.locate("::ffff:192.0.2.1".parse().unwrap());
+        assert_eq!(mapped.address, "192.0.2.1".parse::<IpAddr>().unwrap());
+    }
+
+    #[test]
+    fn without_a_database_its_factor_is_off() {
+        let none = Networks::default();
+        assert_eq!(none.builds(), Databases::default());
+        assert_eq!(none.locate([192, 0, 2, 1].into()).asn, None);
+    }
+
+    #[test]
+    fn what_is_no_database_is_refused_and_a_cut_one_says_nothing_wrong() {
+        let good = database(&[entry("192.0.2.0/24", Some(1), Some(("SE", "M")))], 1);
+        for content in [&b""[..], b"not a database", &good[..good.len() / 3]] {
+            let (_scratch, path) = file(content);
+            assert!(Networks::open(Some(&path), None).is_err());
+        }
+        // Any byte may be wrong: the worst that comes of it is that nothing is known.
+        for place in 0..good.len() {
+            for bit in [0x01, 0x80, 0xff] {
+                let mut content = good.clone();
+                content[place] ^= bit;
+                let (_scratch, path) = file(&content);
+                if let Ok(networks) = Networks::open(Some(&path), Some(&path)) {
+                    let _ = networks.locate([192, 0, 2, 1].into());
+                    let _ = networks.locate([10, 0, 0, 1].into());
+                }
+            }
+        }
     }
 }
