@@ -3,6 +3,7 @@
 
 pub(crate) mod client;
 pub(crate) mod keys;
+pub(crate) mod node;
 pub(crate) mod pki;
 pub(crate) mod process;
 pub(crate) mod proof;
