@@ -372,6 +372,8 @@ fn quarantine(
     after.counters.refused = after.counters.refused.saturating_add(1);
     if !held {
         after.status = Status::Quarantined;
+        // A candidate's row has no contact from elsewhere in it, and none is seen until a release.
+        after.candidate = None;
         after.quarantine = Some(Quarantine {
             at: now,
             decision: Some(ids.decision.clone()),
