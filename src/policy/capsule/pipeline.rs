@@ -253,10 +253,11 @@ fn sender(
         let code = if sender.x5t.is_some() { "thumbprint-mismatch" } else { "missing-certificate" };
         return mismatch(code.to_owned());
     }
-    // What a node that has joined was not bound to proves nothing of it.
-    let joined = node.has_joined();
-    let key = jkt.is_some() && (node.jkt.is_some() || !joined);
-    let certificate = sender.x5t.is_some() && (node.x5t.is_some() || !joined);
+    // What a node was not bound to proves nothing of it, once it has joined or was bound to another
+    // sender at enrolment: it is not adopted then, and the second capsule would be refused.
+    let open = !node.has_joined() && node.jkt.is_none() && node.x5t.is_none();
+    let key = jkt.is_some() && (node.jkt.is_some() || open);
+    let certificate = sender.x5t.is_some() && (node.x5t.is_some() || open);
     let met = match demand {
         ProofDemand::Any => key || certificate,
         ProofDemand::Dpop => key,
