@@ -16,7 +16,7 @@ use super::decision::{Decision, Grant, Outcome, Reason, Refusal, Stage};
 use super::facts::{Asked, Facts, Fingerprint, Proof, Seal, SenderFacts};
 use super::key::KeyVersion;
 use super::node::{Contact, Expectations, Issued, Network, Node, Quarantine, Status};
-use super::risk::{Risk, RiskPolicy};
+use super::risk::{self, Risk, RiskPolicy};
 use crate::policy::time::UnixTime;
 
 /// `capsules.proof`: what a sender must show.
@@ -313,12 +313,14 @@ fn place(
     policy: &Policy,
     now: UnixTime,
 ) -> Result<(Network, Risk), Refused> {
+    let boot = facts.boot.as_deref();
+    let abrupt_stop = risk::is_abrupt(node.heard.as_ref(), boot, policy.risk.abrupt_window, now);
+    walk.passed(Stage::Telemetry, if abrupt_stop { "abrupt_stop" } else { "clean" });
     let Some(network) = facts.place.network.clone() else {
         let reason = Reason::NetworkPolicyViolation;
         return Err(walk.refused(Stage::Network, reason, "address_unknown"));
     };
-    let risk = Risk::of(node, &facts.place, &network, facts.boot.as_deref(), &policy.risk, now);
-    walk.passed(Stage::Telemetry, if risk.abrupt_stop { "abrupt_stop" } else { "clean" });
+    let risk = Risk::of(node, &facts.place, &network, boot, &policy.risk, now);
     if !node.has_joined()
         && let Some(code) = unexpected(&node.expected, &network)
     {

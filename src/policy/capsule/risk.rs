@@ -148,7 +148,12 @@ pub fn is_same_address(one: IpAddr, other: IpAddr) -> bool {
 
 /// An abrupt stop: the last shutdown was not clean, the last telemetry is less than `window` old, and
 /// it was another boot's (none sent counts as another).
-fn is_abrupt(heard: Option<&Heard>, boot: Option<&str>, window: Duration, now: UnixTime) -> bool {
+pub(super) fn is_abrupt(
+    heard: Option<&Heard>,
+    boot: Option<&str>,
+    window: Duration,
+    now: UnixTime,
+) -> bool {
     let Some(heard) = heard else { return false };
     let recent = now < heard.at.plus(window);
     heard.state == State::Running && recent && boot != Some(heard.boot.as_str())
