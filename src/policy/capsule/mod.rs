@@ -18,3 +18,6 @@ pub mod node;
 pub mod pipeline;
 pub mod risk;
 pub mod telemetry;
+
+#[cfg(test)]
+mod tests;
