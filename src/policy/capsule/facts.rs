@@ -43,7 +43,7 @@ pub struct SenderFacts {
 
 /// A DPoP proof, as far as it was looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", tag = "is")]
+#[serde(rename_all = "camelCase", tag = "is", deny_unknown_fields)]
 pub enum Proof {
     /// None was shown: the secret came as `Bearer`.
     Absent,
@@ -68,7 +68,7 @@ pub enum Proof {
 
 /// The fingerprint that a request shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", tag = "is", content = "hash")]
+#[serde(rename_all = "camelCase", tag = "is", content = "hash", deny_unknown_fields)]
 pub enum Fingerprint {
     /// None, or one that is no 1 to 256 bytes of visible ASCII.
     Missing,
@@ -115,7 +115,7 @@ pub struct KeyFacts {
 
 /// `?keyVersion=`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", tag = "is", content = "version")]
+#[serde(rename_all = "camelCase", tag = "is", content = "version", deny_unknown_fields)]
 pub enum Asked {
     /// The current version.
     Current,

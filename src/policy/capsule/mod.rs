@@ -20,3 +20,6 @@ pub mod pipeline;
 pub mod record;
 pub mod risk;
 pub mod telemetry;
+
+#[cfg(test)]
+mod tests;

@@ -124,8 +124,10 @@ pub struct Network {
     /// Canonical: an IPv4 address is never written as an IPv6 one.
     pub address: IpAddr,
     /// Number of its autonomous system; `None` where it is unknown.
+    #[serde(deserialize_with = "Option::deserialize")]
     pub asn: Option<u32>,
     /// ISO 3166-2, or ISO 3166-1 where no subdivision is known (`SE-M`, `SE`).
+    #[serde(deserialize_with = "Option::deserialize")]
     pub region: Option<String>,
 }
 
@@ -246,6 +248,8 @@ pub struct Counters {
 }
 
 /// One row of the registry. The secret is not in it, only its hash, which an audit record leaves out.
+/// What it is held against must be told, if only as `null`: a row that lost it is no node that may
+/// join again, or that was never heard of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Node {
@@ -257,10 +261,13 @@ pub struct Node {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub secret: Option<Sha256>,
     /// SHA-256 of the fingerprint; `None` before the first capsule.
+    #[serde(deserialize_with = "Option::deserialize")]
     pub fingerprint: Option<Sha256>,
     /// The key that its proofs are signed with.
+    #[serde(deserialize_with = "Option::deserialize")]
     pub jkt: Option<Jkt>,
     /// Its certificate.
+    #[serde(deserialize_with = "Option::deserialize")]
     pub x5t: Option<X5tS256>,
     /// The version that its key is derived for, from 1.
     pub key_version: u32,
@@ -269,12 +276,14 @@ pub struct Node {
     /// What the first capsule must meet.
     pub expected: Expectations,
     /// The confirmed network; `None` before the first capsule.
+    #[serde(deserialize_with = "Option::deserialize")]
     pub baseline: Option<Baseline>,
     /// A network on its way to being the baseline.
     pub candidate: Option<Candidate>,
     /// The last contact that was granted something.
     pub last: Option<Contact>,
     /// The last telemetry that counts.
+    #[serde(deserialize_with = "Option::deserialize")]
     pub heard: Option<Heard>,
     /// The boot that the last capsule with a boot id went to: only its telemetry counts.
     pub granted_boot: Option<String>,

@@ -16,7 +16,7 @@ use super::decision::{Decision, Grant, Outcome, Reason, Refusal, Stage};
 use super::facts::{Asked, Facts, Fingerprint, Proof, Seal, SenderFacts};
 use super::key::KeyVersion;
 use super::node::{Contact, Expectations, Issued, Network, Node, Quarantine, Status};
-use super::risk::{Risk, RiskPolicy};
+use super::risk::{self, Risk, RiskPolicy};
 use crate::policy::time::UnixTime;
 
 /// `capsules.proof`: what a sender must show.
@@ -253,10 +253,11 @@ fn sender(
         let code = if sender.x5t.is_some() { "thumbprint-mismatch" } else { "missing-certificate" };
         return mismatch(code.to_owned());
     }
-    // What a node that has joined was not bound to proves nothing of it.
-    let joined = node.has_joined();
-    let key = jkt.is_some() && (node.jkt.is_some() || !joined);
-    let certificate = sender.x5t.is_some() && (node.x5t.is_some() || !joined);
+    // What a node was not bound to proves nothing of it, once it has joined or was bound to another
+    // sender at enrolment: it is not adopted then, and the second capsule would be refused.
+    let open = !node.has_joined() && node.jkt.is_none() && node.x5t.is_none();
+    let key = jkt.is_some() && (node.jkt.is_some() || open);
+    let certificate = sender.x5t.is_some() && (node.x5t.is_some() || open);
     let met = match demand {
         ProofDemand::Any => key || certificate,
         ProofDemand::Dpop => key,
@@ -312,12 +313,14 @@ fn place(
     policy: &Policy,
     now: UnixTime,
 ) -> Result<(Network, Risk), Refused> {
+    let boot = facts.boot.as_deref();
+    let abrupt_stop = risk::is_abrupt(node.heard.as_ref(), boot, policy.risk.abrupt_window, now);
+    walk.passed(Stage::Telemetry, if abrupt_stop { "abrupt_stop" } else { "clean" });
     let Some(network) = facts.place.network.clone() else {
         let reason = Reason::NetworkPolicyViolation;
         return Err(walk.refused(Stage::Network, reason, "address_unknown"));
     };
-    let risk = Risk::of(node, &facts.place, &network, facts.boot.as_deref(), &policy.risk, now);
-    walk.passed(Stage::Telemetry, if risk.abrupt_stop { "abrupt_stop" } else { "clean" });
+    let risk = Risk::of(node, &facts.place, &network, boot, &policy.risk, now);
     if !node.has_joined()
         && let Some(code) = unexpected(&node.expected, &network)
     {
@@ -372,6 +375,8 @@ fn quarantine(
     after.counters.refused = after.counters.refused.saturating_add(1);
     if !held {
         after.status = Status::Quarantined;
+        // A candidate's row has no contact from elsewhere in it, and none is seen until a release.
+        after.candidate = None;
         after.quarantine = Some(Quarantine {
             at: now,
             decision: Some(ids.decision.clone()),

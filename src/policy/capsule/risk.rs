@@ -32,7 +32,7 @@ pub struct RiskPolicy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Factor {
-    /// There is no database for it.
+    /// There is no database for it, and the baseline has none of it either.
     Off,
     /// There is no baseline yet.
     First,
@@ -81,16 +81,18 @@ impl Risk {
         };
         if let Some(baseline) = &node.baseline {
             let stored = &baseline.network;
-            let known = place.baseline.as_ref();
+            // One of another address was looked up for a record that has changed since.
+            let is_its = |known: &&Network| is_same_address(known.address, stored.address);
+            let known = place.baseline.as_ref().filter(is_its);
             let same_address = is_same_address(stored.address, network.address);
             risk.address = if same_address { Factor::Same } else { Factor::Changed };
-            risk.asn = if place.databases.asn.is_none() {
+            risk.asn = if place.databases.asn.is_none() && stored.asn.is_none() {
                 Factor::Off
             } else {
                 let now = known.and_then(|known| known.asn);
                 factor(same_address, stored.asn.is_some(), now.as_ref(), network.asn.as_ref())
             };
-            risk.region = if place.databases.region.is_none() {
+            risk.region = if place.databases.region.is_none() && stored.region.is_none() {
                 Factor::Off
             } else {
                 let now = known.and_then(|known| known.region.as_ref());
@@ -148,7 +150,12 @@ pub fn is_same_address(one: IpAddr, other: IpAddr) -> bool {
 
 /// An abrupt stop: the last shutdown was not clean, the last telemetry is less than `window` old, and
 /// it was another boot's (none sent counts as another).
-fn is_abrupt(heard: Option<&Heard>, boot: Option<&str>, window: Duration, now: UnixTime) -> bool {
+pub(super) fn is_abrupt(
+    heard: Option<&Heard>,
+    boot: Option<&str>,
+    window: Duration,
+    now: UnixTime,
+) -> bool {
     let Some(heard) = heard else { return false };
     let recent = now < heard.at.plus(window);
     heard.state == State::Running && recent && boot != Some(heard.boot.as_str())
