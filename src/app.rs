@@ -169,6 +169,7 @@ impl Running {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_timeout(RUNTIME_END);
         }
+        self.site.lasting.finish();
     }
 }
 

@@ -9,6 +9,7 @@
 //! Invariant: nothing is asked of the network here; keys, and what an issuer says of an opaque
 //! token, are facts that `edge` brings.
 
+mod nodes;
 mod tokens;
 
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use crate::policy::cors::Preflight;
 use crate::policy::denial::Denial;
 use crate::policy::digest::{Jkt, Sha256, X5tS256};
 use crate::policy::jose::AlgorithmSet;
-use crate::policy::nonce::{FreshNonce, NonceKeys};
+use crate::policy::nonce::NonceKeys;
 use crate::policy::presented::Scheme;
 use crate::policy::proof::{self, ProofRules, VerifiedProof};
 use crate::policy::request::{RequestView, Sender};
@@ -386,60 +387,6 @@ impl Gate {
             (Ok(_) | Err(_), None) => NonceStatus::NotChecked,
         };
         verified
-    }
-
-    /// Verifies the proof that came with a node's secret instead of a token: `ath` is the secret's
-    /// hash, and a nonce is needed wherever there are any. What is learnt of it stays in `seen`.
-    ///
-    /// # Errors
-    /// The first check that fails.
-    pub fn node_proof(
-        &self,
-        view: &RequestView<'_>,
-        origin: usize,
-        secret: Sha256,
-        seen: &mut proof::Seen,
-        now: UnixTime,
-    ) -> Result<VerifiedProof, Denial> {
-        if !self.rules.dpop_enabled {
-            return Err(Denial::DpopDisabled);
-        }
-        let site = self.sites.get(origin).ok_or(Denial::HostInvalid)?;
-        let expected = proof::Expected {
-            method: view.method,
-            origin: &site.origin,
-            path: view.path,
-            token_hash: secret,
-            algorithms: self.rules.default.algorithms,
-            nonce_keys: site.nonce_keys.as_ref(),
-            nonce_required: site.nonce_keys.is_some(),
-            rules: &self.proof,
-            max_bytes: self.proof_bytes,
-            started: self.started,
-            now,
-        };
-        proof::verify(view.headers, &expected, seen)
-    }
-
-    /// Takes a proof that was verified as used: the last step before what it is for.
-    ///
-    /// # Errors
-    /// [`Denial::Replayed`] and [`Denial::ReplayCapacity`].
-    pub async fn use_node_proof(&self, proof: VerifiedProof, now: UnixTime) -> Result<(), Denial> {
-        self.first_use(Some(proof), now).await
-    }
-
-    /// Whether a fresh nonce should go out beside one that was taken: it is past half its time.
-    #[must_use]
-    pub fn is_worn(&self, nonce: &FreshNonce) -> bool {
-        self.proof.nonce_ttl.is_some_and(|ttl| nonce.superseded || nonce.age > ttl / 2)
-    }
-
-    /// What a node must present: any algorithm that proofs may have by default.
-    #[must_use]
-    pub fn node_challenge(&self) -> Challenge {
-        let dpop = self.rules.dpop_enabled;
-        Challenge { dpop, bearer: true, algorithms: self.rules.default.algorithms }
     }
 
     async fn first_use(&self, proof: Option<VerifiedProof>, now: UnixTime) -> Result<(), Denial> {

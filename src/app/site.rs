@@ -81,6 +81,13 @@ impl Lasting {
         }
     }
 
+    /// Has what is under way written, and the audit log signed. Not on a runtime's thread.
+    pub(super) fn finish(&self) {
+        if let Some(store) = &self.store {
+            store.registry.finish();
+        }
+    }
+
     pub(super) fn new(
         config: &Config,
         log: &Log,
@@ -109,11 +116,11 @@ fn open_store(config: &Config, store: &Store) -> Result<capsules::State, StartEr
     Ok(capsules::State { registry, failures: Arc::new(failures), budget: Arc::new(budget) })
 }
 
+/// Capsules, and the keys that they are made with.
+type WithKeys = (Arc<Capsules>, Arc<KeyRing>);
+
 /// What capsules need, read anew.
-fn capsules(
-    config: &Config,
-    lasting: &Lasting,
-) -> Result<Option<(Arc<Capsules>, Arc<KeyRing>)>, StartError> {
+fn capsules(config: &Config, lasting: &Lasting) -> Result<Option<WithKeys>, StartError> {
     let Some((settings, state)) = config.capsules.as_ref().zip(lasting.store.as_ref()) else {
         return Ok(None);
     };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use http::{HeaderMap, Method};
-use pingora::http::ResponseHeader;
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use pingora::{Error, ErrorSource};
 
@@ -145,7 +145,7 @@ impl Parts {
         let connection = connection::of(session).ok_or(Denial::Misdirected)?;
         let listener = self.listeners.get(ctx.listener).ok_or(Denial::Misdirected)?;
         ctx.whence = believe::whence(&listener.proxies, connection, &request.headers)?;
-        let target = Target::of(request, ctx.whence.authority.as_deref())?;
+        let target = self.target(request, ctx.whence.authority.as_deref())?;
         self.stand(connection, listener, &target, ctx)?;
         ctx.shown = believe::certificate(
             &listener.proxies,
@@ -187,6 +187,19 @@ impl Parts {
         }
         ctx.facts = Some(decision.facts);
         decision.verdict.map(Permit::Forward)
+    }
+
+    /// The target. A node's name that cannot be read is one that is wrong, and told from no other.
+    fn target(&self, request: &RequestHeader, told: Option<&str>) -> Result<Target, Denial> {
+        match Target::of(request, told) {
+            Err(Denial::PathInvalid) if self.common.capsules.is_some() => {
+                let named = capsules::named(request.raw_path()).ok_or(Denial::PathInvalid)?;
+                let target = Target::unreadable(request, told, named)?;
+                let own = self.common.capsules.as_ref().and_then(|it| it.find(&target));
+                own.map(|_| target).ok_or(Denial::PathInvalid)
+            }
+            target => target,
+        }
     }
 
     /// The route that a preflight asks for, where it has a `cors`: `methods` need not list OPTIONS.

@@ -40,6 +40,20 @@ impl Target {
         Ok(Self { authority, path, ambiguous, query })
     }
 
+    /// The target of a request whose path cannot be read, as if it were `path`.
+    ///
+    /// # Errors
+    /// [`Denial::HostInvalid`].
+    pub(super) fn unreadable(
+        request: &RequestHeader,
+        told: Option<&str>,
+        path: &str,
+    ) -> Result<Self, Denial> {
+        let own = authority(request)?;
+        let authority = told.map_or(own, str::to_owned);
+        Ok(Self { authority, path: path.to_owned(), ambiguous: false, query: None })
+    }
+
     /// The target as it goes upstream: the path that was routed on, the query as received.
     #[must_use]
     pub fn upstream(&self) -> String {

@@ -210,7 +210,7 @@ mod tests {
         let mut head = Head::default();
         let draft = |seq: u64| {
             let at = UnixTime::from_secs(1_800_000_000);
-            let node = (seq % 2 == 0).then_some("node-\"1\"");
+            let node = seq.is_multiple_of(2).then_some("node-\"1\"");
             Draft::new(Kind::Replay, at, &format!("id-{seq}"), node, &serde_json::json!({"n": seq}))
         };
         let mut lines = Vec::new();

@@ -342,6 +342,12 @@ impl Denial {
         }
     }
 
+    /// Whether a fresh nonce is all that is needed.
+    #[must_use]
+    pub fn is_about_nonce(self) -> bool {
+        matches!(self, Self::NonceAbsent | Self::NonceExpired | Self::NonceUnknown)
+    }
+
     /// How it is counted.
     #[must_use]
     #[expect(clippy::wildcard_enum_match_arm, reason = "what is not named is a plain fault")]

@@ -3,8 +3,6 @@
 //! Only failures count, and only failures are ever turned away: whoever passes is never locked out,
 //! however many fail from where it is. Nothing here depends on whether a node exists.
 
-#![expect(clippy::disallowed_methods, reason = "a limit has a clock")]
-
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::time::Duration;

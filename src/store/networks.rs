@@ -104,13 +104,14 @@ fn open(path: &Path) -> Result<Reader<Vec<u8>>, String> {
 }
 
 fn words(error: &MaxMindDbError) -> String {
-    match error {
-        MaxMindDbError::Io(error) => error.to_string(),
-        other => format!("not a database in MaxMind's format, or damaged ({other})"),
+    if let MaxMindDbError::Io(error) = error {
+        return error.to_string();
     }
+    format!("not a database in MaxMind's format, or damaged ({error})")
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test writes files")]
 mod tests {
     use super::sample::{Entry, database};
     use super::*;

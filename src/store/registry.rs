@@ -96,6 +96,11 @@ impl Registry {
         self.note_health(self.writer.transact(work).await)
     }
 
+    /// Waits until all that was asked for is done ([`Writer::finish`]).
+    pub fn finish(&self) {
+        self.writer.finish();
+    }
+
     /// Adds a line to the audit log, some time soon. Whether it was taken to be written.
     #[must_use]
     pub fn note(&self, draft: Draft) -> bool {

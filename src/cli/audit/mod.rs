@@ -1,5 +1,7 @@
 //! `holdfast audit`: the audit log verified, followed, and explained in words.
 
+#![expect(clippy::disallowed_methods, reason = "long work shows its progress, and reads a file")]
+
 mod verify;
 mod words;
 

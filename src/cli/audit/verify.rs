@@ -171,7 +171,6 @@ fn keys(asked: &Asked<'_>) -> Result<Option<Vec<Value>>, CommandError> {
     keys.map(Some).ok_or_else(|| other("a JWK set is expected".to_owned()))
 }
 
-#[expect(clippy::disallowed_methods, reason = "a command reads the file that it is given")]
 fn read(path: &Path) -> std::io::Result<Vec<u8>> {
     std::fs::read(path)
 }

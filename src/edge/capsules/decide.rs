@@ -182,12 +182,10 @@ impl Capsules {
             gate.node_proof(&asking.view, asking.origin, shown.hash, &mut seen, asking.now);
         let faulty = |denial: Denial| {
             let code = denial.code().to_owned();
-            let proof = match denial {
-                Denial::NonceAbsent | Denial::NonceExpired | Denial::NonceUnknown => {
-                    Proof::NeedsNonce { code }
-                }
-                #[expect(clippy::wildcard_enum_match_arm, reason = "every other fault is one")]
-                _ => Proof::Faulty { code, jkt: seen.jkt },
+            let proof = if denial.is_about_nonce() {
+                Proof::NeedsNonce { code }
+            } else {
+                Proof::Faulty { code, jkt: seen.jkt }
             };
             Proved { proof, denial: Some(denial), seal: None, nonce: None }
         };

@@ -41,6 +41,11 @@ pub(crate) const TELEMETRY: &str = "/api/runtime/telemetry/";
 /// The keys that envelopes are verified with.
 pub(crate) const JWKS: &str = "/.well-known/holdfast/capsule-jwks.json";
 
+/// What a path that cannot be read is about, where it is about a node.
+pub(super) fn named(path: &[u8]) -> Option<&'static str> {
+    [CAPSULE, TELEMETRY].into_iter().find(|prefix| path.starts_with(prefix.as_bytes()))
+}
+
 /// Everything that capsules need.
 #[derive(Debug)]
 pub struct Capsules {

@@ -141,7 +141,7 @@ impl Capsules {
                 report,
                 stages: decision.stages.clone(),
                 risk: decision.risk,
-                verdict: decision.verdict.clone(),
+                verdict: decision.verdict,
             };
             let (kind, id) = (Kind::Telemetry, asking.decision);
             let draft = Draft::new(kind, asking.now, id, node.as_deref(), &record);

@@ -75,6 +75,10 @@ impl Change {
     /// [`Refused`]; then nothing is changed.
     pub fn apply(&self, node: &Node, now: UnixTime) -> Result<Node, Refused> {
         let mut after = node.clone();
+        // While it is off its contacts are not seen: no row of them goes on across a change.
+        if !matches!(self, Self::RotateSecret { .. } | Self::RotateKey { .. }) {
+            after.candidate = None;
+        }
         let refused = |hint| Err(Refused::Status { status: node.status, hint });
         match self {
             Self::RotateSecret { secret } => after.secret = Some(*secret),
@@ -117,12 +121,11 @@ impl Change {
                 }
                 let network = network.clone();
                 after.baseline = Some(Baseline { network, confirmed: now, by_time: false });
-                after.candidate = None;
             }
             Self::Rejoin { jkt, x5t, within_ms } => {
                 after.fingerprint = None;
                 (after.jkt, after.x5t) = (*jkt, *x5t);
-                (after.baseline, after.candidate) = (None, None);
+                after.baseline = None;
                 (after.heard, after.granted_boot) = (None, None);
                 let within = within_ms.map(Duration::from_millis);
                 after.expected.join_before = within.map(|within| now.plus(within));

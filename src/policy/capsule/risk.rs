@@ -32,7 +32,7 @@ pub struct RiskPolicy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Factor {
-    /// There is no database for it, and the baseline has none of it either.
+    /// There is no database for it.
     Off,
     /// There is no baseline yet.
     First,
@@ -86,13 +86,13 @@ impl Risk {
             let known = place.baseline.as_ref().filter(is_its);
             let same_address = is_same_address(stored.address, network.address);
             risk.address = if same_address { Factor::Same } else { Factor::Changed };
-            risk.asn = if place.databases.asn.is_none() && stored.asn.is_none() {
+            risk.asn = if place.databases.asn.is_none() {
                 Factor::Off
             } else {
                 let now = known.and_then(|known| known.asn);
                 factor(same_address, stored.asn.is_some(), now.as_ref(), network.asn.as_ref())
             };
-            risk.region = if place.databases.region.is_none() && stored.region.is_none() {
+            risk.region = if place.databases.region.is_none() {
                 Factor::Off
             } else {
                 let now = known.and_then(|known| known.region.as_ref());

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use tokio::sync::oneshot;
+use tokio::sync::oneshot::error::TryRecvError;
 
 use super::batch::Batch;
 use super::{Database, Fault, OpenError, now};
@@ -22,6 +23,9 @@ const QUEUE: usize = 8192;
 const BATCH: usize = 1024;
 /// How often the writer looks for a checkpoint that is due when nobody wants anything.
 const IDLE: Duration = Duration::from_secs(1);
+
+/// How long the end of a process waits for what is under way.
+const FINISH: Duration = Duration::from_secs(5);
 
 /// When a checkpoint is due.
 #[derive(Clone, Copy, Debug)]
@@ -116,6 +120,24 @@ impl Writer {
         answer.await.unwrap_or(Err(Fault::Closed))
     }
 
+    /// Waits, at most some seconds, until all that was asked for is done, and has the log signed. Not
+    /// to be called on a runtime's thread.
+    pub fn finish(&self) {
+        let signer = self.signer.load_full();
+        let (reply, mut answer) = oneshot::channel();
+        let work = move |batch: &mut Batch<'_>| match signer {
+            Some(signer) => batch.checkpoint(now(), |checkpoint| signer.sign(checkpoint)),
+            None => Ok(()),
+        };
+        if self.queue.try_send(Box::new(Task { work: Some(work), value: None, reply })).is_err() {
+            return;
+        }
+        let began = Instant::now();
+        while began.elapsed() < FINISH && answer.try_recv() == Err(TryRecvError::Empty) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Adds a line to the audit log, some time soon. Whether it was taken to be written.
     #[must_use]
     pub fn note(&self, draft: Draft) -> bool {
@@ -148,10 +170,6 @@ impl State {
             }
             self.commit(jobs, &mut signed);
         }
-        // What was added since is signed before the process ends.
-        signed.at = Instant::now().checked_sub(self.rule.interval).unwrap_or(signed.at);
-        self.rule.interval = Duration::ZERO;
-        self.commit(Vec::new(), &mut signed);
     }
 
     /// Runs `jobs` in one transaction and tells everybody what came of it.

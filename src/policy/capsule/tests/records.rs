@@ -177,11 +177,12 @@ fn outcomes() {
 #[test]
 fn node_ids() {
     let long = "a".repeat(128);
-    for text in ["a", "node-1", "A.b_C-9", "-", "_", "a..b", &long] {
+    for text in ["a", "node-1", "A.b_C-9", "_", "a..b", &long] {
         assert_eq!(NodeId::parse(text).unwrap().to_string(), text);
     }
     let too_long = "a".repeat(129);
-    for text in ["", ".", "..", ".a", "a/b", "a b", "a\n", "a%2f", "é", "a:b", &too_long] {
+    for text in ["", "-", "-a", ".", "..", ".a", "a/b", "a b", "a\n", "a%2f", "é", "a:b", &too_long]
+    {
         assert!(NodeId::parse(text).is_err(), "{text}");
     }
 }
