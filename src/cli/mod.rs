@@ -9,4 +9,4 @@ pub mod node;
 pub mod quickstart;
 pub mod request;
 pub mod run;
-mod site;
+pub(crate) mod site;

@@ -3,7 +3,7 @@
 //! Invariant: one [`Client`] presents one certificate or none. Who needs another makes another
 //! client, and with it another connection pool and TLS session cache.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -28,6 +28,8 @@ pub struct Settings {
     pub versions: Versions,
     /// A host's address in place of what DNS says.
     pub resolve: Option<(String, SocketAddr)>,
+    /// The address, one of this machine's, to connect from; `None`: the system chooses.
+    pub from: Option<IpAddr>,
 }
 
 /// A client certificate with its key, PEM each.
@@ -103,6 +105,7 @@ impl Client {
             .no_proxy()
             .connect_timeout(CONNECT_TIMEOUT)
             .read_timeout(READ_TIMEOUT)
+            .local_address(settings.from)
             .tls_danger_accept_invalid_certs(settings.insecure);
         if let Some(pem) = &settings.authorities {
             let authorities =

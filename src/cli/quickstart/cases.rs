@@ -56,12 +56,12 @@ struct Sent<'a> {
 }
 
 /// An answer, read.
-struct Got {
-    status: StatusCode,
-    error: Option<String>,
-    nonce: Option<String>,
-    decision: Option<String>,
-    body: Value,
+pub(super) struct Got {
+    pub(super) status: StatusCode,
+    pub(super) error: Option<String>,
+    pub(super) nonce: Option<String>,
+    pub(super) decision: Option<String>,
+    pub(super) body: Value,
 }
 
 /// The tokens, by what they are bound to.
@@ -294,7 +294,8 @@ impl Senders {
         self.statement("GET", told.path, Some(told.token), told.nonce, key)
     }
 
-    fn statement(
+    /// A proof for any request.
+    pub(super) fn statement(
         &self,
         method: &str,
         path: &str,
@@ -323,7 +324,8 @@ impl Senders {
         self.exchange(client, Method::GET, sent.path, headers, Bytes::new()).await
     }
 
-    async fn exchange(
+    /// Sends, and reads the answer.
+    pub(super) async fn exchange(
         &self,
         client: &Client,
         method: Method,
@@ -349,7 +351,8 @@ impl Senders {
     }
 }
 
-fn field(text: &str) -> Result<HeaderValue, QuickstartError> {
+/// A field's value.
+pub(super) fn field(text: &str) -> Result<HeaderValue, QuickstartError> {
     HeaderValue::from_str(text).map_err(|_| QuickstartError::NoToken("not a field's value".into()))
 }
 

@@ -9,13 +9,14 @@ mod authority;
 mod cases;
 mod commands;
 mod files;
+mod nodes;
 mod pki;
 mod records;
 mod settings;
 mod table;
 
 use std::io::{self, Write};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
@@ -30,6 +31,7 @@ use zeroize::Zeroizing;
 use self::authority::Authority;
 use self::cases::Senders;
 use self::files::{Change, Directory, FilesError, Planned};
+use self::nodes::NodeSenders;
 use self::records::{Reasons, Records};
 use self::settings::Addresses;
 use crate::app;
@@ -39,6 +41,7 @@ use crate::config;
 use crate::policy::jose::Algorithm;
 use crate::policy::target::Origin;
 use crate::policy::time::UnixTime;
+use crate::store::keys;
 use crate::telemetry::log::Log;
 
 /// The edge's port, while it is free.
@@ -91,6 +94,10 @@ enum QuickstartError {
     Exchange(String, HttpError),
     #[error("no token: {0}")]
     NoToken(String),
+    #[error("the node cannot be enrolled: {0}")]
+    Node(String),
+    #[error("capsules: {0}")]
+    Keys(#[from] keys::KeysError),
     #[error("no nonce in the answer to a proof without one: {0}")]
     NoNonce(String),
 }
@@ -120,7 +127,9 @@ fn quickstart(args: &Args, colour: bool, out: &mut dyn Write) -> Result<bool, Qu
     let outcome = runtime.block_on(async {
         wait_until_ready(setup.addresses.admin).await?;
         let senders = senders(&setup.addresses, &setup.files, setup.key, reasons)?;
-        let rows = cases::run(&senders).await?;
+        let mut rows = cases::run(&senders).await?;
+        let node = node_senders(&setup.addresses, &setup.files, setup.node_key, &args.dir)?;
+        nodes::run(&senders, &node, &mut rows).await?;
         let ok = rows.iter().all(|row| row.ok);
         writeln!(out)?;
         table::write(out, &rows, colour)?;
@@ -142,6 +151,7 @@ struct Setup {
     addresses: Addresses,
     files: Vec<Planned>,
     key: SigningKey,
+    node_key: SigningKey,
     config: config::Config,
 }
 
@@ -172,10 +182,21 @@ async fn set_up(
     files.push(file);
     let (issuer_key, file) = pki::signing_key(directory, pki::ISSUER_KEY)?;
     files.push(file);
+    let (node_key, file) = pki::signing_key(directory, nodes::KEY)?;
+    files.push(file);
+    let secret = nodes::secret()?;
+    files.push(Planned { name: nodes::SECRET, content: secret.clone(), secret: true });
+    let content = Zeroizing::new(nodes::networks());
+    files.push(Planned { name: nodes::NETWORKS, content, secret: false });
     let content = Zeroizing::new(settings::text(&addresses).into_bytes());
     files.push(Planned { name: settings::FILE, content, secret: false });
     let changes = directory.write(&files)?;
     write_changes(out, &args.dir, &files, &changes)?;
+    let keys = directory.join(nodes::KEYS);
+    if !keys.exists() {
+        keys::init(&keys, keys::Algorithm::EdDsa, now())?;
+    }
+    nodes::enrol(&directory.claim(nodes::STORE)?, &secret)?;
 
     let origin = Origin::parse(&addresses.origin())
         .ok_or_else(|| QuickstartError::Configuration("the origin is none".into()))?;
@@ -187,7 +208,7 @@ async fn set_up(
     let findings: Vec<String> = loaded.findings.iter().map(ToString::to_string).collect();
     let config =
         loaded.config.ok_or_else(|| QuickstartError::Configuration(findings.join("\n")))?;
-    Ok(Setup { addresses, files, key, config })
+    Ok(Setup { addresses, files, key, node_key, config })
 }
 
 /// The port, or for 0 any, when it can be bound.
@@ -286,6 +307,32 @@ fn senders(
         other_key: SigningKey::generate(Algorithm::Es256)?,
         reasons,
     })
+}
+
+/// The node's clients: one an address, as a connection has one.
+fn node_senders(
+    addresses: &Addresses,
+    files: &[Planned],
+    key: SigningKey,
+    directory: &Path,
+) -> Result<NodeSenders, QuickstartError> {
+    let content = |name: &str| {
+        let file = files.iter().find(|file| file.name == name);
+        file.map_or_else(Zeroizing::default, |file| file.content.clone())
+    };
+    let client = |from: IpAddr| {
+        let settings = Settings {
+            authorities: Some(content("ca.pem").to_vec()),
+            resolve: Some(("localhost".into(), addresses.edge)),
+            from: Some(from),
+            ..Settings::default()
+        };
+        Client::new(settings).map_err(|error| QuickstartError::Exchange(addresses.origin(), error))
+    };
+    let [home, near, far] = nodes::ADDRESSES;
+    let clients = [client(home)?, client(near)?, client(far)?];
+    let store = directory.join(nodes::STORE);
+    Ok(NodeSenders { clients, key, secret: content(nodes::SECRET), store })
 }
 
 fn write_commands(out: &mut dyn Write, directory: &Path, addresses: &Addresses) -> io::Result<()> {

@@ -176,7 +176,8 @@ fn client(args: &Args) -> Result<Client, Failure> {
         HttpError::Identity(_) => args.cert.as_ref(),
         HttpError::Transport(_) | HttpError::TooLarge(_) => None,
     };
-    let settings = Settings { authorities, identity, insecure: args.insecure, versions, resolve };
+    let insecure = args.insecure;
+    let settings = Settings { authorities, identity, insecure, versions, resolve, from: None };
     Client::new(settings).map_err(|error| {
         let url = path(&error).map_or_else(|| host.to_owned(), |path| path.display().to_string());
         Failure::Http { url, error }
