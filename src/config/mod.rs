@@ -23,7 +23,7 @@ use std::time::Duration;
 pub use finding::{Finding, Severity};
 pub use introspection::{ClientAuthentication, Introspection, Secret};
 pub use upstream::{Authorities, Health, Server, UpstreamTls};
-pub use value::show_duration;
+pub use value::{duration, show_duration};
 
 use finding::{Place, Sink};
 use section::Section;

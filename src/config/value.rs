@@ -8,7 +8,8 @@ pub(super) const DURATION_FORMS: &str = "a duration is expected: `500ms`, `90s`,
 
 /// Reads a duration: a whole number with `ms`, `s`, `m`, `h` or `d`, or `HH:MM:SS` with hours up to
 /// 23, or the same after whole days and a dot.
-pub(super) fn duration(text: &str) -> Option<Duration> {
+#[must_use]
+pub fn duration(text: &str) -> Option<Duration> {
     if text.contains(':') {
         return clock(text);
     }
