@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::failure::{Failure, Later};
 use super::grant::{Asked, Capsule, Grant, believe};
+use super::notify::Notifier;
 use super::output::{self, Format};
 use super::patience::Patience;
 use super::seal::SealKey;
@@ -136,7 +137,7 @@ pub(super) fn run(args: &Args, screen: &mut Screen<'_>) -> ExitCode {
             let stop = async {
                 tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
             };
-            fetch(args, screen, stop).await
+            fetch(args, screen, &Notifier::from_environment(), stop).await
         })
     });
     conclude(args, screen, outcome)
@@ -156,15 +157,16 @@ pub(super) fn conclude(
     ExitCode::from(failure.status())
 }
 
-/// Fetches until `stop`.
+/// Fetches until `stop`. `notifier` hears of a watch.
 pub(super) async fn fetch(
     args: &Args,
     screen: &mut Screen<'_>,
+    notifier: &Notifier,
     stop: impl Future<Output = ()>,
 ) -> Result<(), Failure> {
     let mut fetcher = Fetcher::new(args, screen);
     if args.watch {
-        return watch::run(&mut fetcher, stop).await;
+        return watch::run(&mut fetcher, notifier, stop).await;
     }
     let once = async {
         let capsule = fetcher.obtain(&Patience::first(args)).await?;

@@ -7,7 +7,7 @@
 //! verify: envelope + key set ─► envelope::read (pure) ─► words
 //! ```
 //!
-//! Invariant: a key leaves [`grant::believe`] only where every check holds, and only `output` writes
+//! Invariant: a key leaves `grant::believe` only where every check holds, and only `output` writes
 //! it; no secret or key is part of an error, a log line or a `Debug` text.
 
 mod clock;

@@ -14,7 +14,8 @@ impl Notifier {
         Self::to(std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty()))
     }
 
-    fn to(socket: Option<OsString>) -> Self {
+    /// Whoever listens at this path, or, on Linux, at `@` and a name.
+    pub(super) fn to(socket: Option<OsString>) -> Self {
         Self(socket)
     }
 

@@ -167,6 +167,7 @@ fn a_capsule_is_what_its_envelope_says() {
     for (member, time) in [
         ("issuedUtc", "2027-01-15T08:00:01.250Z"),
         ("issuedUtc", "2027-01-15T08:00:00Z"),
+        ("issuedUtc", "2027-01-15T08:00:00.2500Z"),
         ("issuedUtc", "2027-01-15T08:00:00.25xZ"),
         ("issuedUtc", "2027-01-15T08:00:00.250+00:00"),
         ("expiresUtc", "2027-01-17T08:00:00.250Z"),

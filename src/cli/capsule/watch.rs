@@ -29,12 +29,12 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// ends without an answer.
 pub(super) async fn run(
     fetcher: &mut Fetcher<'_, '_>,
+    notifier: &Notifier,
     stop: impl Future<Output = ()>,
 ) -> Result<(), Failure> {
-    let notifier = Notifier::from_environment();
     let mut telemetry = Telemetry::default();
     let ended = tokio::select! {
-        ended = keep(fetcher, &mut telemetry, &notifier) => ended,
+        ended = keep(fetcher, &mut telemetry, notifier) => ended,
         () = stop => Ok(()),
     };
     // systemd knows by the exit too, where it cannot be told.

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixDatagram;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
+use super::super::notify::Notifier;
 use super::super::{Args, Command, Screen, fetch};
 use super::forge::{Forge, KEY, SECRET};
 use super::stub::{Act, Edge};
@@ -86,7 +88,9 @@ impl Node {
             errors: &mut errors,
             errors_is_terminal: true,
         };
-        let outcome = self.runtime.block_on(fetch::fetch(&args, &mut screen, stop));
+        let socket = fs::exists(self.path("notify")).unwrap().then(|| self.path("notify").into());
+        let notifier = Notifier::to(socket);
+        let outcome = self.runtime.block_on(fetch::fetch(&args, &mut screen, &notifier, stop));
         let code = fetch::conclude(&args, &mut screen, outcome);
         Ran { code, out, errors: String::from_utf8(errors).unwrap() }
     }
@@ -192,9 +196,12 @@ fn a_nonce_challenge_is_answered_and_is_no_retry() {
 
 #[test]
 fn a_challenge_that_is_never_content_is_a_refusal() {
-    // The same nonce again is no challenge, and always another one is nobody's.
     let node = Node::before(DAY, &[Act::Nonce("n1"), Act::Nonce("n2"), Act::Nonce("n2")]);
     node.fetch_proved("").is(0, "");
+    // The same nonce again is no use, and who always has another one is not the edge.
+    let node = Node::before(DAY, &[Act::Challenge("n1"), Act::Challenge("n1")]);
+    node.fetch_proved("").is(1, "refused: PROOF_NONCE_REQUIRED (401)");
+    assert_eq!(node.edge.seen(CAPSULE).len(), 2);
     let acts: Vec<Act> = ["a", "b", "c", "d", "e", "f"].into_iter().map(Act::Nonce).collect();
     let node = Node::before(DAY, &acts);
     node.fetch_proved("").is(1, "refused: PROOF_NONCE_REQUIRED (401)");
@@ -280,13 +287,8 @@ fn an_edge_that_says_nothing_is_not_waited_for_without_end() {
 fn the_unit_s_command_line_is_one() {
     let unit = include_str!("../../../../deploy/node/holdfast-capsule.service");
     let (_, rest) = unit.split_once("ExecStart=/usr/bin/holdfast ").unwrap();
-    let (line, _) = rest
-        .replace("\\\n", " ")
-        .split_once('\n')
-        .map(|(a, b)| (a.to_owned(), b.to_owned()))
-        .unwrap();
+    let mut line = rest.replace("\\\n", " ").lines().next().unwrap().to_owned();
     let environment = include_str!("../../../../deploy/node/node.env");
-    let mut line = line;
     for setting in environment.lines().filter(|line| !line.starts_with('#')) {
         let Some((name, value)) = setting.split_once('=') else { continue };
         line = line.replace(&format!("${{{name}}}"), value).replace(&format!("${name}"), value);
@@ -367,6 +369,8 @@ fn a_watch_renews_writes_another_key_and_says_how_the_node_is() {
     let script = [Act::Nonce("n1"), Act::Nonce("n1"), Act::Grant, Act::Key(other)];
     let node = Node::before(3, &script);
     let edge = node.edge.clone();
+    let systemd = UnixDatagram::bind(node.path("notify")).unwrap();
+    systemd.set_nonblocking(true).unwrap();
     let key = node.path("key");
     let inodes = std::cell::RefCell::new(Vec::new());
     let stop = async {
@@ -383,6 +387,14 @@ fn a_watch_renews_writes_another_key_and_says_how_the_node_is() {
                 |--telemetry-every|500ms|--node-version|1.4.0";
     let ran = node.fetch_until(line, stop);
     ran.is(0, "; the key is the same");
+    let mut told = Vec::new();
+    let mut buffer = [0; 256];
+    while let Ok(length) = systemd.recv(&mut buffer) {
+        told.push(String::from_utf8_lossy(&buffer[..length]).into_owned());
+    }
+    assert!(told[0].starts_with("READY=1\nSTATUS=capsule good until "), "{told:?}");
+    assert!(told[1].starts_with("STATUS="), "{told:?}");
+    assert_eq!(told.last().unwrap(), "STOPPING=1");
     let inodes = inodes.into_inner();
     assert_eq!(inodes[0], inodes[1]);
     // Each request has the nonce of the answer before.

@@ -37,6 +37,8 @@ pub(crate) enum Act {
     Forge(fn(&mut Spec)),
     /// A challenge, unless the proof has this nonce: then a capsule.
     Nonce(&'static str),
+    /// A challenge, whatever the proof has.
+    Challenge(&'static str),
     /// A status, a `Retry-After` and a reason.
     Refuse(u16, Option<&'static str>, &'static str),
     /// A refusal of another time.
@@ -159,11 +161,9 @@ impl Act {
                 return answer;
             }
             Self::Nonce(nonce) if seen.claims.as_ref().unwrap()["nonce"] != *nonce => {
-                let challenge = r#"DPoP algs="ES256", error="use_dpop_nonce""#;
-                let body = json!({"denied": true, "reason": "PROOF_NONCE_REQUIRED"});
-                let headers = [("www-authenticate", challenge), ("dpop-nonce", nonce)];
-                return (StatusCode::UNAUTHORIZED, headers, body.to_string()).into_response();
+                return challenge(nonce);
             }
+            Self::Challenge(nonce) => return challenge(nonce),
             Self::Key(other) => key = Some(other.to_vec()),
             Self::Spoil(after) => spoil = *after,
             Self::Forge(before) => spoil_spec = *before,
@@ -189,6 +189,13 @@ impl Act {
         spoil(&mut grant);
         ([("dpop-nonce", "from-a-grant")], grant.to_string()).into_response()
     }
+}
+
+fn challenge(nonce: &'static str) -> Response {
+    let challenge = r#"DPoP algs="ES256", error="use_dpop_nonce""#;
+    let body = json!({"denied": true, "reason": "PROOF_NONCE_REQUIRED"});
+    let headers = [("www-authenticate", challenge), ("dpop-nonce", nonce)];
+    (StatusCode::UNAUTHORIZED, headers, body.to_string()).into_response()
 }
 
 /// The key that the answer may be sealed to: in the proof, or in a field where there is no proof.
