@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use holdfast::cli::{audit, check, explain, key, node, quickstart, request, run};
+use holdfast::cli::{audit, capsule, check, explain, key, node, quickstart, request, run};
 
 /// A request is some two hundred small allocations, most of them pingora's: `benches/README.md`.
 #[global_allocator]
@@ -27,6 +27,7 @@ enum Command {
     Node(Box<node::Args>),
     Key(key::Args),
     Audit(audit::Args),
+    Capsule(capsule::Args),
     /// Every error and warning of a configuration, with file, line and key path
     Check {
         /// The configuration file
@@ -73,6 +74,13 @@ fn main() -> ExitCode {
         Command::Key(args) => key::run(&args, &mut out, &mut io::stderr()),
         Command::Audit(args) => audit::run(&args, &mut out, &mut io::stderr()),
         Command::Request(args) => request::run(&args, &mut out, &mut io::stderr()),
+        Command::Capsule(args) => {
+            let (out_is_terminal, mut errors) = (out.is_terminal(), io::stderr());
+            let errors_is_terminal = errors.is_terminal();
+            let (out, errors) = (&mut out, &mut errors);
+            let mut screen = capsule::Screen { out, out_is_terminal, errors, errors_is_terminal };
+            capsule::run(&args, &mut screen)
+        }
         Command::Check { config, json } => status(check::run(&mut out, &config, json)),
         Command::Explain { config, method, url, tenant, audience, json } => {
             let (tenant, audience) = (tenant.as_deref(), audience.as_deref());

@@ -1,6 +1,7 @@
 //! The commands: one module each. Only `main` exits; a command says with which status.
 
 pub mod audit;
+pub mod capsule;
 pub mod check;
 pub mod client;
 pub mod explain;

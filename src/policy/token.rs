@@ -226,7 +226,8 @@ impl KeySet {
 
     /// The key for a token's `kid` and `alg`. Without a `kid` only a single fitting key will do:
     /// trying all of them would let a stranger choose how many signatures are verified.
-    fn find(&self, kid: Option<&str>, algorithm: Algorithm) -> Option<&PublicKey> {
+    #[must_use]
+    pub fn find(&self, kid: Option<&str>, algorithm: Algorithm) -> Option<&PublicKey> {
         let mut fitting = self.keys.iter().filter(|key| {
             key.public.fits(algorithm) && (kid.is_none() || key.kid.as_deref() == kid)
         });

@@ -43,11 +43,23 @@ impl Proof {
     /// # Errors
     /// [`KeyError::Broken`] when the key cannot sign.
     pub fn sign(key: &SigningKey, statement: &Statement<'_>) -> Result<Self, KeyError> {
+        Self::sign_with(key, statement, Map::new())
+    }
+
+    /// Signs `statement` by `key`, with claims that RFC 9449 does not know. Those that it knows are
+    /// the statement's.
+    ///
+    /// # Errors
+    /// [`KeyError::Broken`] when the key cannot sign.
+    pub fn sign_with(
+        key: &SigningKey,
+        statement: &Statement<'_>,
+        mut claims: Map<String, Value>,
+    ) -> Result<Self, KeyError> {
         let mut header = Map::new();
         header.insert("typ".into(), "dpop+jwt".into());
         header.insert("alg".into(), key.algorithm().name().into());
         header.insert("jwk".into(), Value::Object(key.public_jwk().clone()));
-        let mut claims = Map::new();
         claims.insert("jti".into(), statement.id.as_str().into());
         claims.insert("htm".into(), statement.method.into());
         claims.insert("htu".into(), statement.target.into());
