@@ -10,6 +10,7 @@ use super::{StartError, gate, now, random, servers, serving};
 use crate::config::{Config, Store};
 use crate::edge::accept::Serving;
 use crate::edge::admin;
+use crate::edge::audit::Audit;
 use crate::edge::capsules::{self, Capsules};
 use crate::edge::introspect::Introspectors;
 use crate::edge::jwks::KeySets;
@@ -77,14 +78,14 @@ impl Lasting {
     pub(super) fn sign_with(&self, ring: Option<Arc<KeyRing>>) {
         let signer = ring.map(|ring| Box::new(AuditSigner(ring)) as Box<dyn Signer>);
         if let Some(store) = &self.store {
-            store.registry.sign_with(signer);
+            store.audit.registry.sign_with(signer);
         }
     }
 
     /// Has what is under way written, and the audit log signed. Not on a runtime's thread.
     pub(super) fn finish(&self) {
         if let Some(store) = &self.store {
-            store.registry.finish();
+            store.audit.registry.finish();
         }
     }
 
@@ -113,7 +114,8 @@ fn open_store(config: &Config, store: &Store) -> Result<capsules::State, StartEr
     let limits = config.capsules.as_ref().map_or(FailureLimits::default(), |it| it.failures);
     let budget = Budget::new(audit.refusals_per_minute, &store.path, audit.reserve_bytes);
     let failures = Failures::new(limits, random()?);
-    Ok(capsules::State { registry, failures: Arc::new(failures), budget: Arc::new(budget) })
+    let audit = Audit { registry, budget: Arc::new(budget) };
+    Ok(capsules::State { audit, failures: Arc::new(failures) })
 }
 
 /// Capsules, and the keys that they are made with.
@@ -180,7 +182,8 @@ pub(super) fn make(
     let (keys, introspectors) = (Arc::new(keys), Arc::new(introspectors));
     let log = lasting.log.clone();
     let (capsules, ring) = capsules(config, lasting)?.unzip();
-    let common = Common { gate, keys, introspectors, capsules, metrics, log };
+    let audit = lasting.store.as_ref().map(|store| store.audit.clone());
+    let common = Common { gate, keys, introspectors, capsules, audit, metrics, log };
     let trust = tls.iter().map(|tls| Arc::clone(&tls.trust)).collect();
     let servers = servers(config)?;
     let parts = Parts::new(config, trust, servers, common);

@@ -5,6 +5,7 @@
 
 pub mod accept;
 pub mod admin;
+pub mod audit;
 mod believe;
 pub mod capsules;
 pub mod connection;

@@ -10,6 +10,7 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use pingora::{Error, ErrorSource};
 
+use super::audit::Audit;
 use super::believe;
 use super::capsules::{self, Capsules, Own};
 use super::connection::{self, Connection};
@@ -48,6 +49,8 @@ pub struct Common {
     pub introspectors: Arc<Introspectors>,
     /// Capsules for nodes, where there are any.
     pub capsules: Option<Arc<Capsules>>,
+    /// The audit log, where there is a store.
+    pub audit: Option<Audit>,
     /// Counts.
     pub metrics: Arc<Metrics>,
     /// Records.
@@ -404,6 +407,9 @@ impl Parts {
             ok_sample: self.ok_sample,
         };
         record::tell(&told, &self.common.metrics, &self.common.log);
+        if let Some(audit) = &self.common.audit {
+            record::audit(&told, audit, ctx.whence.address, now());
+        }
         if let Some(own) = &ctx.own {
             let latency = u64::try_from(ctx.started.elapsed().as_micros()).unwrap_or(u64::MAX);
             own.tell(&ctx.id, latency, &self.common.metrics, &self.common.log);

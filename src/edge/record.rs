@@ -1,10 +1,14 @@
 //! A decision, told once: counted, and written where it is worth a line.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
+use super::audit::Audit;
 use crate::gate::{Facts, NonceStatus};
+use crate::policy::audit::Kind;
 use crate::policy::denial::{Denial, DpopResult};
 use crate::policy::rule::Role;
+use crate::policy::time::UnixTime;
 use crate::telemetry::log::{ConstraintRecord, Log, RequestRecord, Thumbprint};
 use crate::telemetry::metrics::{CertificateMiss, Metrics, NonceMiss, Tenant};
 
@@ -49,6 +53,20 @@ pub fn tell(told: &Told<'_>, metrics: &Metrics, log: &Log) {
         && let Some(record) = constraint(told, denial, facts)
     {
         log.constraint(&record);
+    }
+}
+
+/// Writes to the audit log what belongs there: a proof that was used before, and a sender that is not
+/// the token's, let through by `mode: observe` or not.
+pub(super) fn audit(told: &Told<'_>, audit: &Audit, client: Option<IpAddr>, now: UnixTime) {
+    let fault = told.refused.or(told.facts.and_then(|facts| facts.observed));
+    let Some((denial, facts)) = fault.zip(told.facts) else { return };
+    let (code, id) = (denial.code(), told.id);
+    if denial == Denial::Replayed {
+        let record = request(told, fault, DpopResult::Replay);
+        audit.refusal(Kind::Replay, client, code, id, &record, now);
+    } else if let Some(record) = constraint(told, denial, facts) {
+        audit.refusal(Kind::Mismatch, client, code, id, &record, now);
     }
 }
 

@@ -102,6 +102,12 @@ impl Budget {
         Verdict::Suppress
     }
 
+    /// Counts a record that was in the budget and could not be written all the same.
+    pub fn lost(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).suppressed += 1;
+        self.suppressed_ever.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Where the system does not say how much is left, nothing is held back.
     fn has_room(&self) -> bool {
         rustix::fs::statvfs(&self.directory)

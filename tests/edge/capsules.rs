@@ -572,3 +572,37 @@ async fn a_changed_log_is_found_out() {
         assert!(status == Some(1) && out.contains(expect), "{sql}: {out}{errors}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replays_and_mismatches_are_in_the_log_up_to_a_budget() {
+    use super::support::world::get;
+    let world = world(|config| config["audit"] = json!({"refusalsPerMinute": 3})).await;
+    let token = world.bound();
+    let nonce = world.nonce().await;
+    let proof = |key: &Key| {
+        let proof = super::support::proof::Proof::new(key, "GET", "https://api.example/orders/1");
+        proof.token(&token).nonce(&nonce).sign()
+    };
+    let good = get("/orders/1", &token, &proof(&world.key));
+    for _ in 0..8 {
+        let _ = world.send(&good).await;
+    }
+    let other = Key::new("ES256");
+    let _ = world.send(&get("/orders/1", &token, &proof(&other))).await;
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    let lines = world.audit();
+    let count = |kind: &str| lines.iter().filter(|line| line["kind"] == json!(kind)).count();
+    let mut table = Table::default();
+    table.row("replays", expect_eq("lines", &count("dpop.replay"), &3));
+    table.row("mismatches", expect_eq("lines", &count("sender.mismatch"), &1));
+    let suppressed = lines.iter().find(|line| line["kind"] == json!("suppressed"));
+    let left_out = suppressed.map(|line| line["data"]["count"].clone());
+    table.row("suppressed", expect_eq("count", &left_out, &Some(json!(4))));
+    let mismatch = lines.iter().find(|line| line["kind"] == json!("sender.mismatch"));
+    let presented = mismatch.map(|line| line["data"]["presented"].clone());
+    table.row("presented", expect_eq("key", &presented, &Some(json!(other.jkt()))));
+    let text = serde_json::to_string(&lines).expect("JSON");
+    table.row("token", expect_eq("holds a token", &text.contains(&token), &false));
+    let metric = world.metric("holdfast_audit_suppressed", &[]).await;
+    table.row("metric", expect_eq("suppressed", &metric, &4.0));
+}

@@ -15,7 +15,6 @@ use crate::policy::nonce::FreshNonce;
 use crate::policy::presented::Scheme;
 use crate::policy::proof::Seen;
 use crate::policy::time::UnixTime;
-use crate::store::budget::Verdict;
 use crate::store::networks::Networks;
 use crate::store::sqlite::Fault;
 use crate::store::sqlite::batch::Batch;
@@ -150,16 +149,7 @@ impl Capsules {
 
     /// Writes a refusal's record, as far as its client's budget goes.
     pub(super) fn note(&self, asking: &Asking<'_>, reason: Reason, draft: Draft) {
-        let client = asking.address.map(|address| address.to_string()).unwrap_or_default();
-        if let Verdict::Write { suppressed } = self.budget.take(&client, reason.name()) {
-            if suppressed > 0 {
-                let data = serde_json::json!({ "count": suppressed });
-                let id = asking.decision;
-                let told = Draft::new(Kind::Suppressed, asking.now, id, None, &data);
-                let _ = self.registry.note(told);
-            }
-            let _ = self.registry.note(draft);
-        }
+        self.audit.note(asking.address, reason.name(), draft);
     }
 
     /// Holds the sender's proof, and uses it up where it is the node's.

@@ -20,11 +20,11 @@ mod tell;
 
 use std::sync::Arc;
 
+use super::audit::Audit;
 use super::view::Target;
 use crate::config;
 use crate::policy::capsule::pipeline::Policy;
 use crate::policy::target::{Origin, split_authority};
-use crate::store::budget::Budget;
 use crate::store::failures::Failures;
 use crate::store::keys::KeyRing;
 use crate::store::networks::Networks;
@@ -56,18 +56,16 @@ pub struct Capsules {
     networks: Arc<Networks>,
     registry: Registry,
     failures: Arc<Failures>,
-    budget: Arc<Budget>,
+    audit: Audit,
 }
 
 /// What lasts longer than one configuration.
 #[derive(Clone, Debug)]
 pub struct State {
     /// Nodes and the audit log.
-    pub registry: Registry,
+    pub audit: Audit,
     /// The failures so far.
     pub failures: Arc<Failures>,
-    /// The refusals that may still be written down.
-    pub budget: Arc<Budget>,
 }
 
 /// An origin that nodes ask at.
@@ -125,9 +123,9 @@ impl Capsules {
             sites: settings.origins.iter().filter_map(site).collect(),
             ring,
             networks: Arc::new(networks),
-            registry: state.registry,
+            registry: state.audit.registry.clone(),
             failures: state.failures,
-            budget: state.budget,
+            audit: state.audit,
         }
     }
 
@@ -140,7 +138,7 @@ impl Capsules {
     /// How the store stands, and how many nodes have each status.
     pub async fn status(&self) -> StoreStatus {
         let nodes = self.registry.read(|reader| reader.count()).await;
-        let suppressed = self.budget.suppressed();
+        let suppressed = self.audit.budget.suppressed();
         StoreStatus { up: self.registry.is_up(), nodes: nodes.unwrap_or_default(), suppressed }
     }
 

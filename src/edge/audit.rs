@@ -1,0 +1,54 @@
+//! What of the refusals is written to the audit log: each client's share of it, and no more.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::policy::audit::{Draft, Kind};
+use crate::policy::time::UnixTime;
+use crate::store::budget::{Budget, Verdict};
+use crate::store::registry::Registry;
+
+/// The way into the audit log for what nobody waits for.
+#[derive(Clone, Debug)]
+pub struct Audit {
+    /// Where it is kept.
+    pub registry: Registry,
+    /// The refusals that may still be written down.
+    pub budget: Arc<Budget>,
+}
+
+impl Audit {
+    /// Writes a line about what `client` did, some time soon and as far as its budget for `reason`
+    /// goes. What is left out is counted, and the count is written with the next line.
+    pub(super) fn note(&self, client: Option<IpAddr>, reason: &'static str, draft: Draft) {
+        let client = client.map(|address| address.to_string()).unwrap_or_default();
+        let Verdict::Write { suppressed } = self.budget.take(&client, reason) else { return };
+        if suppressed > 0 {
+            let data = serde_json::json!({ "count": suppressed });
+            let told = Draft::new(Kind::Suppressed, draft.at, &draft.id, None, &data);
+            self.write(told);
+        }
+        self.write(draft);
+    }
+
+    fn write(&self, draft: Draft) {
+        if !self.registry.note(draft) {
+            self.budget.lost();
+        }
+    }
+
+    /// A line about a refusal of the gate.
+    pub(super) fn refusal(
+        &self,
+        kind: Kind,
+        client: Option<IpAddr>,
+        reason: &'static str,
+        decision: &str,
+        record: &impl Serialize,
+        now: UnixTime,
+    ) {
+        self.note(client, reason, Draft::new(kind, now, decision, None, record));
+    }
+}
