@@ -3,7 +3,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tokio::sync::Semaphore;
 
@@ -27,6 +27,7 @@ pub struct Registry {
     reads: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
     up: Arc<AtomicBool>,
+    looked_up: Arc<AtomicU64>,
 }
 
 impl Registry {
@@ -42,6 +43,7 @@ impl Registry {
             reads: Arc::new(Semaphore::new(READS)),
             waiting: Arc::new(Semaphore::new(WAITING)),
             up: Arc::new(AtomicBool::new(true)),
+            looked_up: Arc::default(),
         })
     }
 
@@ -56,11 +58,18 @@ impl Registry {
         self.up.load(Ordering::Relaxed)
     }
 
+    /// How often a record was looked for since the start.
+    #[must_use]
+    pub fn looked_up(&self) -> u64 {
+        self.looked_up.load(Ordering::Relaxed)
+    }
+
     /// The record of `id` as it is on the disk.
     ///
     /// # Errors
     /// [`Fault`].
     pub async fn find(&self, id: &NodeId) -> Result<Option<Row>, Fault> {
+        self.looked_up.fetch_add(1, Ordering::Relaxed);
         let id = id.clone();
         self.read(move |reader| reader.node(&id)).await
     }

@@ -167,3 +167,6 @@ impl Capsules {
         Some(Own { what, origin, node: node.to_owned() })
     }
 }
+
+#[cfg(test)]
+mod tests;
