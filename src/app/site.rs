@@ -85,7 +85,7 @@ impl Lasting {
     /// Has what is under way written, and the audit log signed. Not on a runtime's thread.
     pub(super) fn finish(&self) {
         if let Some(store) = &self.store {
-            store.audit.registry.finish();
+            store.audit.finish(now());
         }
     }
 
@@ -115,7 +115,9 @@ fn open_store(config: &Config, store: &Store) -> Result<capsules::State, StartEr
     let budget = Budget::new(audit.refusals_per_minute, &store.path, audit.reserve_bytes);
     let failures = Failures::new(limits, random()?);
     let audit = Audit { registry, budget: Arc::new(budget) };
-    Ok(capsules::State { audit, failures: Arc::new(failures) })
+    let (window, entries) = (config.dpop.replay_window, config.edge.limits.replay_entries);
+    let replay = Arc::new(MemoryReplay::new(&random()?, window, entries));
+    Ok(capsules::State { audit, failures: Arc::new(failures), replay })
 }
 
 /// Capsules, and the keys that they are made with.

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::site::{self, CommandError, now, parse_duration, parse_reason};
 use crate::policy::audit::Kind as AuditKind;
 use crate::store::keys::{self, Algorithm, KeyInfo, KeyRing, Kind};
+use crate::store::sqlite::Database;
 
 /// Make, rotate, retire and list the keys of runtime capsules
 #[derive(Clone, Debug, clap::Args)]
@@ -40,9 +41,10 @@ enum Command {
         /// What it signs by
         #[arg(long, value_enum, default_value = "eddsa")]
         algorithm: AlgorithmName,
-        /// Begin to sign after this time: until then it is only published
-        #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
-        after: Option<Duration>,
+        /// Begin to sign after this time, until which it is only published: those who verify keep
+        /// what they fetched for some minutes
+        #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "10m")]
+        after: Duration,
     },
     /// Take the secret of an old version away, for good
     Retire {
@@ -152,7 +154,7 @@ fn dispatch(command: &Command, out: &mut dyn Write) -> Result<(), CommandError> 
             Ok(())
         }
         Command::Rotate { one, algorithm, after } => {
-            let activates = after.map_or(now(), |after| now().plus(after));
+            let activates = now().plus(*after);
             change(one, "rotate", out, |dir| {
                 keys::rotate(dir, one.kind.into(), (*algorithm).into(), now(), activates)
             })
@@ -191,12 +193,24 @@ fn change(
 ) -> Result<(), CommandError> {
     let config = site::load(&one.config)?;
     let mut database = site::open(&config, &one.config)?;
-    let (path, info) = make(directory(&config, &one.config)?).map_err(words)?;
-    let data = json!({ "action": action, "key": info_json(&info) });
-    let draft = site::draft(AuditKind::KeyChange, None, data, &one.reason, now())?;
-    database.transact(|batch| batch.append(&draft)).map_err(|fault| {
+    let dir = directory(&config, &one.config)?;
+    let note = |database: &mut Database, data: Value| {
+        let draft = site::draft(AuditKind::KeyChange, None, data, &one.reason, now())?;
+        Ok::<_, CommandError>(database.transact(|batch| batch.append(&draft))?)
+    };
+    let kind = Kind::from(one.kind);
+    note(&mut database, json!({ "action": action, "is": "begun", "kind": kind }))?;
+    let (path, info) = match make(dir) {
+        Ok(made) => made,
+        Err(error) => {
+            note(&mut database, json!({ "action": action, "is": "failed", "kind": kind }))?;
+            return Err(words(error));
+        }
+    };
+    let data = json!({ "action": action, "is": "done", "key": info_json(&info) });
+    note(&mut database, data).map_err(|fault| {
         CommandError::Other(format!(
-            "{}: it is done, but not in the audit log: {fault}",
+            "{}: it is done; the audit log has only that it was begun: {fault}",
             path.display()
         ))
     })?;

@@ -34,9 +34,19 @@ impl Audit {
     }
 
     fn write(&self, draft: Draft) {
-        if !self.registry.note(draft) {
-            self.budget.lost();
+        let budget = Arc::clone(&self.budget);
+        self.registry.note(draft, move || budget.lost());
+    }
+
+    /// Writes how many were left out since the last line, and waits until all is written. Not to be
+    /// called on a runtime's thread.
+    pub fn finish(&self, now: UnixTime) {
+        let count = self.budget.flush();
+        if count > 0 {
+            let data = serde_json::json!({ "count": count });
+            self.write(Draft::new(Kind::Suppressed, now, "the end of the process", None, &data));
         }
+        self.registry.finish();
     }
 
     /// A line about a refusal of the gate.

@@ -42,12 +42,10 @@ impl Gate {
         proof::verify(view.headers, &expected, seen)
     }
 
-    /// Takes a proof that was verified as used: the last step before what it is for.
-    ///
-    /// # Errors
-    /// [`Denial::Replayed`] and [`Denial::ReplayCapacity`].
-    pub async fn use_node_proof(&self, proof: VerifiedProof, now: UnixTime) -> Result<(), Denial> {
-        self.first_use(Some(proof), now).await
+    /// Whether certificates prove anything at all.
+    #[must_use]
+    pub fn takes_certificates(&self) -> bool {
+        self.rules.mtls_enabled
     }
 
     /// Whether a fresh nonce should go out beside one that was taken: it is past half its time.

@@ -123,7 +123,7 @@ fn registered_name(host: &str) -> Option<String> {
 
 /// Every `%XX` decoded; a broken escape stays as it is.
 #[must_use]
-pub(super) fn percent_decoded(text: &str) -> Vec<u8> {
+pub fn percent_decoded(text: &str) -> Vec<u8> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((byte, after)) = rest.split_first() {

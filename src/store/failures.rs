@@ -3,9 +3,12 @@
 //! Only failures count, and only failures are ever turned away: whoever passes is never locked out,
 //! however many fail from where it is. Nothing here depends on whether a node exists.
 
+#![expect(clippy::disallowed_methods, reason = "a limit has a clock")]
+
 use std::net::IpAddr;
 use std::num::NonZeroU32;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use governor::clock::{Clock as _, MonotonicClock};
 use governor::middleware::NoOpMiddleware;
@@ -46,6 +49,31 @@ pub struct Failures {
     by_node: Keyed,
     /// A stranger must not be able to choose with whom it shares a place.
     key: [u8; 32],
+    began: Instant,
+    /// The second in which each table was last swept.
+    swept: [AtomicU64; 2],
+}
+
+/// How many proofs one node may use up: far more than any needs, and far too few to fill the log that
+/// all share.
+#[derive(Debug)]
+pub struct Pace(Keyed);
+
+impl Pace {
+    const PER_MINUTE: NonZeroU32 = NonZeroU32::MIN.saturating_add(999);
+
+    /// Takes one proof of `node`, which is known to be its own; false when there were too many.
+    #[must_use]
+    pub fn take(&self, node: &str) -> bool {
+        self.0.check_key(&place_of(node.as_bytes())).is_ok()
+    }
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        let quota = Quota::per_minute(Self::PER_MINUTE);
+        Self(RateLimiter::new(quota, DashMapStateStore::default(), MonotonicClock))
+    }
 }
 
 /// The place of all that there is no room for.
@@ -60,7 +88,8 @@ impl Failures {
             RateLimiter::new(quota, DashMapStateStore::default(), MonotonicClock)
         };
         let (by_address, by_node) = (keyed(limits.per_address), keyed(limits.per_node));
-        Self { limits, by_address, by_node, key }
+        let (began, swept) = (Instant::now(), Default::default());
+        Self { limits, by_address, by_node, key, began, swept }
     }
 
     /// The limits that it was made with.
@@ -75,27 +104,40 @@ impl Failures {
     /// How long to wait, when there were too many.
     pub fn count(&self, address: Option<IpAddr>, node: &str) -> Result<(), Duration> {
         let place = address.map(network).unwrap_or_default();
-        let pair = [&self.key[..], &place, node.as_bytes()].concat();
-        let address = self.place(&self.by_address, &[&self.key[..], &place].concat());
-        let node = self.place(&self.by_node, &pair);
+        let pair = place_of(&[&self.key[..], &place, node.as_bytes()].concat());
+        let address = place_of(&[&self.key[..], &place].concat());
+        let [swept_address, swept_node] = &self.swept;
         let wait = |limiter: &Keyed, key: u64| {
             let late = limiter.check_key(&key).err();
-            late.map(|late| late.wait_time_from(MonotonicClock.now()))
+            late.map_or(Ok(()), |late| Err(late.wait_time_from(MonotonicClock.now())))
         };
-        // Both count, whatever the other says.
-        let waits = (wait(&self.by_address, address), wait(&self.by_node, node));
-        waits.0.max(waits.1).map_or(Ok(()), Err)
+        let room = self.has_room(&self.by_address, swept_address);
+        wait(&self.by_address, if room { address } else { OVERFLOW })?;
+        // An address that is past its limit takes no places of nodes, and where there are none left
+        // its own limit is all that holds: nobody's node is another's.
+        if self.has_room(&self.by_node, swept_node) {
+            wait(&self.by_node, pair)?;
+        }
+        Ok(())
     }
 
-    fn place(&self, limiter: &Keyed, name: &[u8]) -> u64 {
-        let hash = Sha256::of(name);
-        let place = hash.0.first_chunk().map_or(1, |bytes| u64::from_be_bytes(*bytes)).max(1);
+    /// Whether one more place can be remembered. Those that are as good as new are forgotten first,
+    /// once a second at most: to look costs as much as there are.
+    fn has_room(&self, limiter: &Keyed, swept: &AtomicU64) -> bool {
         if limiter.len() < self.limits.entries {
-            return place;
+            return true;
         }
-        limiter.retain_recent();
-        if limiter.len() < self.limits.entries { place } else { OVERFLOW }
+        let second = self.began.elapsed().as_secs() + 1;
+        if swept.fetch_max(second, Ordering::Relaxed) < second {
+            limiter.retain_recent();
+        }
+        limiter.len() < self.limits.entries
     }
+}
+
+fn place_of(name: &[u8]) -> u64 {
+    let hash = Sha256::of(name);
+    hash.0.first_chunk().map_or(1, |bytes| u64::from_be_bytes(*bytes)).max(1)
 }
 
 /// What one sender may choose its addresses from.
@@ -152,11 +194,39 @@ mod tests {
     }
 
     #[test]
-    fn what_there_is_no_room_for_shares_one_place() {
+    fn one_address_takes_no_more_places_than_it_may_fail() {
+        let failures = failures(5, 1, 1000);
+        for node in 0..100 {
+            let _ = failures.count(address(1), &format!("n{node}"));
+        }
+        assert_eq!(failures.by_node.len(), 5);
+    }
+
+    #[test]
+    fn where_there_is_no_room_for_nodes_the_address_alone_counts() {
         let failures = failures(100, 1, 10);
-        let refused =
-            (0..30).filter(|node| failures.count(address(1), &format!("n{node}")).is_err());
-        assert_eq!(refused.count(), 19);
-        assert!(failures.by_node.len() <= 11);
+        for node in 0..10 {
+            assert_eq!(failures.count(address(1), &format!("n{node}")), Ok(()));
+        }
+        // The table of nodes is full of somebody else's.
+        assert_eq!(failures.count(address(2), "a"), Ok(()));
+        assert_eq!(failures.count(address(2), "a"), Ok(()));
+        assert!(failures.by_node.len() <= 10);
+    }
+
+    #[test]
+    fn a_node_has_a_pace_of_its_own() {
+        let pace = Pace::default();
+        let taken = (0..1500).filter(|_| pace.take("a")).count();
+        assert!((1000..1100).contains(&taken), "{taken}");
+        assert!(pace.take("b"));
+    }
+
+    #[test]
+    fn addresses_that_there_is_no_room_for_share_one_place() {
+        let failures = failures(1, 100, 10);
+        let counted = (0..30).filter(|last| failures.count(address(*last), "a").is_ok());
+        assert_eq!(counted.count(), 11);
+        assert!(failures.by_address.len() <= 11);
     }
 }

@@ -207,6 +207,7 @@ pub fn init(
     now: UnixTime,
 ) -> Result<Vec<(PathBuf, KeyInfo)>, KeysError> {
     file::make_directory(directory)?;
+    let _alone = file::lock(directory)?;
     if !file::read_all(directory)?.is_empty() {
         return Err(KeysError::Exists(directory.display().to_string()));
     }
@@ -229,6 +230,7 @@ pub fn rotate(
     now: UnixTime,
     activates: UnixTime,
 ) -> Result<(PathBuf, KeyInfo), KeysError> {
+    let _alone = file::lock(directory)?;
     let all = file::read_all(directory)?;
     let versions = all.iter().map(|(_, file)| file.info()).filter(|info| info.kind == kind);
     let Some(last) = versions.map(|info| info.version).max() else {
@@ -255,6 +257,7 @@ pub fn retire(
     version: u32,
     now: UnixTime,
 ) -> Result<(PathBuf, KeyInfo), KeysError> {
+    let _alone = file::lock(directory)?;
     let all = file::read_all(directory)?;
     let of_kind = all.iter().filter(|(_, file)| file.info().kind == kind);
     let newest = of_kind.map(|(_, file)| file.info().version).max();
@@ -263,6 +266,13 @@ pub fn retire(
     };
     if newest == Some(version) {
         return Err(refused("it is the newest; `holdfast key rotate` makes the next one first"));
+    }
+    let signs =
+        all.iter().rev().map(|(_, file)| file).find(|file| {
+            file.info().kind == kind && file.info().activates.is_some_and(|it| it <= now)
+        });
+    if signs.is_some_and(|file| file.info().version == version) {
+        return Err(refused("it is the one that signs; the next one does not yet"));
     }
     let found = all.into_iter().find(|(_, file)| {
         let info = file.info();

@@ -4,20 +4,25 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
-use super::sqlite::batch::{Batch, Row};
+use super::sqlite::batch::{Batch, Found};
 use super::sqlite::reader::{Reader, Readers};
 use super::sqlite::writer::{CheckpointRule, Signer, Writer};
 use super::sqlite::{Fault, OpenError};
 use crate::policy::audit::Draft;
 use crate::policy::capsule::node::NodeId;
+use crate::policy::digest::Sha256;
 
 /// Reads under way at once; more wait.
 const READS: usize = 32;
 /// Reads that wait or are under way; more are refused.
 const WAITING: usize = 4096;
+
+/// How long a transaction is waited for.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// One store. Clones are of the same one.
 #[derive(Clone, Debug)]
@@ -26,7 +31,8 @@ pub struct Registry {
     readers: Arc<Readers>,
     reads: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
-    up: Arc<AtomicBool>,
+    /// Whether the last read that was tried was done.
+    reads_up: Arc<AtomicBool>,
     looked_up: Arc<AtomicU64>,
 }
 
@@ -42,7 +48,7 @@ impl Registry {
             readers: Arc::new(Readers::open(path)?),
             reads: Arc::new(Semaphore::new(READS)),
             waiting: Arc::new(Semaphore::new(WAITING)),
-            up: Arc::new(AtomicBool::new(true)),
+            reads_up: Arc::new(AtomicBool::new(true)),
             looked_up: Arc::default(),
         })
     }
@@ -52,10 +58,10 @@ impl Registry {
         self.writer.sign_with(signer);
     }
 
-    /// Whether the last thing that was asked of it was done.
+    /// Whether it reads and writes.
     #[must_use]
     pub fn is_up(&self) -> bool {
-        self.up.load(Ordering::Relaxed)
+        self.writer.is_up() && self.reads_up.load(Ordering::Relaxed)
     }
 
     /// How often a record was looked for since the start.
@@ -64,14 +70,14 @@ impl Registry {
         self.looked_up.load(Ordering::Relaxed)
     }
 
-    /// The record of `id` as it is on the disk.
+    /// The record of `id` as it is on the disk, where `presented` is the hash of its secret.
     ///
     /// # Errors
     /// [`Fault`].
-    pub async fn find(&self, id: &NodeId) -> Result<Option<Row>, Fault> {
+    pub async fn find(&self, id: &NodeId, presented: Sha256) -> Result<Found, Fault> {
         self.looked_up.fetch_add(1, Ordering::Relaxed);
         let id = id.clone();
-        self.read(move |reader| reader.node(&id)).await
+        self.read(move |reader| reader.find(&id, &presented)).await
     }
 
     /// Reads, on a thread that may wait for the disk.
@@ -90,7 +96,10 @@ impl Registry {
             drop(turn);
             value
         });
-        self.note_health(done.await.unwrap_or(Err(Fault::Closed)))
+        let done = done.await.unwrap_or(Err(Fault::Closed));
+        let up = !matches!(done, Err(Fault::Failed(_) | Fault::Replaced | Fault::Closed));
+        self.reads_up.store(up, Ordering::Relaxed);
+        done
     }
 
     /// Does `work` in a transaction; durable when this returns `Ok` ([`Writer::transact`]).
@@ -102,7 +111,9 @@ impl Registry {
         F: FnOnce(&mut Batch<'_>) -> Result<T, Fault> + Send + 'static,
         T: Send + 'static,
     {
-        self.note_health(self.writer.transact(work).await)
+        let done = tokio::time::timeout(PATIENCE, self.writer.transact(work)).await;
+        // It may still be done; nobody is told that it was.
+        done.unwrap_or(Err(Fault::Busy))
     }
 
     /// Waits until all that was asked for is done ([`Writer::finish`]).
@@ -110,18 +121,8 @@ impl Registry {
         self.writer.finish();
     }
 
-    /// Adds a line to the audit log, some time soon. Whether it was taken to be written.
-    #[must_use]
-    pub fn note(&self, draft: Draft) -> bool {
-        self.writer.note(draft)
-    }
-
-    fn note_health<T>(&self, done: Result<T, Fault>) -> Result<T, Fault> {
-        let up = match &done {
-            Ok(_) | Err(Fault::Malformed | Fault::Conflict) => true,
-            Err(Fault::Busy | Fault::Failed(_) | Fault::Replaced | Fault::Closed) => false,
-        };
-        self.up.store(up, Ordering::Relaxed);
-        done
+    /// Adds a line to the audit log, some time soon. `lost` is called where that is not done.
+    pub fn note(&self, draft: Draft, lost: impl FnOnce() + Send + 'static) {
+        self.writer.note(draft, lost);
     }
 }

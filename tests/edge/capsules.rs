@@ -158,7 +158,18 @@ async fn every_stage_refuses() {
             bend(|node| node.query = "?keyVersion=m2.n1@1.2.3".into()),
             "400 KEY_VERSION_UNAVAILABLE",
         ),
-        ("ok/8 by version", bend(|node| node.query = "?keyVersion=m1.n1@9".into()), "200 risk 0"),
+        (
+            "fail/8 of a release to come",
+            bend(|node| node.query = "?keyVersion=m1.n1@9".into()),
+            "400 KEY_VERSION_UNAVAILABLE",
+        ),
+        (
+            "ok/8 by version",
+            bend(|node| {
+                (node.version, node.query) = (None, "?keyVersion=m1.n1%401.2.3".into());
+            }),
+            "200 risk 0",
+        ),
         ("fail/query", bend(|node| node.query = "?access_token=x".into()), failed),
     ] {
         table.row(name, is(world.send(&request).await, expect));
@@ -339,10 +350,11 @@ async fn failures_have_a_limit_that_locks_nobody_out() {
     let wrong = Node { secret: "wrong".into(), ..node.clone() };
     let unknown = Node { id: "node-2".into(), ..wrong.clone() };
     let failed = "401 AUTHENTICATION_FAILED";
-    // The nonce was a failure as well.
-    for expect in [failed, failed, "429 RATE_LIMITED"] {
+    // To begin without a nonce was no failure.
+    for expect in [failed, failed, failed, "429 RATE_LIMITED"] {
         table.row("wrong", is(world.send(&wrong.bearer()).await, expect));
     }
+    // The address has had its six.
     for expect in [failed, failed, "429 RATE_LIMITED", "429 RATE_LIMITED"] {
         table.row("unknown", is(world.send(&unknown.bearer()).await, expect));
     }
@@ -350,6 +362,10 @@ async fn failures_have_a_limit_that_locks_nobody_out() {
     let wait: u64 = late.one("retry-after").and_then(|it| it.parse().ok()).unwrap_or_default();
     table.row("retry-after", expect_eq("sensible", &(1..=60).contains(&wait), &true));
     table.row("ok/the node", is(world.send(&node.request(&nonce)).await, "200 risk 0"));
+    // And one that has no nonce yet, or one of before a restart, is told the next.
+    let begins = world.send(&node.request("x")).await.expect("an answer");
+    table.row("begins", is(Ok(begins.clone()), "401 PROOF_NONCE_REQUIRED"));
+    table.row("nonce", expect_eq("is there", &begins.one("dpop-nonce").is_some(), &true));
     let elsewhere = world.send_from("127.0.0.2", None, &wrong.bearer()).await;
     table.row("elsewhere", is(elsewhere, failed));
 }
@@ -527,7 +543,7 @@ async fn a_changed_log_is_found_out() {
     // The end of a process signs what is there.
     world.restart().await;
     let verified = world.command(&["audit", "verify"]);
-    assert!(verified.contains("1 checkpoints, each with a good signature"), "{verified}");
+    assert!(verified.contains("2 checkpoints, each with a good signature"), "{verified}");
     let head = verified.lines().find_map(|line| line.strip_prefix("head: ")).expect("a head");
     let path = world.directory.path().to_owned();
     let seen = super::support::node::holdfast(
@@ -536,13 +552,53 @@ async fn a_changed_log_is_found_out() {
     );
     assert_eq!(seen.0, Some(0), "{}", seen.1);
     drop(world.process);
+    // Whoever can write the file, and has no key, writes the whole chain anew.
+    let rewrite = |connection: &rusqlite::Connection, from: &str, to: &str, keep: &str| {
+        let sql = format!("SELECT line, seq FROM audit WHERE {keep} ORDER BY seq");
+        let mut statement = connection.prepare(&sql).expect("SQL");
+        let rows = statement.query_map([], |row| row.get::<_, String>(0)).expect("rows");
+        let lines: Vec<String> = rows.map(|row| row.expect("a line")).collect();
+        connection.execute("DELETE FROM audit", []).expect("it is emptied");
+        let mut prev = "A".repeat(43);
+        for (number, line) in lines.iter().enumerate() {
+            let read: Value = serde_json::from_str(line).expect("JSON");
+            let number = number as u64 + 1;
+            let line = line
+                .replace(&format!("{{\"seq\":{},", read["seq"]), &format!("{{\"seq\":{number},"))
+                .replacen(read["prev"].as_str().expect("a hash"), &prev, 1)
+                .replace(from, to);
+            prev = super::support::digest(&line);
+            let read: Value = serde_json::from_str(&line).expect("JSON");
+            let hash = openssl::sha::sha256(line.as_bytes());
+            let sql = "INSERT INTO audit (seq, at, kind, id, node, hash, line)
+                       VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+            let text = |name: &str| read[name].as_str().map(str::to_owned);
+            let at = read["at"].as_i64();
+            let row = rusqlite::params![
+                number as i64,
+                at,
+                text("kind"),
+                text("id"),
+                text("node"),
+                hash,
+                line
+            ];
+            connection.execute(sql, row).expect("a row");
+        }
+    };
     let tamper = |sql: &str| {
         let copy = path.join("copy.db");
         let _ = std::fs::remove_file(&copy);
         let original = rusqlite::Connection::open(path.join("holdfast.db")).expect("a database");
         original.execute("VACUUM INTO ?1", [copy.to_str()]).expect("a copy");
         let connection = rusqlite::Connection::open(&copy).expect("a database");
-        connection.execute_batch(sql).expect("it is changed");
+        match sql.strip_prefix("rewrite ").and_then(|words| words.split_once(" where ")) {
+            Some((words, keep)) => {
+                let (from, to) = words.split_once("=>").expect("two texts");
+                rewrite(&connection, from, to, keep);
+            }
+            None => connection.execute_batch(sql).expect("it is changed"),
+        }
         let jwks = path.join("audit.jwks");
         let (_, set, _) = super::support::node::holdfast(
             &path,
@@ -551,26 +607,46 @@ async fn a_changed_log_is_found_out() {
         std::fs::write(&jwks, set).expect("a writable directory");
         super::support::node::holdfast(
             &path,
-            &["audit", "verify", "--store", "copy.db", "--jwks", "audit.jwks", "--seen", head],
+            &["audit", "verify", "--store", "copy.db", "--jwks", "audit.jwks"],
         )
     };
     assert_eq!(tamper("").0, Some(0));
+    let decision = "seq = (SELECT min(seq) FROM audit WHERE kind = 'capsule.decision')";
     for (sql, expect) in [
-        ("UPDATE audit SET line = replace(line, 'node-1', 'node-9') WHERE seq = 3", "line 4"),
         (
-            "UPDATE audit SET line = replace(line, '\"seq\":3', '\"seq\": 3') WHERE seq = 3",
-            "line 4",
+            "UPDATE audit SET line = replace(line, 'node-1', 'node-9') WHERE",
+            "not what it is found by",
         ),
-        ("DELETE FROM audit WHERE seq = 3", "line 3 is missing"),
-        ("DELETE FROM audit WHERE seq >= 3", "is not there any more"),
+        ("UPDATE audit SET line = replace(line, '\"data\":', '\"data\": ') WHERE", "found by"),
+        ("DELETE FROM audit WHERE", "is missing"),
         (
-            "UPDATE audit SET line = replace(line, '\"jws\":\"e', '\"jws\":\"f') WHERE kind = 'checkpoint'",
-            "none of the keys signed",
+            "UPDATE audit SET line = replace(line, '\"jws\":\"e', '\"jws\":\"f') WHERE kind = 'checkpoint' OR",
+            "found by",
         ),
+        ("UPDATE audit SET node = NULL WHERE", "not what it is found by"),
+        ("UPDATE audit SET hash = zeroblob(32) WHERE", "not what it is found by"),
+        ("DELETE FROM audit; SELECT 1 FROM audit WHERE", "no line at all"),
+        ("rewrite node-1=>node-9 where 1", "a checkpoint of something else"),
+        ("rewrite \"jws\":\"ey=>\"jws\":\"eY where 1", "none of the keys signed"),
+        ("rewrite node-1=>node-9 where kind <> 'checkpoint'", "no checkpoint"),
     ] {
+        let sql = match sql.starts_with("rewrite") {
+            true => sql.to_owned(),
+            false => format!("{sql} {decision}"),
+        };
+        let sql = sql.as_str();
         let (status, out, errors) = tamper(sql);
         assert!(status == Some(1) && out.contains(expect), "{sql}: {out}{errors}");
     }
+    // What is cut off after a checkpoint only somebody knows who has seen more.
+    assert_eq!(tamper("DELETE FROM audit WHERE seq = (SELECT max(seq) FROM audit)").0, Some(0));
+    let arguments = ["audit", "verify", "--store", "copy.db", "--jwks", "audit.jwks"];
+    let (status, out, _) =
+        super::support::node::holdfast(&path, &[&arguments[..], &["--seen", head]].concat());
+    assert!(status == Some(1) && out.contains("is not there any more"), "{out}");
+    // And without keys nobody vouches for anything.
+    let (status, out, _) = super::support::node::holdfast(&path, &arguments[..4]);
+    assert!(status == Some(1) && out.contains("no keys are at hand"), "{out}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -605,4 +681,93 @@ async fn replays_and_mismatches_are_in_the_log_up_to_a_budget() {
     table.row("token", expect_eq("holds a token", &text.contains(&token), &false));
     let metric = world.metric("holdfast_audit_suppressed", &[]).await;
     table.row("metric", expect_eq("suppressed", &metric, &4.0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_the_secret_alone_fills_nothing() {
+    let world = world(|config| {
+        config["edge"]["limits"] = json!({"replayEntries": 1000});
+        config["audit"] = json!({"refusalsPerMinute": 5});
+    })
+    .await;
+    let mut table = Table::default();
+    let certified = world.enrol("node-1", &[]);
+    let alice = Some(&world.pki.alice);
+    let first = world.send_from("127.0.0.1", alice, &certified.bearer()).await;
+    table.row("ok/by certificate", is(first, "200 risk 0"));
+    let nonce = world.node_nonce(&certified).await;
+    let thief = std::sync::Arc::new(world.client.connect_h2(None).await.expect("h2"));
+    let key = Key::new("ES256");
+    let tasks: Vec<_> = (0..1100)
+        .map(|_| {
+            let request = Node { key: key.clone(), ..certified.clone() }.request(&nonce);
+            let thief = std::sync::Arc::clone(&thief);
+            tokio::spawn(async move { thief.send(&request).await.map(|it| told(&it)) })
+        })
+        .collect();
+    for task in tasks {
+        let answer = task.await.expect("no panic").expect("an answer");
+        table.row(
+            "fail/no certificate",
+            expect_eq("answer", &answer.as_str(), &"401 SENDER_MISMATCH"),
+        );
+    }
+    let honest = world.enrol("node-2", &[]);
+    table.row("ok/another", is(world.ask(&honest, "127.0.0.1").await, "200 risk 0"));
+    let ready = world.admin("/readyz").await.status();
+    table.row("ready", expect_eq("status", &ready, &200));
+
+    // Nor does who is the node, and is refused for what it shows.
+    let lines = world.audit().len();
+    let elsewhere = Node { fingerprint: Some("another".into()), ..honest.clone() };
+    for _ in 0..20 {
+        let refused = world.send(&elsewhere.request(&nonce)).await;
+        table.row("fail/fingerprint", is(refused, "403 FINGERPRINT_MISMATCH"));
+    }
+    table.row("lines", expect_eq("written", &(world.audit().len() - lines), &5));
+    let left_out = world.metric("holdfast_audit_suppressed", &[]).await;
+    table.row("left out", expect_eq("counted", &(left_out >= 15.0), &true));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_sender_shows_is_taken_as_it_is_meant() {
+    let world = world(|config| {
+        config["security"]["senderConstraints"]["mtls"] = json!({"enabled": false});
+    })
+    .await;
+    let node = world.enrol("node-1", &[]);
+    let mut table = Table::default();
+    let alice = Some(&world.pki.alice);
+    let refused = world.send_from("127.0.0.1", alice, &node.bearer()).await;
+    table.row("fail/mTLS is off", is(refused, "401 SENDER_MISMATCH"));
+    let nonce = world.node_nonce(&node).await;
+    let proof = node.proof("GET", &node.target(), &nonce).sign();
+    let beside = node.bearer().field("DPoP", proof);
+    table.row("fail/a proof beside Bearer", is(world.send(&beside).await, "401 SENDER_MISMATCH"));
+    let unsigned = node.request(&nonce).field("X-Node-Enc-Jwk", "e30");
+    let sealed = "400 SEAL_REQUIRED";
+    table.row("fail/a key to seal to that nobody signed", is(world.send(&unsigned).await, sealed));
+    table.row("ok", is(world.send(&node.request(&nonce)).await, "200 risk 0"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_takes_another_s_name_gets_another_key() {
+    let world = world(|_| {}).await;
+    let mut node = world.enrol("node-1", &[]);
+    let key = async |node: &Node| {
+        let answer = world.ask(node, "127.0.0.1").await.expect("an answer");
+        (answer.json()["keyVersion"].clone(), answer.json()["runtimeKey"].clone())
+    };
+    let (version, before) = key(&node).await;
+    assert_eq!(version, json!("m1.n1@1.2.3"));
+    world.change(&["rotate-key", "node-1", "--retire-old"]);
+    world.change(&["revoke", "node-1"]);
+    world.change(&["remove", "node-1"]);
+    node.secret = world.enrol("node-1", &[]).secret;
+    let (version, after) = key(&node).await;
+    assert_eq!(version, json!("m1.n3@1.2.3"));
+    assert!(after.is_string() && after != before);
+    node.query = "?keyVersion=m1.n1@1.2.3".to_owned();
+    let old = world.ask(&node, "127.0.0.1").await.expect("an answer");
+    assert_eq!(told(&old), "400 KEY_VERSION_UNAVAILABLE");
 }

@@ -13,7 +13,7 @@ use crate::policy::digest::Sha256;
 use crate::policy::jose::{CompactJws, PublicKey};
 use crate::policy::json::{self, Object};
 use crate::store::keys::KeyRing;
-use crate::store::sqlite::reader::Reader;
+use crate::store::sqlite::reader::{Reader, Stored};
 
 /// What is asked.
 pub(super) struct Asked<'a> {
@@ -34,6 +34,8 @@ struct Found {
     /// Checkpoints whose signature was not looked at.
     unchecked: u64,
     unseen: Vec<u64>,
+    /// How many lines there may be without a checkpoint.
+    most_unsigned: u64,
 }
 
 /// Whether the log is whole.
@@ -44,9 +46,11 @@ pub(super) fn run(
 ) -> Result<bool, CommandError> {
     let reader = asked.site.open()?;
     let keys = keys(asked)?;
-    let mut found = Found { chain: reader.chain()?, ..Found::default() };
+    let mut found =
+        Found { chain: reader.chain()?, most_unsigned: most_unsigned(asked)?, ..Found::default() };
     found.unseen = asked.seen.iter().map(|(seq, _)| *seq).collect();
     let broken = follow(&reader, asked, keys.as_deref(), &mut found, errors)?;
+    let broken = broken.or_else(|| unsigned(&found, keys.is_some()));
     let broken = broken.or_else(|| {
         let seq = found.unseen.first()?;
         Some(format!("line {seq} is not there any more: the log was cut off or is another one"))
@@ -76,6 +80,11 @@ fn follow(
                 Err(broken) => return Ok(Some(broken.to_string())),
             };
             found.head = head;
+            if !is_found_by(stored, &line, &head.hash) {
+                let seq = line.seq;
+                let wrong = format!("line {seq} is not what it is found by: a column was changed");
+                return Ok(Some(wrong));
+            }
             if let Some(wrong) = look(&line, before, keys, found) {
                 return Ok(Some(wrong));
             }
@@ -93,6 +102,48 @@ fn follow(
             errors.flush()?;
         }
     }
+}
+
+/// Whether the columns say what the line does.
+fn is_found_by(stored: &Stored, line: &Line, hash: &Sha256) -> bool {
+    stored.hash == hash.0
+        && stored.at == line.at.millis()
+        && stored.kind == line.kind.name()
+        && stored.id == line.id
+        && stored.node == line.node
+}
+
+/// How many lines the edge leaves without a checkpoint, and some that a command may have added
+/// meanwhile.
+fn most_unsigned(asked: &Asked<'_>) -> Result<u64, CommandError> {
+    const DEFAULT: u64 = 1000;
+    const MEANWHILE: u64 = 2000;
+    let lines = match &asked.site.config {
+        Some(config) => site::load(config)?.audit.checkpoint_lines,
+        None => DEFAULT,
+    };
+    Ok(lines.saturating_add(MEANWHILE))
+}
+
+/// What keeps a log from vouching for itself: whoever can write the file can write all of it anew, but
+/// for the signatures.
+fn unsigned(found: &Found, keys: bool) -> Option<String> {
+    if found.head.seq == 0 {
+        return Some("it has no line at all".to_owned());
+    }
+    if !keys {
+        let text = "no keys are at hand (--jwks): its lines follow each other, and all of them could \
+                    have been written anew";
+        return Some(text.to_owned());
+    }
+    if found.checkpoints == 0 {
+        let text = "it has no checkpoint: the edge signs one as soon as it runs";
+        return Some(text.to_owned());
+    }
+    let after = found.head.seq - found.signed;
+    (after > found.most_unsigned).then(|| {
+        format!("the last {after} lines have no checkpoint: the edge would have signed them")
+    })
 }
 
 /// Looks at what is in a line. What is wrong with it.
@@ -125,6 +176,10 @@ fn look(line: &Line, before: Head, keys: Option<&[Value]>, found: &mut Found) ->
         None => found.unchecked += 1,
         Some(keys) if is_signed(jws, &checkpoint, keys) => {}
         Some(_) => return Some(format!("line {seq}: a checkpoint that none of the keys signed")),
+    }
+    let between = before.seq.saturating_sub(found.signed);
+    if between > found.most_unsigned {
+        return Some(format!("line {seq}: {between} lines before it have no checkpoint"));
     }
     found.checkpoints += 1;
     found.signed = before.seq;
@@ -208,7 +263,7 @@ fn report(
     writeln!(out, "head: {seq}:{}", found.head.hash)?;
     match broken {
         None => writeln!(out, "the log is whole")?,
-        Some(broken) => writeln!(out, "THE LOG IS BROKEN: {broken}")?,
+        Some(broken) => writeln!(out, "THE LOG IS NOT WHOLE: {broken}")?,
     }
     Ok(())
 }

@@ -39,6 +39,10 @@ pub(super) fn add(add: &Add, out: &mut dyn Write) -> Result<(), CommandError> {
     let mut node = Node::new(one.node.clone(), hash, expected, now);
     node.jkt = add.sender.jkt.map(Jkt);
     node.x5t = add.sender.x5t.map(X5tS256);
+    // What was derived for one that had its name is not derived for it.
+    let before = database.transact(|batch| batch.removed(&node.id))?;
+    node.key_version = before.map_or(1, |version| version.saturating_add(1));
+    node.oldest_key_version = node.key_version;
     let data = json!({ "action": "add", "after": node.without_secret() });
     let id = node.id.as_str();
     let draft = site::draft(Kind::NodeChange, Some(id), data, &one.reason, now)?;
@@ -126,13 +130,15 @@ pub(super) fn accept_network(
     );
     let networks = networks.map_err(CommandError::Other)?;
     let node = apply(one, &config, |node| {
+        // Whose address a refused request had only an operator can know.
         let seen = || {
             let refused = node.quarantine.as_ref().and_then(|it| it.network.as_ref());
-            refused.or(node.last.as_ref().map(|last| &last.network)).map(|it| it.address)
+            let words = |what: &str, it: &Network| format!("; it was {what} {}", show::network(it));
+            let refused = refused.map(|it| words("quarantined from", it)).unwrap_or_default();
+            let last = node.last.as_ref().map(|last| words("last granted from", &last.network));
+            format!("say --address{refused}{}", last.unwrap_or_default())
         };
-        let address = address.or_else(seen);
-        let none = "it has come from nowhere yet: say --address";
-        let address = address.ok_or_else(|| CommandError::Other(none.to_owned()))?;
+        let address = address.ok_or_else(|| CommandError::Other(seen()))?;
         let network: Network = networks.locate(address);
         Ok(Change::AcceptNetwork { network })
     })?;
@@ -151,7 +157,7 @@ pub(super) fn remove(one: &One, out: &mut dyn Write) -> Result<(), CommandError>
         let Ok(draft) = site::draft(Kind::NodeChange, id, data, &one.reason, now) else {
             return Err(Fault::Failed("no randomness".to_owned()));
         };
-        batch.remove(&one.node, row.revision)?;
+        batch.remove(&row)?;
         batch.append(&draft)?;
         Ok(Some(row.node))
     })?;
@@ -175,9 +181,6 @@ fn apply(
         match changed(one, &row.node, change, now) {
             Ok((after, draft)) => {
                 batch.update(&after, row.revision)?;
-                if after.status != row.node.status && after.quarantine.is_some() {
-                    batch.quarantined(&one.node, now)?;
-                }
                 batch.append(&draft)?;
                 Ok(Some(after))
             }

@@ -69,7 +69,7 @@ enum Command {
     AcceptNetwork {
         #[command(flatten)]
         one: One,
-        /// The address [default: where it last came from, granted or not]
+        /// The address; without it the command says where the node came from
         #[arg(long)]
         address: Option<IpAddr>,
     },

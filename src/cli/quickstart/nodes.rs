@@ -87,7 +87,7 @@ pub(super) fn enrol(store: &Path, secret: &[u8]) -> Result<(), QuickstartError> 
     let mut database = Database::open(store).map_err(other)?;
     let enrolled = database.transact(|batch| {
         if let Some(row) = batch.node(&id)? {
-            batch.remove(&id, row.revision)?;
+            batch.remove(&row)?;
         }
         batch.insert(&node)?;
         batch.append(&line)

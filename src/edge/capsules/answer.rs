@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE,
+    ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, RETRY_AFTER, WWW_AUTHENTICATE,
 };
 use http::{Method, StatusCode};
 use pingora::http::ResponseHeader;
@@ -26,6 +26,8 @@ use crate::policy::denial::Denial;
 
 /// The most bytes of telemetry.
 const TELEMETRY_BYTES: usize = 4096;
+/// Time for all of it.
+const BODY_TIME: Duration = Duration::from_secs(10);
 /// How long an envelope key may be cached.
 const JWKS_MAX_AGE: &str = "public, max-age=300";
 
@@ -163,6 +165,7 @@ pub(in crate::edge) async fn send(
         decision: id,
         address: from.address,
         authorization_bytes: from.authorization_bytes,
+        certificates: gate.takes_certificates(),
         now: now(),
     };
     let outcome = match own.what {
@@ -228,16 +231,35 @@ async fn finish(
     respond::write(session, head, body).await
 }
 
-/// The body; `None` where it is longer than telemetry can be.
+/// The body; `None` where it is longer than telemetry can be, or does not come.
 async fn read_body(session: &mut Session) -> pingora::Result<Option<Vec<u8>>> {
-    let mut body = Vec::new();
-    while let Some(chunk) = session.read_request_body().await? {
-        if body.len() + chunk.len() > TELEMETRY_BYTES {
-            return Ok(None);
-        }
-        body.extend_from_slice(&chunk);
+    let length = session.req_header().headers.get(CONTENT_LENGTH);
+    let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    if length.is_some_and(|length| length > TELEMETRY_BYTES) {
+        return Ok(None);
     }
-    Ok(Some(body))
+    let expects = session.req_header().headers.contains_key(EXPECT) && !session.is_http2();
+    let reading = async {
+        if expects {
+            session.as_downstream_mut().write_continue_response().await?;
+        }
+        let mut body = Vec::new();
+        while let Some(chunk) = session.read_request_body().await? {
+            if body.len() + chunk.len() > TELEMETRY_BYTES {
+                return Ok(None);
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(Some(body))
+    };
+    match tokio::time::timeout(BODY_TIME, reading).await {
+        // Whatever is wrong with it is the client's.
+        Ok(read) => read.map_err(pingora::Error::into_down),
+        Err(_) => {
+            session.set_keepalive(None);
+            Ok(None)
+        }
+    }
 }
 
 #[cfg(test)]

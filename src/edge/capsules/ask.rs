@@ -15,6 +15,7 @@ use crate::policy::digest::Sha256;
 use crate::policy::json::{self, Value};
 use crate::policy::presented::{self, Scheme};
 use crate::policy::request::{RequestView, Sender};
+use crate::policy::target::percent_decoded;
 use crate::policy::time::UnixTime;
 
 use super::Capsules;
@@ -44,6 +45,8 @@ pub(in crate::edge) struct Asking<'a> {
     pub(in crate::edge) address: Option<IpAddr>,
     /// The most bytes of `Authorization`.
     pub(in crate::edge) authorization_bytes: usize,
+    /// Whether certificates prove anything.
+    pub(in crate::edge) certificates: bool,
     /// The time.
     pub(in crate::edge) now: UnixTime,
 }
@@ -81,10 +84,15 @@ impl<'a> Asking<'a> {
     /// The sender's certificate, where one that counts was shown.
     pub(super) fn sender(&self) -> SenderFacts {
         let x5t = match self.view.sender.at(self.now) {
-            Sender::Certificate(certificate) => Some(certificate.x5t()),
-            Sender::NoCertificate | Sender::NoContext => None,
+            Sender::Certificate(certificate) if self.certificates => Some(certificate.x5t()),
+            Sender::Certificate(_) | Sender::NoCertificate | Sender::NoContext => None,
         };
         SenderFacts { proof: Proof::Absent, x5t }
+    }
+
+    /// Whether a key to seal to is in a field.
+    pub(super) fn has_seal_field(&self) -> bool {
+        self.view.headers.contains_key(SEAL_KEY)
     }
 
     /// The ephemeral key of a request whose sender proves itself by its certificate: the field is
@@ -110,6 +118,7 @@ impl Capsules {
             Field::One(_) | Field::Missing | Field::Malformed => None,
         };
         Facts {
+            enrolled: false,
             secret: false,
             sender: asking.sender(),
             fingerprint: fingerprint(headers),
@@ -133,13 +142,15 @@ impl Capsules {
 /// `?keyVersion=`, once; other parameters are nobody's.
 fn asked(query: Option<&str>) -> Asked {
     let parameters = query.into_iter().flat_map(|query| query.split('&'));
-    let mut values = parameters.filter_map(|parameter| parameter.strip_prefix("keyVersion="));
+    let mut values = parameters.filter_map(|parameter| {
+        let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        (percent_decoded(name) == b"keyVersion").then(|| percent_decoded(value))
+    });
     match (values.next(), values.next()) {
         (None, _) => Asked::Current,
-        (Some(text), None) => {
-            // `@` may come as it is or escaped.
-            let text = text.replace("%40", "@");
-            KeyVersion::parse(&text).map_or(Asked::Malformed, Asked::Version)
+        (Some(value), None) => {
+            let version = String::from_utf8(value).ok().and_then(|it| KeyVersion::parse(&it).ok());
+            version.map_or(Asked::Malformed, Asked::Version)
         }
         (Some(_), Some(_)) => Asked::Malformed,
     }
@@ -194,6 +205,9 @@ mod tests {
             (Some("keyVersion=m1.n2"), version("m1.n2")),
             (Some("a=b&keyVersion=m1.n2@1.2"), version("m1.n2@1.2")),
             (Some("keyVersion=m1.n2%401.2"), version("m1.n2@1.2")),
+            (Some("keyVersion=m1.n2%401.2%2Bx%3Ay"), version("m1.n2@1.2+x:y")),
+            (Some("key%56ersion=m1.n2"), version("m1.n2")),
+            (Some("keyVersion"), Asked::Malformed),
             (Some("keyVersion="), Asked::Malformed),
             (Some("keyVersion=m0.n1"), Asked::Malformed),
             (Some("keyVersion=m1.n2&keyVersion=m1.n2"), Asked::Malformed),

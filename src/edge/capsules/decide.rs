@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::gate::Gate;
 use crate::policy::audit::{Draft, Kind};
 use crate::policy::capsule::decision::{Decision, Reason, Stage};
-use crate::policy::capsule::facts::{Facts, Proof, Seal};
+use crate::policy::capsule::facts::{Facts, Proof, Seal, SenderFacts};
 use crate::policy::capsule::node::{Node, NodeId};
 use crate::policy::capsule::pipeline::{self, Ids, Policy};
 use crate::policy::capsule::record::CapsuleRecord;
@@ -13,11 +13,13 @@ use crate::policy::denial::Denial;
 use crate::policy::digest::Sha256;
 use crate::policy::nonce::FreshNonce;
 use crate::policy::presented::Scheme;
-use crate::policy::proof::Seen;
+use crate::policy::proof::{self, Seen};
 use crate::policy::time::UnixTime;
+use crate::store::budget::{Budget, Verdict};
 use crate::store::networks::Networks;
+use crate::store::replay::ReplayFault;
 use crate::store::sqlite::Fault;
-use crate::store::sqlite::batch::Batch;
+use crate::store::sqlite::batch::{Batch, Found};
 
 use super::Capsules;
 use super::answer::{Answer, Granted};
@@ -65,12 +67,11 @@ impl Capsules {
         let Some(ids) = ids(asking.decision) else {
             return Outcome::unavailable("no_randomness");
         };
-        let row = match self.registry.find(&shown.id).await {
-            Ok(row) => row.map(|row| row.node),
+        let mut facts = self.facts(asking);
+        let row = match self.found(&shown, &mut facts).await {
+            Ok(row) => row,
             Err(fault) => return Outcome::unavailable(fault_code(&fault)),
         };
-        let mut facts = self.facts(asking);
-        facts.secret = knows(row.as_ref(), &shown);
         let policy = Arc::clone(&self.policy);
         let first = pipeline::decide(row.as_ref(), &facts, &policy, &ids, asking.now);
         if first.refused_before_sender() {
@@ -101,6 +102,20 @@ impl Capsules {
         outcome
     }
 
+    /// The record of whoever shows its secret; of anyone else only whether there is one, which goes into
+    /// the audit log and nowhere else.
+    pub(super) async fn found(
+        &self,
+        shown: &Shown<'_>,
+        facts: &mut Facts,
+    ) -> Result<Option<Node>, Fault> {
+        let found = self.registry.find(&shown.id, shown.hash).await?;
+        facts.enrolled = !matches!(found, Found::Unknown);
+        let Found::Node(row) = found else { return Ok(None) };
+        facts.secret = shown.secret.is_some() && shown.named;
+        Ok(facts.secret.then_some(row.node))
+    }
+
     /// A refusal of what anybody could be who is not the node: it counts as a failure, and past the
     /// limit it says no more than that.
     #[expect(clippy::too_many_arguments, reason = "all of it goes into the record")]
@@ -117,11 +132,11 @@ impl Capsules {
         let Err(refusal) = decision.verdict else {
             return Outcome::unavailable("not_refused");
         };
-        if let Some(limited) = self.limited(asking, decision) {
+        // Whoever has the secret and begins without a nonce has not failed yet.
+        let begins = facts.secret && matches!(facts.sender.proof, Proof::NeedsNonce { .. });
+        if !begins && let Some(limited) = self.limited(asking, decision) {
             return limited;
         }
-        // Whoever does not have the secret leaves nothing of the node behind, there or not.
-        let node = node.filter(|_| refusal.stage > Stage::Node);
         let record = record(shown, node, facts, &self.policy, ids, asking.now, decision);
         let id = node.map(|node| node.id.as_str());
         let draft = Draft::new(Kind::Capsule, asking.now, &ids.decision, id, &record);
@@ -141,6 +156,7 @@ impl Capsules {
     /// Counts a failure. Past the limit that is the whole answer.
     pub(super) fn limited(&self, asking: &Asking<'_>, decision: &Decision) -> Option<Outcome> {
         let wait = self.failures.count(asking.address, asking.node).err()?;
+        self.audit.budget.leave_out();
         let told = Told::refused(Reason::RateLimited, "too_many_failures", 0, Some(decision));
         let reason = Reason::RateLimited;
         let answer = Answer::Denied { reason, score: 0, wait: Some(wait), challenge: None };
@@ -163,6 +179,10 @@ impl Capsules {
         shown: &Shown<'_>,
         node: Option<&Node>,
     ) -> Result<Proved, &'static str> {
+        if shown.scheme != Some(Scheme::Dpop) && proof::is_presented(asking.view.headers) {
+            let proof = Proof::Faulty { code: "proof_with_bearer".to_owned(), jkt: None };
+            return Ok(Proved { proof, denial: None, seal: None, nonce: None });
+        }
         if shown.scheme != Some(Scheme::Dpop) {
             let seal = asking.sender().x5t.and_then(|_| asking.seal_field());
             return Ok(Proved { proof: Proof::Absent, denial: None, seal, nonce: None });
@@ -184,13 +204,21 @@ impl Capsules {
             Err(denial) => return Ok(faulty(denial)),
         };
         let jkt = verified.jkt();
-        let seal = verified.enc_jwk().map(|jwk| SealKey::read(jwk).ok_or(()));
-        // A key that is not the node's must not fill the log.
-        if node.is_some_and(|node| node.jkt.is_none_or(|known| known == jkt)) {
-            match gate.use_node_proof(verified, asking.now).await {
+        let seal = match verified.enc_jwk() {
+            Some(jwk) => Some(SealKey::read(jwk).ok_or(())),
+            // Nobody signed it, and who wants its key sealed must not get it otherwise.
+            None => asking.has_seal_field().then_some(Err(())),
+        };
+        let sender = SenderFacts { proof: Proof::Holds { jkt }, ..asking.sender() };
+        // A sender that is not the node's must not fill the log.
+        if node.is_some_and(|node| pipeline::is_sender(node, &sender, self.policy.proof)) {
+            if !self.pace.take(shown.id.as_str()) {
+                return Err("too_many_proofs");
+            }
+            match self.replay.check_and_insert(jkt, verified.jti(), asking.now).await {
                 Ok(()) => {}
-                Err(Denial::Replayed) => return Ok(faulty(Denial::Replayed)),
-                Err(_) => return Err("replay_capacity"),
+                Err(ReplayFault::Replayed) => return Ok(faulty(Denial::Replayed)),
+                Err(ReplayFault::AtCapacity) => return Err("replay_capacity"),
             }
         }
         Ok(Proved { proof: Proof::Holds { jkt }, denial: None, seal, nonce: seen.nonce })
@@ -212,6 +240,7 @@ impl Capsules {
             ids,
             policy: Arc::clone(&self.policy),
             networks: Arc::clone(&self.networks),
+            budget: Arc::clone(&self.audit.budget),
             now: asking.now,
         };
         self.registry.transact(move |batch| work.run(batch)).await
@@ -242,7 +271,6 @@ impl Capsules {
             }
             (Err(refusal), _, _) => {
                 let code = decision.stages.last().map_or("", |stage| stage.code.as_str());
-                let score = if refusal.stage == Stage::Network { score } else { 0 };
                 Outcome::refused(refusal.reason, code, score, Some(&decision))
             }
             (Ok(_), _, _) => Outcome::unavailable("no_record"),
@@ -258,6 +286,7 @@ struct Work {
     ids: Ids,
     policy: Arc<Policy>,
     networks: Arc<Networks>,
+    budget: Arc<Budget>,
     now: UnixTime,
 }
 
@@ -265,11 +294,16 @@ impl Work {
     fn run(mut self, batch: &mut Batch<'_>) -> Result<(Decision, Option<Node>), Fault> {
         let row = batch.node(&self.id)?;
         let node = row.as_ref().map(|row| &row.node);
+        self.facts.enrolled = node.is_some();
         self.facts.secret = Node::knows(node, &self.hash);
         place(&mut self.facts, node, &self.networks);
         self.facts.recent_quarantines =
             batch.quarantines(self.now.minus(self.policy.brake.window))?;
         let decision = pipeline::decide(node, &self.facts, &self.policy, &self.ids, self.now);
+        if !self.is_written(&decision, batch)? {
+            let node = row.map(|row| row.node);
+            return Ok((decision, node));
+        }
         if let (Some(row), Some(after)) = (&row, &decision.after) {
             batch.update(after, row.revision)?;
         }
@@ -297,15 +331,31 @@ impl Work {
     }
 }
 
+impl Work {
+    /// Whether a decision is written down. A grant and a quarantine always are; another refusal as far
+    /// as the node's budget goes, so that nobody who is refused takes the disk from those who are not.
+    fn is_written(&self, decision: &Decision, batch: &mut Batch<'_>) -> Result<bool, Fault> {
+        let Err(refusal) = decision.verdict else { return Ok(true) };
+        if decision.quarantined {
+            return Ok(true);
+        }
+        match self.budget.take(self.id.as_str(), refusal.reason.name()) {
+            Verdict::Suppress => Ok(false),
+            Verdict::Write { suppressed: 0 } => Ok(true),
+            Verdict::Write { suppressed } => {
+                let data = serde_json::json!({ "count": suppressed });
+                let id = &self.ids.decision;
+                batch.append(&Draft::new(Kind::Suppressed, self.now, id, None, &data))?;
+                Ok(true)
+            }
+        }
+    }
+}
+
 /// Looks the baseline's address up in the builds that the request's was looked up in.
 pub(super) fn place(facts: &mut Facts, node: Option<&Node>, networks: &Networks) {
     let baseline = node.and_then(|node| node.baseline.as_ref());
     facts.place.baseline = baseline.map(|baseline| networks.locate(baseline.network.address));
-}
-
-pub(super) fn knows(node: Option<&Node>, shown: &Shown<'_>) -> bool {
-    let same = Node::knows(node, &shown.hash);
-    same & shown.secret.is_some() & shown.named
 }
 
 fn record(

@@ -25,10 +25,11 @@ use super::view::Target;
 use crate::config;
 use crate::policy::capsule::pipeline::Policy;
 use crate::policy::target::{Origin, split_authority};
-use crate::store::failures::Failures;
+use crate::store::failures::{Failures, Pace};
 use crate::store::keys::KeyRing;
 use crate::store::networks::Networks;
 use crate::store::registry::Registry;
+use crate::store::replay::ReplayLog;
 use crate::telemetry::metrics::StoreStatus;
 
 pub(super) use answer::{From, send};
@@ -56,6 +57,8 @@ pub struct Capsules {
     networks: Arc<Networks>,
     registry: Registry,
     failures: Arc<Failures>,
+    replay: Arc<dyn ReplayLog>,
+    pace: Arc<Pace>,
     audit: Audit,
 }
 
@@ -66,6 +69,8 @@ pub struct State {
     pub audit: Audit,
     /// The failures so far.
     pub failures: Arc<Failures>,
+    /// The proofs so far: no resource route's, so that neither can fill the other's.
+    pub replay: Arc<dyn ReplayLog>,
 }
 
 /// An origin that nodes ask at.
@@ -125,6 +130,8 @@ impl Capsules {
             networks: Arc::new(networks),
             registry: state.audit.registry.clone(),
             failures: state.failures,
+            replay: state.replay,
+            pace: Arc::default(),
             audit: state.audit,
         }
     }

@@ -20,7 +20,7 @@ use crate::telemetry::metrics::TelemetryResult;
 use super::Capsules;
 use super::answer::Answer;
 use super::ask::{Asking, Shown};
-use super::decide::{Outcome, fault_code, knows, place};
+use super::decide::{Outcome, fault_code, place};
 use super::tell::Told;
 
 impl Capsules {
@@ -32,13 +32,12 @@ impl Capsules {
         body: Option<&[u8]>,
     ) -> Outcome {
         let shown = asking.shown();
-        let row = match self.registry.find(&shown.id).await {
-            Ok(row) => row.map(|row| row.node),
-            Err(fault) => return unavailable(fault_code(&fault)),
-        };
         let report = body.and_then(Report::read);
         let mut facts = self.facts(asking);
-        facts.secret = knows(row.as_ref(), &shown);
+        let row = match self.found(&shown, &mut facts).await {
+            Ok(row) => row,
+            Err(fault) => return unavailable(fault_code(&fault)),
+        };
         let decide = |facts: &Facts| {
             telemetry::decide(row.as_ref(), facts, report.as_ref(), &self.policy, asking.now)
         };
@@ -103,7 +102,8 @@ impl Capsules {
             quarantined: false,
             held: false,
         };
-        if let Some(mut limited) = self.limited(asking, &counted) {
+        let begins = facts.secret && matches!(facts.sender.proof, Proof::NeedsNonce { .. });
+        if !begins && let Some(mut limited) = self.limited(asking, &counted) {
             limited.told = Told::telemetry(TelemetryResult::Refused, "too_many_failures", None);
             return limited;
         }
@@ -173,6 +173,7 @@ impl Work {
     ) -> Result<(TelemetryDecision, Facts, Option<Report>), Fault> {
         let row = batch.node(&self.id)?;
         let node = row.as_ref().map(|row| &row.node);
+        self.facts.enrolled = node.is_some();
         self.facts.secret = Node::knows(node, &self.hash);
         place(&mut self.facts, node, &self.networks);
         let (facts, report) = (&self.facts, self.report.as_ref());

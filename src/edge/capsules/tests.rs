@@ -115,7 +115,8 @@ async fn capsules(directory: &std::path::Path) -> Capsules {
     added.await.unwrap();
     let budget = Arc::new(crate::store::budget::Budget::new(1000, &path, 0));
     let failures = Arc::new(Failures::new(settings.failures, [7; 32]));
-    let state = State { audit: Audit { registry, budget }, failures };
+    let replay = Arc::new(MemoryReplay::new(&[8; 32], Duration::from_secs(300), 1000));
+    let state = State { audit: Audit { registry, budget }, failures, replay };
     let origins = [Origin::parse("https://api.example").unwrap()];
     Capsules::new(&settings, &origins, ring, Networks::default(), state)
 }
@@ -129,6 +130,7 @@ fn asking<'a>(node: &'a str, path: &'a str, headers: &'a HeaderMap) -> Asking<'a
         decision: "00112233445566778899aabbccddeeff",
         address: Some([192, 0, 2, 1].into()),
         authorization_bytes: 16_384,
+        certificates: true,
         now: NOW,
     }
 }

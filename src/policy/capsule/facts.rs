@@ -13,6 +13,9 @@ use crate::policy::digest::{Jkt, Sha256, X5tS256};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Facts {
+    /// Stage 2: whether there is such a node. Its record is not among what a stranger's decision is
+    /// made from.
+    pub enrolled: bool,
     /// Stage 1: whether the secret is the node's.
     pub secret: bool,
     /// Stage 4.

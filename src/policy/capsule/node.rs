@@ -239,7 +239,7 @@ pub struct Quarantine {
 pub struct Counters {
     /// Capsules.
     pub granted: u64,
-    /// Refusals of whoever had the secret.
+    /// Refusals of whoever was the node's sender, as far as they are written down.
     pub refused: u64,
     /// Telemetry taken.
     pub telemetry: u64,
@@ -291,6 +291,8 @@ pub struct Node {
     pub issued: Option<Issued>,
     /// Why it is quarantined, where it is.
     pub quarantine: Option<Quarantine>,
+    /// The software versions that keys were granted for, the newest last; bounded.
+    pub versions: Vec<String>,
     /// What happened so far.
     pub counters: Counters,
     /// When it was enrolled.
@@ -318,6 +320,7 @@ impl Node {
             granted_boot: None,
             issued: None,
             quarantine: None,
+            versions: Vec::new(),
             counters: Counters::default(),
             enrolled: now,
         }
@@ -333,8 +336,13 @@ impl Node {
     /// that does not exist is compared with a value that nothing hashes to, so that it costs the same.
     #[must_use]
     pub fn knows(node: Option<&Self>, presented: &Sha256) -> bool {
+        Self::is_secret(node.and_then(|node| node.secret), presented)
+    }
+
+    /// [`Node::knows`], of the hash alone.
+    #[must_use]
+    pub fn is_secret(stored: Option<Sha256>, presented: &Sha256) -> bool {
         const NOBODY: Sha256 = Sha256([0; 32]);
-        let stored = node.and_then(|node| node.secret);
         let same = presented.same(&stored.unwrap_or(NOBODY));
         same & stored.is_some()
     }

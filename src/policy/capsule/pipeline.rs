@@ -77,6 +77,9 @@ pub struct Policy {
     pub brake: BrakePolicy,
 }
 
+/// Software versions that a record remembers.
+const VERSIONS: usize = 32;
+
 /// One decision, made step by step.
 #[derive(Debug)]
 pub(super) struct Walk {
@@ -153,6 +156,12 @@ pub fn decide(
         expires: grant.expires,
         key_version: grant.key_version.clone(),
     });
+    if let Some(software) = &grant.key_version.software
+        && !after.versions.contains(software)
+    {
+        after.versions.drain(..(after.versions.len() + 1).saturating_sub(VERSIONS));
+        after.versions.push(software.clone());
+    }
     after.counters.granted = after.counters.granted.saturating_add(1);
     Decision {
         stages: walk.stages,
@@ -196,8 +205,12 @@ fn authenticate<'a>(
     facts: &Facts,
 ) -> Result<&'a Node, Refused> {
     let failed = Reason::AuthenticationFailed;
-    let Some(node) = node else {
-        return Err(walk.refused(Stage::Node, failed, "unknown_node"));
+    let Some(node) = node.filter(|_| facts.enrolled) else {
+        return Err(if facts.enrolled {
+            walk.refused(Stage::Bearer, failed, "wrong_secret")
+        } else {
+            walk.refused(Stage::Node, failed, "unknown_node")
+        });
     };
     if !facts.secret {
         return Err(walk.refused(Stage::Bearer, failed, "wrong_secret"));
@@ -224,6 +237,12 @@ fn status(walk: &mut Walk, node: &Node, now: UnixTime) -> Result<(), Refused> {
         Status::Quarantined => Reason::NodeQuarantined,
     };
     Err(walk.refused(Stage::Status, reason, node.status.name()))
+}
+
+/// Whether stage 4 lets a sender pass: what a proof is used up for.
+#[must_use]
+pub fn is_sender(node: &Node, sender: &SenderFacts, demand: ProofDemand) -> bool {
+    self::sender(&mut Walk::new(), node, sender, demand).is_ok()
 }
 
 /// Stage 4: a sender is what the node is bound to, in each way in which it is bound, and shows what
@@ -435,6 +454,12 @@ fn key(
     }
     if version.software.is_some() != policy.bind_version {
         return Err(walk.refused(stage, unavailable, "software_version_not_as_bound"));
+    }
+    // Of another release's key only what the node has had before: none that is to come.
+    let of_this_request = version.software == facts.version;
+    let had = version.software.as_ref().is_none_or(|software| node.versions.contains(software));
+    if policy.bind_version && !of_this_request && !had {
+        return Err(walk.refused(stage, unavailable, "software_version_never_had"));
     }
     walk.passed(stage, version.to_string());
     Ok(version)

@@ -52,6 +52,12 @@ pub enum FileError {
     /// Others may read it.
     #[error("it can be read by others (mode {0:o}): chmod 600 it")]
     Open(u32),
+    /// Others may write to the directory.
+    #[error("others can write to it (mode {0:o}): chmod 700 it")]
+    Writable(u32),
+    /// The directory is not for keys alone.
+    #[error("more than {MAX_FILES} files in it: keys belong into a directory of their own")]
+    TooMany,
     /// It is somebody else's.
     #[error("it belongs to user {0}, neither this one nor root")]
     Owner(u32),
@@ -257,11 +263,28 @@ pub(super) fn make_directory(directory: &Path) -> Result<(), KeysError> {
     made.map_err(|error| wrong(directory, error))
 }
 
+/// Keeps other commands from changing keys at the same time, until it is dropped.
+pub(super) fn lock(directory: &Path) -> Result<fs::File, KeysError> {
+    let locked = fs::File::open(directory).and_then(|file| {
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)?;
+        Ok(file)
+    });
+    locked.map_err(|error| wrong(directory, error))
+}
+
 /// Every key file of a directory, by kind and version. Other files are left alone.
 pub(super) fn read_all(directory: &Path) -> Result<Vec<(PathBuf, KeyFile)>, KeysError> {
+    let mode = directory.metadata().map_err(|error| wrong(directory, error))?.mode() & 0o777;
+    // Who may write there may hide a version, or bring an old one back.
+    if mode & 0o022 != 0 {
+        return Err(wrong(directory, FileError::Writable(mode)));
+    }
     let entries = fs::read_dir(directory).map_err(|error| wrong(directory, error))?;
     let mut files = Vec::new();
-    for entry in entries.take(MAX_FILES) {
+    for (number, entry) in entries.enumerate() {
+        if number >= MAX_FILES {
+            return Err(wrong(directory, FileError::TooMany));
+        }
         let path = entry.map_err(|error| wrong(directory, error))?.path();
         if !is_key_file(&path) {
             continue;
@@ -351,6 +374,11 @@ fn write_beside(path: &Path, file: &KeyFile) -> io::Result<PathBuf> {
     }
     let mut out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
     out.write_all(&file.text())?;
+    // What root makes is for whoever the directory is for.
+    let owner = path.parent().unwrap_or(Path::new(".")).metadata()?;
+    if rustix::process::geteuid().is_root() && owner.uid() != 0 {
+        std::os::unix::fs::chown(&beside, Some(owner.uid()), Some(owner.gid()))?;
+    }
     out.sync_all()?;
     Ok(beside)
 }

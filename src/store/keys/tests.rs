@@ -77,6 +77,13 @@ fn rotation_keeps_what_was_there_until_it_is_retired() {
         CompactJws::parse(&envelope).unwrap().algorithm().unwrap().name()
     };
     assert_eq!((alg(NOW), alg(later)), ("EdDSA", "ES256"));
+    // The one that signs stays until the next one does.
+    let error = retire(&keys, Kind::Envelope, 1, NOW).unwrap_err().to_string();
+    assert!(error.contains("the one that signs"), "{error}");
+    let directory = made(Algorithm::EdDsa);
+    let others = directory.path().join("keys");
+    rotate(&others, Kind::Envelope, Algorithm::EdDsa, NOW, later).unwrap();
+    retire(&others, Kind::Envelope, 1, later).unwrap();
 
     retire(&keys, Kind::Master, 1, NOW).unwrap();
     let text = fs::read_to_string(keys.join("master-1.json")).unwrap();
@@ -136,6 +143,10 @@ fn what_is_no_key_file_of_its_name_is_refused() {
             fs::set_permissions(path, fs::Permissions::from_mode(0o604)).unwrap();
         },
         "can be read by others (mode 604)",
+    );
+    check(
+        |keys| fs::set_permissions(keys, fs::Permissions::from_mode(0o770)).unwrap(),
+        "others can write to it (mode 770)",
     );
     check(|keys| fs::remove_file(keys.join("master-1.json")).unwrap(), "no master key in it");
     check(|keys| fs::remove_file(keys.join("audit-1.json")).unwrap(), "no audit key in it");

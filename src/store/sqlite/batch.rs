@@ -57,10 +57,11 @@ impl<'a> Batch<'a> {
     /// # Errors
     /// [`Fault::Conflict`] where there is one of its id.
     pub fn insert(&mut self, node: &Node) -> Result<(), Fault> {
-        let sql = "INSERT INTO nodes (id, status, revision, record) VALUES (?1, ?2, 1, ?3)
-                   ON CONFLICT DO NOTHING";
+        let sql = "INSERT INTO nodes (id, status, revision, secret, record)
+                   VALUES (?1, ?2, 1, ?3, ?4) ON CONFLICT DO NOTHING";
         let mut statement = self.connection.prepare_cached(sql)?;
-        let done = statement.execute(params![node.id.as_str(), node.status.name(), text(node)?])?;
+        let (id, status, secret) = (node.id.as_str(), node.status.name(), secret(node)?);
+        let done = statement.execute(params![id, status, secret, text(node)?])?;
         self.writes += 1;
         if done == 1 { Ok(()) } else { Err(Fault::Conflict) }
     }
@@ -70,24 +71,55 @@ impl<'a> Batch<'a> {
     /// # Errors
     /// [`Fault::Conflict`] where that is no longer the one that is there.
     pub fn update(&mut self, node: &Node, revision: i64) -> Result<(), Fault> {
-        let sql = "UPDATE nodes SET status = ?2, record = ?3, revision = revision + 1
-                   WHERE id = ?1 AND revision = ?4";
+        let sql = "UPDATE nodes SET status = ?2, secret = ?3, record = ?4, revision = revision + 1
+                   WHERE id = ?1 AND revision = ?5";
         let mut statement = self.connection.prepare_cached(sql)?;
-        let (id, status) = (node.id.as_str(), node.status.name());
-        let done = statement.execute(params![id, status, text(node)?, revision])?;
+        let (id, status, secret) = (node.id.as_str(), node.status.name(), secret(node)?);
+        let done = statement.execute(params![id, status, secret, text(node)?, revision])?;
         self.writes += 1;
         if done == 1 { Ok(()) } else { Err(Fault::Conflict) }
     }
 
-    /// Takes a record out.
+    /// Takes a record out. What versions its key had is remembered: another node of its id must not
+    /// be given the same keys.
     ///
     /// # Errors
-    /// [`Fault::Conflict`] where the one with `revision` is no longer there.
-    pub fn remove(&mut self, id: &NodeId, revision: i64) -> Result<(), Fault> {
+    /// [`Fault::Conflict`] where the one with the row's revision is no longer there.
+    pub fn remove(&mut self, row: &Row) -> Result<(), Fault> {
+        let (id, version) = (row.node.id.as_str(), row.node.key_version);
+        let sql = "INSERT INTO removed (id, key_version) VALUES (?1, ?2)
+                   ON CONFLICT DO UPDATE SET key_version = excluded.key_version";
+        self.connection.execute(sql, params![id, version])?;
         let sql = "DELETE FROM nodes WHERE id = ?1 AND revision = ?2";
-        let done = self.connection.execute(sql, params![id.as_str(), revision])?;
+        let done = self.connection.execute(sql, params![id, row.revision])?;
         self.writes += 1;
         if done == 1 { Ok(()) } else { Err(Fault::Conflict) }
+    }
+
+    /// The last version of the key of a node that was taken out.
+    ///
+    /// # Errors
+    /// [`Fault::Failed`].
+    pub fn removed(&self, id: &NodeId) -> Result<Option<u32>, Fault> {
+        let sql = "SELECT key_version FROM removed WHERE id = ?1";
+        let mut statement = self.connection.prepare_cached(sql)?;
+        Ok(statement.query_row([id.as_str()], |row| row.get(0)).optional()?)
+    }
+
+    /// Writes something that means nothing: whether that is possible.
+    pub(super) fn probe(&mut self, at: UnixTime) -> Result<(), Fault> {
+        let sql = "INSERT INTO meta (name, value) VALUES ('probe', ?1)
+                   ON CONFLICT DO UPDATE SET value = excluded.value";
+        self.connection.prepare_cached(sql)?.execute([at.millis().to_string()])?;
+        self.writes += 1;
+        Ok(())
+    }
+
+    /// Whether there was a chain before, whatever became of it.
+    pub(super) fn has_begun(&self) -> Result<bool, Fault> {
+        let sql = "SELECT EXISTS (SELECT 1 FROM nodes)
+                   OR EXISTS (SELECT 1 FROM meta WHERE name = 'chain')";
+        Ok(self.connection.query_row(sql, [], |row| row.get(0))?)
     }
 
     /// Notes a quarantine, for the fleet brake.
@@ -221,18 +253,59 @@ fn head(connection: &Connection) -> Result<Head, Fault> {
     }))
 }
 
+/// The hash of a node's secret, as the column has it.
+fn secret(node: &Node) -> Result<[u8; 32], Fault> {
+    node.secret.map(|secret| secret.0).ok_or(Fault::Malformed)
+}
+
+/// What the store knows of whoever shows a secret.
+#[derive(Clone, Debug)]
+pub enum Found {
+    /// There is no such node.
+    Unknown,
+    /// There is, and the secret is not its own.
+    Wrong,
+    /// It is its own.
+    Node(Box<Row>),
+}
+
+/// The record of `id`, where `presented` is the hash of its secret. Nothing else of a record is
+/// looked at before: who has no secret learns nothing of it, not even by how long it takes.
+pub(super) fn find(
+    connection: &Connection,
+    id: &NodeId,
+    presented: &Sha256,
+) -> Result<Found, Fault> {
+    let sql = "SELECT secret FROM nodes WHERE id = ?1";
+    let stored = connection
+        .prepare_cached(sql)?
+        .query_row([id.as_str()], |row| row.get::<_, [u8; 32]>(0))
+        .optional()?
+        .map(Sha256);
+    match (Node::is_secret(stored, presented), stored) {
+        (true, _) => {
+            let row = node(connection, id)?;
+            Ok(row.map_or(Found::Unknown, |row| Found::Node(Box::new(row))))
+        }
+        (false, Some(_)) => Ok(Found::Wrong),
+        (false, None) => Ok(Found::Unknown),
+    }
+}
+
 /// A stored record; one that is not to be read, or is another node's, is [`Fault::Malformed`].
 pub(super) fn node(connection: &Connection, id: &NodeId) -> Result<Option<Row>, Fault> {
-    let sql = "SELECT revision, record, status FROM nodes WHERE id = ?1";
+    let sql = "SELECT revision, record, status, secret FROM nodes WHERE id = ?1";
     let found = connection
         .prepare_cached(sql)?
         .query_row([id.as_str()], |row| {
-            Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?))
+            let (revision, record): (i64, String) = (row.get(0)?, row.get(1)?);
+            let (status, secret): (String, [u8; 32]) = (row.get(2)?, row.get(3)?);
+            Ok((revision, record, status, secret))
         })
         .optional()?;
-    let Some((revision, record, status)) = found else { return Ok(None) };
+    let Some((revision, record, status, secret)) = found else { return Ok(None) };
     let node = read(&record)?;
-    if node.id != *id || node.status.name() != status {
+    if node.id != *id || node.status.name() != status || node.secret != Some(Sha256(secret)) {
         return Err(Fault::Malformed);
     }
     Ok(Some(Row { node, revision }))

@@ -39,8 +39,10 @@ const MIGRATIONS: [&str; 1] = ["
         id TEXT PRIMARY KEY,
         status TEXT NOT NULL,
         revision INTEGER NOT NULL,
+        secret BLOB NOT NULL,
         record TEXT NOT NULL
     ) STRICT;
+    CREATE TABLE removed (id TEXT PRIMARY KEY, key_version INTEGER NOT NULL) STRICT;
     CREATE INDEX nodes_by_status ON nodes (status);
     CREATE TABLE quarantines (at INTEGER NOT NULL, node TEXT NOT NULL) STRICT;
     CREATE INDEX quarantines_by_time ON quarantines (at);
@@ -200,6 +202,9 @@ impl Database {
         self.transact(|batch| {
             if batch.head().seq > 0 {
                 return Ok(());
+            }
+            if batch.has_begun()? {
+                return Err(Fault::Failed("the audit log is gone".to_owned()));
             }
             let mut id = [0; 16];
             aws_lc_rs::rand::fill(&mut id).map_err(|_| Fault::Failed("no randomness".into()))?;

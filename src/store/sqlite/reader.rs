@@ -5,9 +5,10 @@ use std::sync::{Mutex, PoisonError};
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use super::batch::{self, Row};
+use super::batch::{self, Found, Row};
 use super::{Fault, OpenError, connect};
 use crate::policy::capsule::node::{Node, NodeId, Status};
+use crate::policy::digest::Sha256;
 
 /// Connections that are kept.
 const KEPT: usize = 8;
@@ -60,13 +61,23 @@ pub struct Reader {
 /// A stored record, by its id, as far as it can be read.
 pub type Listed = (String, Result<Node, Fault>);
 
-/// A line of the audit log, as it is stored.
+/// A line of the audit log, as it is stored, with what it can be found by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stored {
     /// Its number.
     pub seq: u64,
     /// Its text.
     pub line: String,
+    /// Its SHA-256.
+    pub hash: Vec<u8>,
+    /// When it happened, milliseconds since the epoch.
+    pub at: i64,
+    /// What it is about.
+    pub kind: String,
+    /// Its id.
+    pub id: String,
+    /// Its node.
+    pub node: Option<String>,
 }
 
 impl Reader {
@@ -87,6 +98,14 @@ impl Reader {
     /// [`Fault::Malformed`] for one that cannot be read.
     pub fn node(&self, id: &NodeId) -> Result<Option<Row>, Fault> {
         batch::node(&self.connection, id)
+    }
+
+    /// The record of `id`, where `presented` is the hash of its secret.
+    ///
+    /// # Errors
+    /// [`Fault::Malformed`] for one that cannot be read.
+    pub fn find(&self, id: &NodeId, presented: &Sha256) -> Result<Found, Fault> {
+        batch::find(&self.connection, id, presented)
     }
 
     /// At most `limit` records after `id` in the order of ids, those of `status` where it is given.
@@ -132,7 +151,8 @@ impl Reader {
     /// # Errors
     /// [`Fault::Failed`].
     pub fn lines(&self, from: u64, limit: usize) -> Result<Vec<Stored>, Fault> {
-        let sql = "SELECT seq, line FROM audit WHERE seq >= ?1 ORDER BY seq LIMIT ?2";
+        let sql = "SELECT seq, line, hash, at, kind, id, node FROM audit
+                   WHERE seq >= ?1 ORDER BY seq LIMIT ?2";
         let mut statement = self.connection.prepare_cached(sql)?;
         let from = i64::try_from(from).unwrap_or(i64::MAX);
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
@@ -145,7 +165,8 @@ impl Reader {
     /// # Errors
     /// [`Fault::Failed`].
     pub fn lines_of(&self, id: &str) -> Result<Vec<Stored>, Fault> {
-        let sql = "SELECT seq, line FROM audit WHERE id = ?1 ORDER BY seq LIMIT 100";
+        let sql = "SELECT seq, line, hash, at, kind, id, node FROM audit
+                   WHERE id = ?1 ORDER BY seq LIMIT 100";
         let mut statement = self.connection.prepare_cached(sql)?;
         let rows = statement.query_map([id], stored)?;
         rows.map(|row| Ok(row?)).collect()
@@ -174,5 +195,13 @@ impl Reader {
 
 fn stored(row: &rusqlite::Row<'_>) -> rusqlite::Result<Stored> {
     let seq: i64 = row.get(0)?;
-    Ok(Stored { seq: u64::try_from(seq).unwrap_or_default(), line: row.get(1)? })
+    Ok(Stored {
+        seq: u64::try_from(seq).unwrap_or_default(),
+        line: row.get(1)?,
+        hash: row.get(2)?,
+        at: row.get(3)?,
+        kind: row.get(4)?,
+        id: row.get(5)?,
+        node: row.get(6)?,
+    })
 }

@@ -77,10 +77,77 @@ fn a_change_is_compared_with_the_revision_that_it_is_of() {
     database.transact(|batch| batch.update(&changed, row.revision)).unwrap();
     let late = database.transact(|batch| batch.update(&row.node, row.revision));
     assert_eq!(late, Err(Fault::Conflict));
-    let late = database.transact(|batch| batch.remove(&id, row.revision));
+    let late = database.transact(|batch| batch.remove(&row));
     assert_eq!(late, Err(Fault::Conflict));
     let row = database.transact(|batch| batch.node(&id)).unwrap().unwrap();
-    assert_eq!((row.node, row.revision), (changed, 2));
+    assert_eq!((&row.node, row.revision), (&changed, 2));
+    // What its key was derived for is remembered.
+    assert_eq!(database.transact(|batch| batch.removed(&id)), Ok(None));
+    database.transact(|batch| batch.remove(&row)).unwrap();
+    assert_eq!(database.transact(|batch| batch.removed(&id)), Ok(Some(changed.key_version)));
+}
+
+#[test]
+fn a_log_that_is_gone_is_not_begun_anew() {
+    let scratch = Scratch::new();
+    let database = Database::open(&scratch.path()).unwrap();
+    database.connection.execute("DELETE FROM audit", []).unwrap();
+    drop(database);
+    let error = Database::open(&scratch.path()).unwrap_err().to_string();
+    assert!(error.contains("the audit log is gone"), "{error}");
+}
+
+#[tokio::test]
+async fn a_store_that_cannot_write_says_so_until_it_can_again() {
+    let scratch = Scratch::new();
+    let writer = Writer::start(&scratch.path(), RULE).unwrap();
+    assert!(writer.is_up());
+    let away = scratch.directory.path().join("away.db");
+    fs::rename(scratch.path(), &away).unwrap();
+    assert!(writer.transact(|batch| batch.append(&draft("one"))).await.is_err());
+    assert!(!writer.is_up());
+    fs::rename(&away, scratch.path()).unwrap();
+    let again = async {
+        while !writer.is_up() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), again).await.unwrap();
+    writer.transact(|batch| batch.append(&draft("two"))).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_job_that_panics_takes_nobody_else_down() {
+    let scratch = Scratch::new();
+    let writer = Writer::start(&scratch.path(), RULE).unwrap();
+    let panics = writer.transact(|batch| {
+        batch.append(&draft("half"))?;
+        panic!("a job")
+    });
+    let done: Result<(), _> = panics.await;
+    assert!(matches!(done, Err(Fault::Failed(_))), "{done:?}");
+    writer.transact(|batch| batch.append(&draft("whole"))).await.unwrap();
+    assert_eq!(verified(&scratch.path()).seq, 2);
+}
+
+#[tokio::test]
+async fn a_line_that_cannot_be_written_is_said_to_be_lost() {
+    let scratch = Scratch::new();
+    let writer = Writer::start(&scratch.path(), RULE).unwrap();
+    let lost = Arc::new(AtomicU64::new(0));
+    let count = || {
+        let lost = Arc::clone(&lost);
+        move || {
+            lost.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    writer.note(draft("kept"), count());
+    writer.transact(|_| Ok(())).await.unwrap();
+    assert_eq!(lost.load(Ordering::Relaxed), 0);
+    fs::rename(scratch.path(), scratch.directory.path().join("away.db")).unwrap();
+    writer.note(draft("lost"), count());
+    let _ = writer.transact(|_| Ok(())).await;
+    assert_eq!(lost.load(Ordering::Relaxed), 1);
 }
 
 #[test]
@@ -117,13 +184,26 @@ fn stored_records_that_cannot_be_read_are_said_so() {
         // A status that was changed in one of its two places.
         (good.as_str(), "quarantined"),
     ] {
-        let sql = "INSERT OR REPLACE INTO nodes (id, status, revision, record)
-                   VALUES ('node-1', ?2, 1, ?1)";
-        database.connection.execute(sql, [record, status]).unwrap();
+        let sql = "INSERT OR REPLACE INTO nodes (id, status, revision, secret, record)
+                   VALUES ('node-1', ?2, 1, ?3, ?1)";
+        let secret = Sha256::of(b"secret").0;
+        database.connection.execute(sql, rusqlite::params![record, status, secret]).unwrap();
         let id = NodeId::parse("node-1").unwrap();
         let read = database.transact(|batch| batch.node(&id)).map(|row| row.map(|row| row.node));
         assert_eq!(read, Err(Fault::Malformed), "{record} {status}");
+        // Whoever has no secret is not told.
+        let reader = reader::Reader::open(&scratch.path()).unwrap();
+        let found = |secret: &[u8]| reader.find(&id, &Sha256::of(secret));
+        assert!(matches!(found(b"wrong"), Ok(batch::Found::Wrong)), "{record}");
+        assert!(matches!(found(b"secret"), Err(Fault::Malformed)), "{record}");
     }
+    // A secret that was changed in one of its two places.
+    let sql = "UPDATE nodes SET secret = ?1, record = ?2";
+    let other = Sha256::of(b"other").0;
+    database.connection.execute(sql, rusqlite::params![other, good]).unwrap();
+    let id = NodeId::parse("node-1").unwrap();
+    let read = database.transact(|batch| batch.node(&id)).map(|row| row.is_some());
+    assert_eq!(read, Err(Fault::Malformed));
 }
 
 #[test]
@@ -278,10 +358,10 @@ async fn checkpoints_come_by_number_and_at_the_end() {
     for number in 0..25 {
         writer.transact(move |batch| batch.append(&draft(&number.to_string()))).await.unwrap();
     }
-    assert_eq!(count.0.load(Ordering::Relaxed), 2);
+    assert_eq!(count.0.load(Ordering::Relaxed), 3);
     let done = tokio::task::spawn_blocking(move || writer.finish());
     done.await.unwrap();
-    assert_eq!(count.0.load(Ordering::Relaxed), 3);
+    assert_eq!(count.0.load(Ordering::Relaxed), 4);
     let mut database = Database::open(&scratch.path()).unwrap();
     let (last, head) =
         database.transact(|batch| Ok((batch.last_checkpoint()?, batch.head().seq))).unwrap();

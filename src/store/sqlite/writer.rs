@@ -4,8 +4,10 @@
 //! which it came, commits it at once and then answers everybody: nobody is told of what is not on the
 //! disk, and each sees what those before it did.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -47,6 +49,7 @@ pub trait Signer: std::fmt::Debug + Send + Sync {
 pub struct Writer {
     queue: SyncSender<Box<dyn Work>>,
     signer: Arc<ArcSwapOption<Box<dyn Signer>>>,
+    up: Arc<AtomicBool>,
 }
 
 /// Something to be done in a transaction, and somebody to be told.
@@ -80,6 +83,24 @@ where
     }
 }
 
+/// A line that nobody waits for.
+struct Note {
+    draft: Draft,
+    lost: Option<Box<dyn FnOnce() + Send>>,
+}
+
+impl Work for Note {
+    fn run(&mut self, batch: &mut Batch<'_>) -> Result<(), Fault> {
+        batch.append(&self.draft)
+    }
+
+    fn answer(self: Box<Self>, done: Result<(), Fault>) {
+        if let (Err(_), Some(lost)) = (done, self.lost) {
+            lost();
+        }
+    }
+}
+
 impl Writer {
     /// Opens the store and starts its thread.
     ///
@@ -89,11 +110,19 @@ impl Writer {
         let database = Database::open(path)?;
         let (queue, jobs) = sync_channel(QUEUE);
         let signer = Arc::new(ArcSwapOption::empty());
-        let state = State { database, jobs, signer: Arc::clone(&signer), rule };
+        let up = Arc::new(AtomicBool::new(true));
+        let (theirs, health) = (Arc::clone(&signer), Arc::clone(&up));
+        let state = State { database, jobs, signer: theirs, rule, up: health };
         let thread = std::thread::Builder::new().name("store".to_owned());
         let io = |error| OpenError::Io { path: path.display().to_string(), error };
         thread.spawn(move || state.run()).map_err(io)?;
-        Ok(Self { queue, signer })
+        Ok(Self { queue, signer, up })
+    }
+
+    /// Whether the last transaction was committed. While none can be, the thread tries once a second.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.up.load(Ordering::Relaxed)
     }
 
     /// Who signs checkpoints from now on; without anybody there are none.
@@ -138,12 +167,14 @@ impl Writer {
         }
     }
 
-    /// Adds a line to the audit log, some time soon. Whether it was taken to be written.
-    #[must_use]
-    pub fn note(&self, draft: Draft) -> bool {
-        let (reply, _) = oneshot::channel();
-        let work = move |batch: &mut Batch<'_>| batch.append(&draft);
-        self.queue.try_send(Box::new(Task { work: Some(work), value: None, reply })).is_ok()
+    /// Adds a line to the audit log, some time soon. `lost` is called where that is not done.
+    pub fn note(&self, draft: Draft, lost: impl FnOnce() + Send + 'static) {
+        let note = Note { draft, lost: Some(Box::new(lost)) };
+        if let Err(TrySendError::Full(note) | TrySendError::Disconnected(note)) =
+            self.queue.try_send(Box::new(note))
+        {
+            note.answer(Err(Fault::Busy));
+        }
     }
 }
 
@@ -152,6 +183,7 @@ struct State {
     jobs: Receiver<Box<dyn Work>>,
     signer: Arc<ArcSwapOption<Box<dyn Signer>>>,
     rule: CheckpointRule,
+    up: Arc<AtomicBool>,
 }
 
 impl State {
@@ -165,7 +197,13 @@ impl State {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
             jobs.extend(self.jobs.try_iter().take(BATCH));
-            if jobs.is_empty() && signed.at.elapsed() < self.rule.interval {
+            let idle = jobs.is_empty();
+            if idle && !self.up.load(Ordering::Relaxed) {
+                let probed = self.database.transact(|batch| batch.probe(now()));
+                self.up.store(probed.is_ok(), Ordering::Relaxed);
+                continue;
+            }
+            if idle && signed.at.elapsed() < self.rule.interval {
                 continue;
             }
             self.commit(jobs, &mut signed);
@@ -177,7 +215,7 @@ impl State {
         let mut outcomes = Vec::with_capacity(jobs.len());
         let (signer, rule) = (self.signer.load_full(), self.rule);
         let mut now_signed = None;
-        let done = self.database.transact(|batch| {
+        let run = |batch: &mut Batch<'_>| {
             for job in &mut jobs {
                 let before = batch.writes();
                 match job.run(batch) {
@@ -191,7 +229,11 @@ impl State {
                 now_signed = signed.when_due(batch, rule, &***signer)?;
             }
             Ok(batch.head())
-        });
+        };
+        // A job that panics takes down its transaction, not the thread that all others need.
+        let caught = catch_unwind(AssertUnwindSafe(|| self.database.transact(run)));
+        let done = caught.unwrap_or_else(|_| Err(Fault::Failed("it panicked".to_owned())));
+        self.up.store(done.is_ok(), Ordering::Relaxed);
         match done {
             Ok(head) => {
                 if now_signed.is_some() {
@@ -234,7 +276,9 @@ impl Signed {
         self.seq = Some(last);
         let Head { seq, .. } = batch.head();
         let lines = seq.saturating_sub(last);
-        if lines == 0 || (lines < rule.lines && self.at.elapsed() < rule.interval) {
+        // A log begins with a signature: one without any was made up, or is younger than its keys.
+        let first = last == 0;
+        if lines == 0 || (!first && lines < rule.lines && self.at.elapsed() < rule.interval) {
             return Ok(None);
         }
         batch.checkpoint(now(), |checkpoint| signer.sign(checkpoint))?;

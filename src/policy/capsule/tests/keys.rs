@@ -6,6 +6,7 @@ use crate::policy::capsule::key::KeyVersion;
 const RETIRED: &str = "8 master_version_not_there KEY_VERSION_UNAVAILABLE";
 const NO_NODE: &str = "8 node_version_not_there KEY_VERSION_UNAVAILABLE";
 const SOFTWARE: &str = "8 software_version_not_as_bound KEY_VERSION_UNAVAILABLE";
+const NEVER_HAD: &str = "8 software_version_never_had KEY_VERSION_UNAVAILABLE";
 
 fn asked(text: &str) -> Asked {
     KeyVersion::parse(text).map_or(Asked::Malformed, Asked::Version)
@@ -38,7 +39,8 @@ fn a_key_that_is_asked_for() {
         ("ok/the current one", true, "m3.n4@1.4.0", "8 granted m3.n4@1.4.0"),
         ("ok/an older master's", true, "m2.n4@1.4.0", "8 granted m2.n4@1.4.0"),
         ("ok/an older one of the node", true, "m3.n2@1.4.0", "8 granted m3.n2@1.4.0"),
-        ("ok/another release's", true, "m3.n4@1.3.9", "8 granted m3.n4@1.3.9"),
+        ("ok/another release's that it had", true, "m3.n4@1.3.9", "8 granted m3.n4@1.3.9"),
+        ("fail/a release's to come", true, "m3.n4@1.5.0", NEVER_HAD),
         ("ok/not bound", false, "m2.n3", "8 granted m2.n3"),
         ("fail/retired master", true, "m1.n4@1.4.0", RETIRED),
         ("fail/master to be", true, "m4.n4@1.4.0", RETIRED),
@@ -52,6 +54,7 @@ fn a_key_that_is_asked_for() {
             let case = Case::joined().with(|case| {
                 case.node().key_version = 4;
                 case.node().oldest_key_version = 2;
+                case.node().versions = vec!["1.3.9".to_owned(), "1.4.0".to_owned()];
                 case.policy.bind_version = bind;
                 case.facts.version = told;
                 case.facts.keys.asked = asked(text);
@@ -119,4 +122,29 @@ fn the_end_of_time() {
     });
     let decision = check("ok/saturates", &case, "8 granted m3.n1@1.4.0");
     assert_eq!(decision.verdict.unwrap().expires, UnixTime::MAX);
+}
+
+#[test]
+fn the_versions_that_were_had_are_bounded() {
+    let mut case = Case::joined();
+    for release in 0..40 {
+        case.facts.version = Some(format!("1.0.{release}"));
+        case.node = case.decide().after;
+    }
+    let versions = &case.node().versions;
+    assert_eq!(versions.len(), 32);
+    assert_eq!((versions[0].as_str(), versions[31].as_str()), ("1.0.8", "1.0.39"));
+}
+
+#[test]
+fn whoever_is_not_known_is_told_apart_in_the_record_alone() {
+    let decide = |enrolled: bool| {
+        let facts = Facts { enrolled, secret: false, ..facts() };
+        decide(None, &facts, &policy(), &ids(), NOW)
+    };
+    let (wrong, unknown) = (decide(true), decide(false));
+    assert_eq!(wrong.stages.last().unwrap().code, "wrong_secret");
+    assert_eq!(unknown.stages.last().unwrap().code, "unknown_node");
+    let reason = |decision: &Decision| decision.verdict.as_ref().unwrap_err().reason;
+    assert_eq!(reason(&wrong), reason(&unknown));
 }

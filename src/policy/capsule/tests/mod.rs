@@ -112,6 +112,7 @@ fn joined() -> Node {
 /// A request that a joined node gets a capsule for.
 fn facts() -> Facts {
     Facts {
+        enrolled: true,
         secret: true,
         sender: SenderFacts { proof: holds("key"), x5t: None },
         fingerprint: Fingerprint::Shown(Sha256::of(b"fingerprint")),
@@ -171,7 +172,9 @@ impl Case {
     }
 
     fn decide(&self) -> Decision {
-        decide(self.node.as_ref(), &self.facts, &self.policy, &ids(), self.now)
+        let enrolled = self.facts.enrolled && self.node.is_some();
+        let facts = Facts { enrolled, ..self.facts.clone() };
+        decide(self.node.as_ref(), &facts, &self.policy, &ids(), self.now)
     }
 }
 
@@ -248,6 +251,12 @@ fn check_granted(name: &str, case: &Case, decision: &Decision) {
     }
     expect.baseline.clone_from(&after.baseline);
     expect.candidate.clone_from(&after.candidate);
+    if let Some(software) = &grant.key_version.software
+        && !before.versions.contains(software)
+    {
+        expect.versions.push(software.clone());
+        expect.versions.drain(..expect.versions.len().saturating_sub(32));
+    }
     expect.last = Some(Contact { network, at: case.now });
     if let Some(boot) = &case.facts.boot {
         expect.granted_boot = Some(boot.clone());

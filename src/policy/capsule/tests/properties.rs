@@ -160,7 +160,7 @@ prop_compose! {
         let ((boot, version), (asked, masters)) = (labels, keys);
         let databases = Databases { asn: databases.0, region: databases.1 };
         Facts {
-            secret, fingerprint, boot, version, recent_quarantines,
+            enrolled: true, secret, fingerprint, boot, version, recent_quarantines,
             sender: SenderFacts { proof, x5t },
             place: Place { network, baseline, databases },
             keys: KeyFacts { asked, masters, seal },

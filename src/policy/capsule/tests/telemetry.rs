@@ -111,7 +111,11 @@ fn it_passes_stages_one_to_five() {
     type Row = (&'static str, fn(&mut Case), &'static str);
     let rows: [Row; 11] = [
         ("ok/as it should be", |_| (), "Taken"),
-        ("fail/node", |case| case.node = None, "2 unknown_node AUTHENTICATION_FAILED"),
+        (
+            "fail/node",
+            |case| (case.node, case.facts.enrolled) = (None, false),
+            "2 unknown_node AUTHENTICATION_FAILED",
+        ),
         ("fail/secret", |case| case.facts.secret = false, "1 wrong_secret AUTHENTICATION_FAILED"),
         ("fail/revoked", |case| case.node().status = Status::Revoked, "3 revoked NODE_REVOKED"),
         (
