@@ -247,7 +247,8 @@ async fn a_move_is_weighed_against_the_confirmed_network() {
     // What nobody knows any more is not the same.
     let unknown = world.ask(&node, "127.0.0.9").await;
     table.row("fail/unknown", is(unknown, quarantined));
-    let quarantines = world.metric("holdfast_capsule_decisions_total", &["NETWORK_POLICY"]).await;
+    let name = "holdfast_capsule_decisions_total";
+    let quarantines = world.metric_once(name, &["NETWORK_POLICY"], 3.0).await;
     table.row("metric", expect_eq("quarantines", &quarantines, &3.0));
     let held = world.metric("holdfast_node_status", &["quarantined"]).await;
     table.row("metric", expect_eq("nodes", &held, &1.0));

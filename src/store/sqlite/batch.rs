@@ -172,7 +172,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Adds a checkpoint of the chain so far, signed by `sign`, unless nothing was added since the
-    /// last one.
+    /// last one. What was signed.
     ///
     /// # Errors
     /// [`Fault::Failed`].
@@ -180,9 +180,9 @@ impl<'a> Batch<'a> {
         &mut self,
         at: UnixTime,
         sign: impl FnOnce(&Checkpoint) -> Option<String>,
-    ) -> Result<(), Fault> {
+    ) -> Result<Option<Checkpoint>, Fault> {
         if self.last_checkpoint()? == self.head.seq {
-            return Ok(());
+            return Ok(None);
         }
         let checkpoint =
             Checkpoint { chain: self.chain()?, seq: self.head.seq, hash: self.head.hash, at };
@@ -191,7 +191,8 @@ impl<'a> Batch<'a> {
         };
         let data = serde_json::json!({ "checkpoint": checkpoint, "jws": jws });
         let id = format!("checkpoint-{}", self.head.seq);
-        self.append(&Draft::new(Kind::Checkpoint, at, &id, None, &data))
+        self.append(&Draft::new(Kind::Checkpoint, at, &id, None, &data))?;
+        Ok(Some(checkpoint))
     }
 
     /// The number of the last checkpoint's line; 0 where there is none.

@@ -11,15 +11,15 @@ pub mod reader;
 pub mod writer;
 
 use std::fs::OpenOptions;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, TransactionBehavior};
 
 use self::batch::Batch;
-use crate::policy::audit::{Draft, Kind};
+use crate::policy::audit::{Checkpoint, Draft, Kind};
 use crate::policy::time::UnixTime;
 
 /// How long a transaction waits for another process's.
@@ -88,6 +88,20 @@ pub enum OpenError {
         path: String,
         /// Its layout.
         found: i64,
+    },
+    /// Older than it was.
+    #[error(
+        "{path} is older than {mark} says: line {seq} of its audit log is not there, or another one. It \
+         was restored, or another file was put in its place, and what happened since is not in it \
+         (quarantines, revocations). To go on from here all the same, remove {mark}"
+    )]
+    Behind {
+        /// The file.
+        path: String,
+        /// The mark beside it.
+        mark: String,
+        /// The line.
+        seq: u64,
     },
     /// Shorter than it says, or its last line is not the one that was written.
     #[error("{path} is damaged: {what}; restore it from a backup")]
@@ -172,6 +186,7 @@ impl Database {
         let mut database = Self { path: path.to_owned(), file, connection };
         database.migrate()?;
         database.look_over()?;
+        database.is_not_behind()?;
         Ok(database)
     }
 
@@ -226,6 +241,44 @@ impl Database {
         Ok(())
     }
 
+    /// Whether the last checkpoint that was marked beside the file is in it.
+    fn is_not_behind(&self) -> Result<(), OpenError> {
+        let mark = mark(&self.path);
+        let (path, name) = (self.path.display().to_string(), mark.display().to_string());
+        let text = match std::fs::read(&mark) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(OpenError::Io { path: name, error }),
+        };
+        let Ok(head) = serde_json::from_slice::<Checkpoint>(&text) else {
+            let what = format!("{name} cannot be read");
+            return Err(OpenError::Damaged { path, what });
+        };
+        let sql = "SELECT hash FROM audit WHERE seq = ?1";
+        let seq = i64::try_from(head.seq).unwrap_or(i64::MAX);
+        let found = self.connection.query_row(sql, [seq], |row| row.get::<_, [u8; 32]>(0));
+        let found =
+            found.optional().map_err(|error| OpenError::Sqlite { path: path.clone(), error })?;
+        if found == Some(head.hash.0) {
+            Ok(())
+        } else {
+            Err(OpenError::Behind { path, mark: name, seq: head.seq })
+        }
+    }
+
+    /// Marks a checkpoint beside the file.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn mark(&self, head: &Checkpoint) -> io::Result<()> {
+        let (mark, text) = (mark(&self.path), serde_json::to_vec(head)?);
+        let beside = mark.with_extension("mark-new");
+        let mut file = OpenOptions::new();
+        let file = file.write(true).create(true).truncate(true).mode(0o600).open(&beside);
+        file.and_then(|mut file| file.write_all(&text))?;
+        std::fs::rename(&beside, &mark)
+    }
+
     /// Runs `work` in a transaction that is durable when this returns `Ok`.
     ///
     /// # Errors
@@ -245,6 +298,11 @@ impl Database {
         transaction.commit()?;
         Ok(value)
     }
+}
+
+/// Where the last checkpoint is marked.
+fn mark(path: &Path) -> PathBuf {
+    path.with_extension("mark")
 }
 
 /// A connection with the pragmas that all have.

@@ -368,6 +368,38 @@ async fn checkpoints_come_by_number_and_at_the_end() {
     assert_eq!(last, head);
 }
 
+#[tokio::test]
+async fn a_file_that_is_older_than_its_mark_is_refused() {
+    let scratch = Scratch::new();
+    let path = scratch.path();
+    let signed = async |lines: u64| {
+        let writer = Writer::start(&path, RULE).unwrap();
+        writer.sign_with(Some(Box::new(Arc::new(Count(AtomicU64::new(0))))));
+        for number in 0..lines {
+            let line = draft(&number.to_string());
+            writer.transact(move |batch| batch.append(&line)).await.unwrap();
+        }
+        tokio::task::spawn_blocking(move || writer.finish()).await.unwrap();
+    };
+    signed(3).await;
+    let backup = scratch.directory.path().join("backup.db");
+    let connection = Connection::open(&path).unwrap();
+    connection.execute("VACUUM INTO ?1", [backup.to_str()]).unwrap();
+    drop(connection);
+    signed(3).await;
+    drop(Database::open(&path).unwrap());
+    for more in ["", "-wal", "-shm"] {
+        let _ = fs::remove_file(format!("{}{more}", path.display()));
+    }
+    fs::copy(&backup, &path).unwrap();
+    let error = Database::open(&path).unwrap_err();
+    assert!(matches!(error, OpenError::Behind { .. }), "{error}");
+    fs::remove_file(mark(&path)).unwrap();
+    drop(Database::open(&path).unwrap());
+    fs::write(mark(&path), "{").unwrap();
+    assert!(matches!(Database::open(&path).unwrap_err(), OpenError::Damaged { .. }));
+}
+
 #[test]
 fn two_writers_share_one_chain() {
     let scratch = Scratch::new();

@@ -50,6 +50,7 @@ pub struct Writer {
     queue: SyncSender<Box<dyn Work>>,
     signer: Arc<ArcSwapOption<Box<dyn Signer>>>,
     up: Arc<AtomicBool>,
+    sign_now: Arc<AtomicBool>,
 }
 
 /// Something to be done in a transaction, and somebody to be told.
@@ -111,12 +112,19 @@ impl Writer {
         let (queue, jobs) = sync_channel(QUEUE);
         let signer = Arc::new(ArcSwapOption::empty());
         let up = Arc::new(AtomicBool::new(true));
-        let (theirs, health) = (Arc::clone(&signer), Arc::clone(&up));
-        let state = State { database, jobs, signer: theirs, rule, up: health };
+        let sign_now = Arc::new(AtomicBool::new(false));
+        let state = State {
+            database,
+            jobs,
+            signer: Arc::clone(&signer),
+            rule,
+            up: Arc::clone(&up),
+            sign_now: Arc::clone(&sign_now),
+        };
         let thread = std::thread::Builder::new().name("store".to_owned());
         let io = |error| OpenError::Io { path: path.display().to_string(), error };
         thread.spawn(move || state.run()).map_err(io)?;
-        Ok(Self { queue, signer, up })
+        Ok(Self { queue, signer, up, sign_now })
     }
 
     /// Whether the last transaction was committed. While none can be, the thread tries once a second.
@@ -152,12 +160,9 @@ impl Writer {
     /// Waits, at most some seconds, until all that was asked for is done, and has the log signed. Not
     /// to be called on a runtime's thread.
     pub fn finish(&self) {
-        let signer = self.signer.load_full();
-        let (reply, mut answer) = oneshot::channel();
-        let work = move |batch: &mut Batch<'_>| match signer {
-            Some(signer) => batch.checkpoint(now(), |checkpoint| signer.sign(checkpoint)),
-            None => Ok(()),
-        };
+        let (reply, mut answer) = oneshot::channel::<Result<(), Fault>>();
+        self.sign_now.store(true, Ordering::Relaxed);
+        let work = |_: &mut Batch<'_>| Ok(());
         if self.queue.try_send(Box::new(Task { work: Some(work), value: None, reply })).is_err() {
             return;
         }
@@ -184,11 +189,12 @@ struct State {
     signer: Arc<ArcSwapOption<Box<dyn Signer>>>,
     rule: CheckpointRule,
     up: Arc<AtomicBool>,
+    sign_now: Arc<AtomicBool>,
 }
 
 impl State {
     fn run(mut self) {
-        let mut signed = Signed { at: Instant::now(), seq: None };
+        let mut signed = Signed { at: Instant::now(), seq: None, now: false };
         loop {
             let mut jobs = Vec::new();
             match self.jobs.recv_timeout(IDLE) {
@@ -215,6 +221,7 @@ impl State {
         let mut outcomes = Vec::with_capacity(jobs.len());
         let (signer, rule) = (self.signer.load_full(), self.rule);
         let mut now_signed = None;
+        let sign_now = self.sign_now.swap(false, Ordering::Relaxed);
         let run = |batch: &mut Batch<'_>| {
             for job in &mut jobs {
                 let before = batch.writes();
@@ -226,6 +233,7 @@ impl State {
                 }
             }
             if let Some(signer) = &signer {
+                signed.now = sign_now;
                 now_signed = signed.when_due(batch, rule, &***signer)?;
             }
             Ok(batch.head())
@@ -236,9 +244,12 @@ impl State {
         self.up.store(done.is_ok(), Ordering::Relaxed);
         match done {
             Ok(head) => {
-                if now_signed.is_some() {
-                    *signed = Signed { at: Instant::now(), seq: now_signed };
+                if let Some(checkpoint) = now_signed {
+                    *signed = Signed { at: Instant::now(), seq: Some(head.seq), now: false };
                     tracing::info!(seq = head.seq, hash = %head.hash, "audit checkpoint");
+                    if let Err(error) = self.database.mark(&checkpoint) {
+                        tracing::warn!(%error, "the audit checkpoint cannot be marked");
+                    }
                 }
                 for (job, outcome) in jobs.into_iter().zip(outcomes) {
                     job.answer(outcome);
@@ -259,16 +270,18 @@ struct Signed {
     at: Instant,
     /// The number of its line, once it was looked up.
     seq: Option<u64>,
+    /// Whether another is wanted, due or not.
+    now: bool,
 }
 
 impl Signed {
-    /// Adds a checkpoint where one is due. The number of its line.
+    /// Adds a checkpoint where one is due. What was signed.
     fn when_due(
         &mut self,
         batch: &mut Batch<'_>,
         rule: CheckpointRule,
         signer: &dyn Signer,
-    ) -> Result<Option<u64>, Fault> {
+    ) -> Result<Option<Checkpoint>, Fault> {
         let last = match self.seq {
             Some(seq) => seq,
             None => batch.last_checkpoint()?,
@@ -278,10 +291,10 @@ impl Signed {
         let lines = seq.saturating_sub(last);
         // A log begins with a signature: one without any was made up, or is younger than its keys.
         let first = last == 0;
-        if lines == 0 || (!first && lines < rule.lines && self.at.elapsed() < rule.interval) {
+        let due = first || self.now || lines >= rule.lines || self.at.elapsed() >= rule.interval;
+        if lines == 0 || !due {
             return Ok(None);
         }
-        batch.checkpoint(now(), |checkpoint| signer.sign(checkpoint))?;
-        Ok(Some(batch.head().seq))
+        batch.checkpoint(now(), |checkpoint| signer.sign(checkpoint))
     }
 }
