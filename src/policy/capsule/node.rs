@@ -179,6 +179,32 @@ pub struct Expectations {
     pub join_before: Option<UnixTime>,
 }
 
+impl Expectations {
+    /// What of them a network does not meet, as a stable code.
+    #[must_use]
+    pub fn unmet(&self, network: &Network) -> Option<&'static str> {
+        let networks = &self.networks;
+        let lies_in = |address: IpAddr| networks.iter().any(|network| network.contains(&address));
+        if !networks.is_empty() && !lies_in(network.address) {
+            return Some("outside_expected_networks");
+        }
+        let asn = network.asn.is_some_and(|asn| self.asns.contains(&asn));
+        if !self.asns.is_empty() && !asn {
+            return Some("outside_expected_asns");
+        }
+        let is_in = |region: &str, wide: &str| {
+            region.strip_prefix(wide).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+        };
+        let region = network.region.as_deref();
+        let inside = region
+            .is_some_and(|region| self.regions.iter().any(|expected| is_in(region, expected)));
+        if !self.regions.is_empty() && !inside {
+            return Some("outside_expected_regions");
+        }
+        None
+    }
+}
+
 /// What a node says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

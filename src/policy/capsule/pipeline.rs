@@ -6,7 +6,6 @@
 //!
 //! Invariant: only a grant, or stage 7's quarantine, changes more of a record than its counters.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -15,7 +14,7 @@ use super::baseline::{self, BaselinePolicy};
 use super::decision::{Decision, Grant, Outcome, Reason, Refusal, Stage};
 use super::facts::{Asked, Facts, Fingerprint, Proof, Seal, SenderFacts};
 use super::key::KeyVersion;
-use super::node::{Contact, Expectations, Issued, Network, Node, Quarantine, Status};
+use super::node::{Contact, Issued, Network, Node, Quarantine, Status};
 use super::risk::{self, Risk, RiskPolicy};
 use crate::policy::time::UnixTime;
 
@@ -341,7 +340,7 @@ fn place(
     };
     let risk = Risk::of(node, &facts.place, &network, boot, &policy.risk, now);
     if !node.has_joined()
-        && let Some(code) = unexpected(&node.expected, &network)
+        && let Some(code) = node.expected.unmet(&network)
     {
         return Err(walk.refused(Stage::Network, Reason::NetworkPolicyViolation, code));
     }
@@ -350,29 +349,6 @@ fn place(
         walk.passed(Stage::Network, code);
     }
     Ok((network, risk))
-}
-
-/// What of the enrolment's expectations a network does not meet.
-fn unexpected(expected: &Expectations, network: &Network) -> Option<&'static str> {
-    let networks = &expected.networks;
-    let lies_in = |address: IpAddr| networks.iter().any(|network| network.contains(&address));
-    if !networks.is_empty() && !lies_in(network.address) {
-        return Some("outside_expected_networks");
-    }
-    let asn = network.asn.is_some_and(|asn| expected.asns.contains(&asn));
-    if !expected.asns.is_empty() && !asn {
-        return Some("outside_expected_asns");
-    }
-    let is_in = |region: &str, wide: &str| {
-        region.strip_prefix(wide).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
-    };
-    let region = network.region.as_deref();
-    let inside = region
-        .is_some_and(|region| expected.regions.iter().any(|expected| is_in(region, expected)));
-    if !expected.regions.is_empty() && !inside {
-        return Some("outside_expected_regions");
-    }
-    None
 }
 
 /// Stage 7 past the threshold: quarantine, or, past the fleet brake, a refusal alone. A record

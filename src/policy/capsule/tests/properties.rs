@@ -190,7 +190,7 @@ fn check_bound(node: &Node, after: &Node, may_adopt: bool) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2048))]
+    #![proptest_config(ProptestConfig { cases: 2048, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn decisions(
@@ -352,7 +352,7 @@ fn live(policy: &Policy, events: &[(u32, Event)]) -> u32 {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1024))]
+    #![proptest_config(ProptestConfig { cases: 1024, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn the_baseline_only_moves_as_the_rules_allow(
