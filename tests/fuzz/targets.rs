@@ -3,6 +3,7 @@
 //!
 //! The programs of cargo-fuzz and `tests/fuzz_corpus.rs` share this file.
 
+mod capsule;
 mod config;
 mod head;
 mod htu;
@@ -15,7 +16,7 @@ mod token;
 pub(crate) type Target = fn(&[u8]);
 
 /// Every target by its name: that of its program, and of its directory under `corpus`.
-pub(crate) const TARGETS: [(&str, Target); 14] = [
+pub(crate) const TARGETS: [(&str, Target); 17] = [
     ("head", head::head),
     ("htu", htu::htu),
     ("json", jose::json),
@@ -30,6 +31,9 @@ pub(crate) const TARGETS: [(&str, Target); 14] = [
     ("proxy_header", in_front::proxy_header),
     ("forwarded", in_front::forwarded),
     ("client_cert", in_front::client_cert),
+    ("telemetry", capsule::telemetry),
+    ("node", capsule::node),
+    ("audit", capsule::audit),
 ];
 
 /// Runs one target on one input.
