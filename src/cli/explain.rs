@@ -2,6 +2,7 @@
 //! sender must present.
 
 mod answer;
+mod own;
 mod text;
 
 use std::io::{self, Write};
@@ -75,6 +76,7 @@ fn explain(config: &Config, query: &Query<'_>) -> Explanation {
         url: query.url.to_owned(),
         refused: None,
         listeners: Vec::new(),
+        own: None,
         route: None,
         upstream: None,
         tenant: None,
@@ -128,6 +130,10 @@ fn fill(config: &Config, query: &Query<'_>, shown: &mut Explanation) -> Result<(
         refused(400, Denial::PathInvalid, why)
     })?;
     let path = normal.path.as_ref();
+    if let Some(own) = own::find(config, query.method, target.authority, path)? {
+        shown.own = Some(own);
+        return Ok(());
+    }
     let found = RouteTable::new(&config.routes).find(target.authority, path, query.method);
     let found = found.map_err(|miss| missed(&miss, target.authority, path))?;
     let Some(route) = config.routes.get(found.route) else { return Ok(()) };

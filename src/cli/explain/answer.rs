@@ -11,6 +11,9 @@ pub(super) struct Explanation {
     /// Why the request is refused whatever it presents.
     pub(super) refused: Option<Refused>,
     pub(super) listeners: Vec<ListenerShown>,
+    /// What the edge answers itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) own: Option<OwnShown>,
     pub(super) route: Option<RouteShown>,
     pub(super) upstream: Option<UpstreamShown>,
     pub(super) tenant: Option<String>,
@@ -20,6 +23,16 @@ pub(super) struct Explanation {
     /// Each is enough.
     pub(super) present: Vec<Present>,
     pub(super) notes: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct OwnShown {
+    /// `capsule`, `telemetry` or `keys`.
+    pub(super) what: &'static str,
+    pub(super) cluster: String,
+    /// What must be presented, a line each.
+    pub(super) present: Vec<String>,
 }
 
 #[derive(Clone, Debug, Serialize)]

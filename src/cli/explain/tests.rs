@@ -168,3 +168,28 @@ fn check_lists_errors_first_and_sums_up() {
     assert_eq!((&answer["ok"], &answer["errors"]), (&false.into(), &3.into()));
     assert_eq!(answer["findings"][0]["severity"], "warning");
 }
+
+#[test]
+fn what_the_edge_answers_itself() {
+    let capsules = "capsules:\n  cluster: prod\n  origins: [\"https://edge.example.com\"]\n  \
+                    keys: {directory: keys/capsules}\n  networks: {asnDatabase: networks.mmdb, \
+                    regionDatabase: networks.mmdb}\n";
+    let config = format!("{SMALL}{capsules}");
+    let (status, out) = ask(&config, "GET https://edge.example.com/api/runtime/capsule/n1", false);
+    for part in [
+        "answered   by the edge itself: capsule of cluster prod\n",
+        "htm GET, htu https://edge.example.com/api/runtime/capsule/n1, ath of the secret",
+        "or Authorization: Bearer <the node's secret>, and the node's client certificate",
+        "X-Node-Version: a part of the key",
+    ] {
+        assert!(status == 0 && out.contains(part), "{out}");
+    }
+    let (status, out) = ask(&config, "PUT https://edge.example.com/api/runtime/capsule/n1", false);
+    assert!(status == 1 && out.contains("it takes only GET, POST"), "{out}");
+    let keys = "GET https://edge.example.com/.well-known/holdfast/capsule-jwks.json";
+    let (status, out) = ask(&config, keys, true);
+    assert!(status == 0 && out.contains("\"what\": \"keys\""), "{out}");
+    // At another host it is a path like any other.
+    let (status, _) = ask(&config, "GET https://localhost:8443/api/runtime/capsule/n1", false);
+    assert_eq!(status, 1);
+}

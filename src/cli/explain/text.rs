@@ -17,6 +17,12 @@ pub(super) fn write(out: &mut impl Write, shown: &Explanation, file: &str) -> io
         let said = format!("{plain}{header}{policy}client certificates: {asked}");
         writeln!(out, "listener   {name} ({address}, {said})")?;
     }
+    if let Some(own) = &shown.own {
+        writeln!(out, "answered   by the edge itself: {} of cluster {}", own.what, own.cluster)?;
+        for (index, line) in own.present.iter().enumerate() {
+            writeln!(out, "{:<10} {line}", if index == 0 { "present" } else { "" })?;
+        }
+    }
     if let Some(route) = &shown.route {
         let unbound = if route.allow_unbound { ", unbound tokens pass" } else { "" };
         let (name, line, role) = (&route.name, route.line, route.role);

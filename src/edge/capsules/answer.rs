@@ -135,11 +135,7 @@ pub(in crate::edge) async fn send(
 ) -> pingora::Result<Option<Told>> {
     let id = from.id;
     let method = session.req_header().method.clone();
-    let allowed: &[Method] = match own.what {
-        What::Capsule => &[Method::GET, Method::POST],
-        What::Telemetry => &[Method::POST],
-        What::Jwks => &[Method::GET, Method::HEAD],
-    };
+    let allowed = own.what.methods();
     if !allowed.contains(&method) {
         let names: Vec<_> = allowed.iter().map(Method::as_str).collect();
         let mut head = ResponseHeader::build(StatusCode::METHOD_NOT_ALLOWED, Some(8))?;

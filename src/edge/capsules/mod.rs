@@ -20,6 +20,8 @@ mod tell;
 
 use std::sync::Arc;
 
+use http::Method;
+
 use super::audit::Audit;
 use super::view::Target;
 use crate::config;
@@ -52,7 +54,7 @@ pub(super) fn named(path: &[u8]) -> Option<&'static str> {
 pub struct Capsules {
     cluster: String,
     policy: Arc<Policy>,
-    sites: Vec<Site>,
+    sites: Sites,
     ring: Arc<KeyRing>,
     networks: Arc<Networks>,
     registry: Registry,
@@ -73,7 +75,10 @@ pub struct State {
     pub replay: Arc<dyn ReplayLog>,
 }
 
-/// An origin that nodes ask at.
+/// The origins that nodes ask at.
+#[derive(Debug)]
+pub struct Sites(Vec<Site>);
+
 #[derive(Debug)]
 struct Site {
     origin: usize,
@@ -84,7 +89,7 @@ struct Site {
 
 /// What a request of the edge's own is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum What {
+pub enum What {
     /// A capsule.
     Capsule,
     /// Telemetry.
@@ -95,13 +100,60 @@ pub(super) enum What {
 
 /// A request that the edge answers itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Own {
+pub struct Own {
     /// What it is for.
-    pub(super) what: What,
+    pub what: What,
     /// The origin that it came to.
-    pub(super) origin: usize,
+    pub origin: usize,
     /// The node, as the path names it.
-    pub(super) node: String,
+    pub node: String,
+}
+
+impl What {
+    /// The methods that it takes.
+    #[must_use]
+    pub fn methods(self) -> &'static [Method] {
+        match self {
+            Self::Capsule => &[Method::GET, Method::POST],
+            Self::Telemetry => &[Method::POST],
+            Self::Jwks => &[Method::GET, Method::HEAD],
+        }
+    }
+}
+
+impl Sites {
+    /// Those of `settings`.
+    #[must_use]
+    pub fn new(settings: &config::Capsules, origins: &[Origin]) -> Self {
+        let site = |index: &usize| {
+            let origin = origins.get(*index)?;
+            let default_port = if origin.is_https() { 443 } else { 80 };
+            let (_, authority) = origin.as_str().split_once("://")?;
+            let (host, port) = split_authority(authority)?;
+            let port = port.unwrap_or(default_port);
+            Some(Site { origin: *index, host, port, default_port })
+        };
+        Self(settings.origins.iter().filter_map(site).collect())
+    }
+
+    /// Whether the edge answers a request for `path` at `authority` itself, and what it is for.
+    #[must_use]
+    pub fn find(&self, authority: &str, path: &str) -> Option<Own> {
+        let (what, node) = if let Some(node) = path.strip_prefix(CAPSULE) {
+            (What::Capsule, node)
+        } else if let Some(node) = path.strip_prefix(TELEMETRY) {
+            (What::Telemetry, node)
+        } else if path == JWKS {
+            (What::Jwks, "")
+        } else {
+            return None;
+        };
+        let (host, port) = split_authority(authority)?;
+        let is_here =
+            |site: &&Site| site.host == host && site.port == port.unwrap_or(site.default_port);
+        let origin = self.0.iter().find(is_here)?.origin;
+        Some(Own { what, origin, node: node.to_owned() })
+    }
 }
 
 impl Capsules {
@@ -114,18 +166,10 @@ impl Capsules {
         networks: Networks,
         state: State,
     ) -> Self {
-        let site = |index: &usize| {
-            let origin = origins.get(*index)?;
-            let default_port = if origin.is_https() { 443 } else { 80 };
-            let (_, authority) = origin.as_str().split_once("://")?;
-            let (host, port) = split_authority(authority)?;
-            let port = port.unwrap_or(default_port);
-            Some(Site { origin: *index, host, port, default_port })
-        };
         Self {
             cluster: settings.cluster.clone(),
             policy: Arc::new(settings.policy.clone()),
-            sites: settings.origins.iter().filter_map(site).collect(),
+            sites: Sites::new(settings, origins),
             ring,
             networks: Arc::new(networks),
             registry: state.audit.registry.clone(),
@@ -157,21 +201,7 @@ impl Capsules {
 
     /// Whether the edge answers a request to `target` itself, and what it is for.
     pub(super) fn find(&self, target: &Target) -> Option<Own> {
-        let path = target.path.as_str();
-        let (what, node) = if let Some(node) = path.strip_prefix(CAPSULE) {
-            (What::Capsule, node)
-        } else if let Some(node) = path.strip_prefix(TELEMETRY) {
-            (What::Telemetry, node)
-        } else if path == JWKS {
-            (What::Jwks, "")
-        } else {
-            return None;
-        };
-        let (host, port) = split_authority(&target.authority)?;
-        let is_here =
-            |site: &&Site| site.host == host && site.port == port.unwrap_or(site.default_port);
-        let origin = self.sites.iter().find(is_here)?.origin;
-        Some(Own { what, origin, node: node.to_owned() })
+        self.sites.find(&target.authority, &target.path)
     }
 }
 
