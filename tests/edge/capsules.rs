@@ -772,3 +772,60 @@ async fn a_node_that_takes_another_s_name_gets_another_key() {
     let old = world.ask(&node, "127.0.0.1").await.expect("an answer");
     assert_eq!(told(&old), "400 KEY_VERSION_UNAVAILABLE");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_client_sent_in_clear_is_not_taken_for_what_it_did_not() {
+    use super::support::client::plain_from;
+    let port = super::support::process::free_port();
+    let world = world(|config| {
+        let listeners = config["edge"]["listeners"].as_array_mut().expect("a list");
+        listeners.push(json!({
+            "name": "plain",
+            "address": format!("127.0.0.1:{port}"),
+            "trustedProxies": [
+                {"cidr": "127.0.0.1", "believe": ["address", "origin"], "fields": "x-forwarded"},
+            ],
+        }));
+    })
+    .await;
+    let node = world.enrol("node-1", &[]);
+    let nonce = world.node_nonce(&node).await;
+    let mut table = Table::default();
+    let send = async |scheme: &str| {
+        let request = node
+            .request(&nonce)
+            .field("X-Forwarded-Proto", scheme)
+            .field("X-Forwarded-For", "127.0.0.2");
+        let mut connection = plain_from("127.0.0.1", port).await.expect("a connection");
+        connection.send(&request.bytes()).await.expect("an answer")
+    };
+    table.row("fail/http", expect_eq("status", &send("http").await.status(), &400));
+    table.row("ok/https", is(Ok(send("https").await), "200 risk 0"));
+    let seen = world.node("node-1")["last"]["network"]["address"].clone();
+    table.row("address", expect_eq("address", &seen, &json!("127.0.0.2")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_uses_up_proofs_at_a_pace() {
+    let world = world(|_| {}).await;
+    let node = world.enrol("node-1", &[]);
+    let nonce = world.node_nonce(&node).await;
+    let connection = std::sync::Arc::new(world.client.connect_h2(None).await.expect("h2"));
+    let tasks: Vec<_> = (0..1300)
+        .map(|_| {
+            let (request, connection) = (node.request(&nonce), std::sync::Arc::clone(&connection));
+            tokio::spawn(async move { connection.send(&request).await.map(|it| told(&it)) })
+        })
+        .collect();
+    let mut late = 0;
+    for task in tasks {
+        match task.await.expect("no panic").expect("an answer").as_str() {
+            "200 risk 0" => {}
+            "503 UNAVAILABLE" => late += 1,
+            other => panic!("{other}"),
+        }
+    }
+    assert!((1..=300).contains(&late), "{late}");
+    let other = world.enrol("node-2", &[]);
+    assert_eq!(told(&world.ask(&other, "127.0.0.1").await.expect("an answer")), "200 risk 0");
+}

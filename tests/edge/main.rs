@@ -13,6 +13,8 @@ mod admission;
 #[cfg(test)]
 mod binding;
 #[cfg(test)]
+mod capsule_commands;
+#[cfg(test)]
 mod capsule_kills;
 #[cfg(test)]
 mod capsules;

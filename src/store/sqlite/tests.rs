@@ -422,3 +422,15 @@ fn two_writers_share_one_chain() {
     }
     assert_eq!(verified(&path).seq, 201);
 }
+
+#[test]
+fn a_commit_is_on_the_disk() {
+    let scratch = Scratch::new();
+    let database = Database::open(&scratch.path()).unwrap();
+    let ask = |name: &str| pragma(&database.connection, name).unwrap();
+    // FULL: the log is flushed with each commit, so that a power cut takes none back.
+    assert_eq!(ask("synchronous"), 2);
+    let mode: String =
+        database.connection.pragma_query_value(None, "journal_mode", |row| row.get(0)).unwrap();
+    assert_eq!(mode, "wal");
+}
