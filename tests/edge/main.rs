@@ -13,6 +13,8 @@ mod admission;
 #[cfg(test)]
 mod binding;
 #[cfg(test)]
+mod capsule_parties;
+#[cfg(test)]
 mod capsules;
 #[cfg(test)]
 mod commands;
