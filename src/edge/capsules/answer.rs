@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE,
+    ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, RETRY_AFTER, WWW_AUTHENTICATE,
 };
-use http::{Method, StatusCode};
-use pingora::http::ResponseHeader;
+use http::{HeaderValue, Method, StatusCode, Version};
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use serde::Serialize;
 
@@ -230,14 +230,25 @@ async fn finish(
 
 /// The body; `None` where it is longer than telemetry can be.
 async fn read_body(session: &mut Session) -> pingora::Result<Option<Vec<u8>>> {
+    if waits_to_be_asked(session.req_header()) {
+        session.write_continue_response().await?;
+    }
     let mut body = Vec::new();
-    while let Some(chunk) = session.read_request_body().await? {
+    // A client that does not send what it announced is at fault, not the edge.
+    while let Some(chunk) = session.read_request_body().await.map_err(|error| error.into_down())? {
         if body.len() + chunk.len() > TELEMETRY_BYTES {
             return Ok(None);
         }
         body.extend_from_slice(&chunk);
     }
     Ok(Some(body))
+}
+
+/// RFC 9110 section 10.1.1; with HTTP/2 a client that hears nothing goes on by itself.
+fn waits_to_be_asked(head: &RequestHeader) -> bool {
+    let expects = head.headers.get(EXPECT).map(HeaderValue::as_bytes);
+    head.version == Version::HTTP_11
+        && expects.is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue"))
 }
 
 #[cfg(test)]
