@@ -26,7 +26,14 @@ pub struct Registry {
     readers: Arc<Readers>,
     reads: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
-    up: Arc<AtomicBool>,
+    health: Arc<Health>,
+}
+
+/// Whether the last of each was done. A full disk can be read as ever.
+#[derive(Debug)]
+struct Health {
+    read: AtomicBool,
+    written: AtomicBool,
 }
 
 impl Registry {
@@ -41,7 +48,10 @@ impl Registry {
             readers: Arc::new(Readers::open(path)?),
             reads: Arc::new(Semaphore::new(READS)),
             waiting: Arc::new(Semaphore::new(WAITING)),
-            up: Arc::new(AtomicBool::new(true)),
+            health: Arc::new(Health {
+                read: AtomicBool::new(true),
+                written: AtomicBool::new(true),
+            }),
         })
     }
 
@@ -50,10 +60,20 @@ impl Registry {
         self.writer.sign_with(signer);
     }
 
-    /// Whether the last thing that was asked of it was done.
+    /// Whether it could be read and written when that was last tried.
     #[must_use]
     pub fn is_up(&self) -> bool {
-        self.up.load(Ordering::Relaxed)
+        self.health.read.load(Ordering::Relaxed) && self.health.written.load(Ordering::Relaxed)
+    }
+
+    /// Tries again what failed last: where nobody sends requests because of it, nobody else would.
+    pub async fn look_again(&self) {
+        if !self.health.read.load(Ordering::Relaxed) {
+            let _ = self.read(|reader| reader.last()).await;
+        }
+        if !self.health.written.load(Ordering::Relaxed) {
+            let _ = self.transact(|batch| batch.touch()).await;
+        }
     }
 
     /// The record of `id` as it is on the disk.
@@ -81,7 +101,9 @@ impl Registry {
             drop(turn);
             value
         });
-        self.note_health(done.await.unwrap_or(Err(Fault::Closed)))
+        let done = done.await.unwrap_or(Err(Fault::Closed));
+        self.health.read.store(is_done(&done), Ordering::Relaxed);
+        done
     }
 
     /// Does `work` in a transaction; durable when this returns `Ok` ([`Writer::transact`]).
@@ -93,7 +115,9 @@ impl Registry {
         F: FnOnce(&mut Batch<'_>) -> Result<T, Fault> + Send + 'static,
         T: Send + 'static,
     {
-        self.note_health(self.writer.transact(work).await)
+        let done = self.writer.transact(work).await;
+        self.health.written.store(is_done(&done), Ordering::Relaxed);
+        done
     }
 
     /// Waits until all that was asked for is done ([`Writer::finish`]).
@@ -106,13 +130,12 @@ impl Registry {
     pub fn note(&self, draft: Draft) -> bool {
         self.writer.note(draft)
     }
+}
 
-    fn note_health<T>(&self, done: Result<T, Fault>) -> Result<T, Fault> {
-        let up = match &done {
-            Ok(_) | Err(Fault::Malformed | Fault::Conflict) => true,
-            Err(Fault::Busy | Fault::Failed(_) | Fault::Replaced | Fault::Closed) => false,
-        };
-        self.up.store(up, Ordering::Relaxed);
-        done
+/// Whether the store did its part.
+fn is_done<T>(done: &Result<T, Fault>) -> bool {
+    match done {
+        Ok(_) | Err(Fault::Malformed | Fault::Conflict) => true,
+        Err(Fault::Busy | Fault::Failed(_) | Fault::Replaced | Fault::Closed) => false,
     }
 }

@@ -139,6 +139,18 @@ impl<'a> Batch<'a> {
         Ok(())
     }
 
+    /// Writes what means nothing, to see whether anything can be written.
+    ///
+    /// # Errors
+    /// [`Fault::Failed`].
+    pub fn touch(&mut self) -> Result<(), Fault> {
+        let sql = "INSERT INTO meta (name, value) VALUES ('touched', ?1)
+                   ON CONFLICT DO UPDATE SET value = excluded.value";
+        self.writes += 1;
+        self.connection.execute(sql, [super::now().millis().to_string()])?;
+        Ok(())
+    }
+
     /// Adds a checkpoint of the chain so far, signed by `sign`, unless nothing was added since the
     /// last one.
     ///
