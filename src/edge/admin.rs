@@ -98,6 +98,10 @@ async fn metrics(State(told): State<Arc<Told>>) -> Response {
 }
 
 async fn ready(State(told): State<Arc<Told>>) -> Response {
+    let edge = told.edge.load_full();
+    if let Some(capsules) = &edge.common().capsules {
+        capsules.registry().look_again().await;
+    }
     let (ready, mut report) = report(&told);
     // A reload that failed leaves the edge as able to serve as it was.
     let reloads = told.noted();

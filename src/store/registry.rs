@@ -64,6 +64,16 @@ impl Registry {
         self.writer.is_up() && self.reads_up.load(Ordering::Relaxed)
     }
 
+    /// Tries again what failed last, so that who asks is told how it is now.
+    pub async fn look_again(&self) {
+        if !self.reads_up.load(Ordering::Relaxed) {
+            let _ = self.read(|reader| reader.last()).await;
+        }
+        if !self.writer.is_up() {
+            let _ = self.transact(|batch| batch.probe()).await;
+        }
+    }
+
     /// How often a record was looked for since the start.
     #[must_use]
     pub fn looked_up(&self) -> u64 {

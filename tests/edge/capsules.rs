@@ -269,6 +269,8 @@ async fn certificates_prove_nodes_too() {
     );
     table.row("ok/first", is(send(alice, node.bearer()).await, "200 risk 0"));
     table.row("ok/again", is(send(alice, node.bearer()).await, "200 risk 0"));
+    let beside = node.bearer().field("DPoP", "x");
+    table.row("fail/a proof beside Bearer", is(send(alice, beside).await, mismatch));
     let bob = Some(&world.pki.bob);
     table.row("fail/other", is(send(bob, node.bearer()).await, mismatch));
     table.row("fail/none", is(send(None, node.bearer()).await, mismatch));

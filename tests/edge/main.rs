@@ -14,8 +14,13 @@ mod admission;
 mod binding;
 #[cfg(test)]
 mod capsule_commands;
+mod capsule_faults;
+#[cfg(test)]
+mod capsule_hostile;
 #[cfg(test)]
 mod capsule_kills;
+#[cfg(test)]
+mod capsule_parties;
 #[cfg(test)]
 mod capsules;
 #[cfg(test)]

@@ -12,11 +12,11 @@ use super::support::world::{World, expect_eq};
 use super::support::{Table, now};
 
 /// The Python of `tests/run`, with the packages of `tests/python/requirements.txt`.
-fn python() -> Option<Command> {
+pub(crate) fn python() -> Option<Command> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let program = root.join("target/python/bin/python");
     if !program.exists() {
-        skip("grpcio and websockets: not installed in target/python");
+        skip("the packages of tests/python/requirements.txt: not installed in target/python");
         return None;
     }
     let mut command = Command::new(program);

@@ -7,9 +7,10 @@ use bytes::Bytes;
 use http::header::{
     ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, RETRY_AFTER, WWW_AUTHENTICATE,
 };
-use http::{Method, StatusCode};
-use pingora::http::ResponseHeader;
+use http::{HeaderValue, Method, StatusCode, Version};
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
+use pingora::{Error, ErrorType};
 use serde::Serialize;
 
 use super::ask::Asking;
@@ -234,7 +235,7 @@ async fn read_body(session: &mut Session) -> pingora::Result<Option<Vec<u8>>> {
     if length.is_some_and(|length| length > TELEMETRY_BYTES) {
         return Ok(None);
     }
-    let expects = session.req_header().headers.contains_key(EXPECT) && !session.is_http2();
+    let expects = waits_to_be_asked(session.req_header());
     let reading = async {
         if expects {
             session.as_downstream_mut().write_continue_response().await?;
@@ -250,12 +251,16 @@ async fn read_body(session: &mut Session) -> pingora::Result<Option<Vec<u8>>> {
     };
     match tokio::time::timeout(BODY_TIME, reading).await {
         // Whatever is wrong with it is the client's.
-        Ok(read) => read.map_err(pingora::Error::into_down),
-        Err(_) => {
-            session.set_keepalive(None);
-            Ok(None)
-        }
+        Ok(read) => read.map_err(Error::into_down),
+        Err(_) => Err(Error::new_down(ErrorType::ReadTimedout)),
     }
+}
+
+/// RFC 9110 section 10.1.1; with HTTP/2 a client that hears nothing goes on by itself.
+fn waits_to_be_asked(head: &RequestHeader) -> bool {
+    let expects = head.headers.get(EXPECT).map(HeaderValue::as_bytes);
+    head.version == Version::HTTP_11
+        && expects.is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue"))
 }
 
 #[cfg(test)]

@@ -189,6 +189,7 @@ impl Capsules {
     /// How the store stands, and how many nodes have each status.
     pub async fn status(&self) -> StoreStatus {
         let nodes = self.registry.read(|reader| reader.count()).await;
+        self.registry.look_again().await;
         let suppressed = self.audit.budget.suppressed();
         StoreStatus { up: self.registry.is_up(), nodes: nodes.unwrap_or_default(), suppressed }
     }

@@ -107,10 +107,13 @@ impl<'a> Batch<'a> {
     }
 
     /// Writes something that means nothing: whether that is possible.
-    pub(super) fn probe(&mut self, at: UnixTime) -> Result<(), Fault> {
+    ///
+    /// # Errors
+    /// [`Fault::Failed`].
+    pub fn probe(&mut self) -> Result<(), Fault> {
         let sql = "INSERT INTO meta (name, value) VALUES ('probe', ?1)
                    ON CONFLICT DO UPDATE SET value = excluded.value";
-        self.connection.prepare_cached(sql)?.execute([at.millis().to_string()])?;
+        self.connection.prepare_cached(sql)?.execute([super::now().millis().to_string()])?;
         self.writes += 1;
         Ok(())
     }

@@ -205,7 +205,7 @@ impl State {
             jobs.extend(self.jobs.try_iter().take(BATCH));
             let idle = jobs.is_empty();
             if idle && !self.up.load(Ordering::Relaxed) {
-                let probed = self.database.transact(|batch| batch.probe(now()));
+                let probed = self.database.transact(|batch| batch.probe());
                 self.up.store(probed.is_ok(), Ordering::Relaxed);
                 continue;
             }

@@ -128,6 +128,11 @@ impl World {
     pub(crate) async fn restart(&mut self) {
         self.process.terminate();
         assert!(self.process.ended().await.is_some(), "it did not end after SIGTERM");
+        self.restart_ended().await;
+    }
+
+    /// Starts the program anew, which has ended.
+    pub(crate) async fn restart_ended(&mut self) {
         self.process = Process::start(self.directory.path(), &self.config, self.admin).await;
     }
 
