@@ -17,6 +17,8 @@ mod capsule_faults;
 #[cfg(test)]
 mod capsule_hostile;
 #[cfg(test)]
+mod capsule_networks;
+#[cfg(test)]
 mod capsule_parties;
 #[cfg(test)]
 mod capsules;
