@@ -13,6 +13,8 @@ mod admission;
 #[cfg(test)]
 mod binding;
 #[cfg(test)]
+mod capsule_client;
+#[cfg(test)]
 mod capsule_faults;
 #[cfg(test)]
 mod capsule_hostile;
