@@ -14,11 +14,14 @@ mod admission;
 mod binding;
 #[cfg(test)]
 mod capsule_commands;
+mod capsule_client;
+#[cfg(test)]
 mod capsule_faults;
 #[cfg(test)]
 mod capsule_hostile;
 #[cfg(test)]
 mod capsule_kills;
+mod capsule_networks;
 #[cfg(test)]
 mod capsule_parties;
 #[cfg(test)]
