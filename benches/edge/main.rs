@@ -21,6 +21,8 @@ mod cases;
 mod cpu;
 mod load;
 mod origin;
+mod pki;
+mod program;
 mod proofs;
 mod report;
 mod stage;

@@ -1,34 +1,25 @@
 //! What the load goes through: keys, certificates, an origin, and the real program in between.
 
 use std::fs;
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose,
-};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use rustls::{ClientConfig, RootCertStore};
+use rcgen::ExtendedKeyUsagePurpose;
+use rustls::ClientConfig;
+use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 
 use crate::cases::{Case, Kind};
 use crate::load::http1;
+use crate::pki::{self, Identity, authority, identity, pem};
+use crate::program::{Edge, free_port};
 use crate::proofs::{self, About, Key};
 use crate::{Outcome, cpu, origin};
 
 /// The edge's name, in certificates, `Host` and `htu`.
 pub(crate) const HOST: &str = "api.example";
-/// How often readiness is asked for, and how long between.
-const POLLS: usize = 1000;
-const PAUSE: Duration = Duration::from_millis(20);
 
 pub(crate) struct Stage {
     pub(crate) port: u16,
@@ -41,14 +32,6 @@ pub(crate) struct Stage {
     dpop_token: String,
     mtls_token: String,
     _directory: TempDir,
-}
-
-/// The program. It ends when this is dropped.
-pub(crate) struct Edge(Child);
-
-struct Identity {
-    certificate: CertificateDer<'static>,
-    key: KeyPair,
 }
 
 impl Stage {
@@ -92,21 +75,8 @@ impl Stage {
 
     /// How a client of this case speaks TLS.
     pub(crate) fn tls(&self, case: Case) -> Outcome<Arc<ClientConfig>> {
-        let mut roots = RootCertStore::empty();
-        roots.add(self.authority.clone())?;
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_root_certificates(roots);
-        let mut config = if case.kind == Kind::Mtls {
-            let key = PrivatePkcs8KeyDer::from(self.client.key.serialize_der());
-            let chain = vec![self.client.certificate.clone()];
-            builder.with_client_auth_cert(chain, PrivateKeyDer::Pkcs8(key))?
-        } else {
-            builder.with_no_client_auth()
-        };
-        config.alpn_protocols = vec![case.protocol.name().as_bytes().to_vec()];
-        Ok(Arc::new(config))
+        let client = (case.kind == Kind::Mtls).then_some(&self.client);
+        pki::tls(&self.authority, client, case.protocol.name())
     }
 
     /// The fields of `count` requests of this kind, each signed now.
@@ -173,58 +143,6 @@ impl Stage {
 /// Header fields of one request.
 pub(crate) type Fields = Vec<(&'static str, String)>;
 
-impl Edge {
-    fn spawn(config: &Path, pinned: bool) -> Outcome<Self> {
-        let program = env!("CARGO_BIN_EXE_holdfast");
-        let mut command = if pinned {
-            let mut command = Command::new("taskset");
-            // It becomes the program, under the same process id.
-            command.args(["-c", &cpu::EDGE_CORE.to_string(), program]);
-            command
-        } else {
-            Command::new(program)
-        };
-        command.args(["run", "--config"]).arg(config);
-        // Its records are written as ever, to where they cost the least.
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
-        Ok(Self(child))
-    }
-
-    pub(crate) fn id(&self) -> u32 {
-        self.0.id()
-    }
-
-    async fn ready(&mut self, admin: u16) -> Outcome<()> {
-        for _ in 0..POLLS {
-            if let Some(status) = self.0.try_wait()? {
-                return Err(format!("the edge ended at start: {status}").into());
-            }
-            if is_ready(admin).await.unwrap_or(false) {
-                return Ok(());
-            }
-            tokio::time::sleep(PAUSE).await;
-        }
-        Err("the edge is not ready".into())
-    }
-}
-
-impl Drop for Edge {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-async fn is_ready(admin: u16) -> std::io::Result<bool> {
-    let mut socket = TcpStream::connect(("127.0.0.1", admin)).await?;
-    socket
-        .write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        .await?;
-    let mut answer = Vec::new();
-    socket.read_to_end(&mut answer).await?;
-    Ok(answer.starts_with(b"HTTP/1.1 200"))
-}
-
 /// The defaults, but for one worker thread and connections that outlive a round.
 fn config(port: u16, admin: u16, origin: u16) -> Value {
     let route = |name: &str, role: &str| {
@@ -259,35 +177,4 @@ fn config(port: u16, admin: u16, origin: u16) -> Value {
             "jwks": {"file": "jwks.json"},
         }],
     })
-}
-
-fn authority() -> Outcome<CertifiedIssuer<'static, KeyPair>> {
-    let mut params = CertificateParams::default();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
-    Ok(CertifiedIssuer::self_signed(params, KeyPair::generate()?)?)
-}
-
-fn identity(
-    authority: &CertifiedIssuer<'static, KeyPair>,
-    name: &str,
-    usage: ExtendedKeyUsagePurpose,
-) -> Outcome<Identity> {
-    let mut params = CertificateParams::new(vec![name.to_owned()])?;
-    params.extended_key_usages = vec![usage];
-    let key = KeyPair::generate()?;
-    let certificate = params.signed_by(&key, authority)?;
-    Ok(Identity { certificate: certificate.der().clone(), key })
-}
-
-fn pem(label: &str, der: &[u8]) -> String {
-    use base64::Engine as _;
-    let text = base64::engine::general_purpose::STANDARD.encode(der);
-    let lines: Vec<_> = text.as_bytes().chunks(64).map(String::from_utf8_lossy).collect();
-    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
-}
-
-/// One that was free a moment ago.
-fn free_port() -> Outcome<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }

@@ -536,6 +536,23 @@ async fn every_decision_is_in_the_log_and_is_explained() {
     table.row("verify", has(&world.command(&["audit", "verify"]), &["the log is whole"]));
 }
 
+/// A checkpoint whose signature is bent, or is that of the checkpoint before.
+fn forged(line: &str, how: &str, signatures: &mut Vec<String>) -> String {
+    let read: Value = serde_json::from_str(line).expect("JSON");
+    let Some(jws) = read["data"]["jws"].as_str() else { return line.to_owned() };
+    signatures.push(jws.to_owned());
+    let (signed, signature) = jws.rsplit_once('.').expect("three parts");
+    let other = match how {
+        "the signature" => {
+            let bent = if signature.starts_with('A') { "B" } else { "A" };
+            format!("{signed}.{bent}{}", &signature[1..])
+        }
+        "another's signature" => signatures[0].clone(),
+        _ => return line.to_owned(),
+    };
+    line.replace(jws, &other)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_changed_log_is_found_out() {
     let mut world: World = world(|_| {}).await;
@@ -562,7 +579,7 @@ async fn a_changed_log_is_found_out() {
         let rows = statement.query_map([], |row| row.get::<_, String>(0)).expect("rows");
         let lines: Vec<String> = rows.map(|row| row.expect("a line")).collect();
         connection.execute("DELETE FROM audit", []).expect("it is emptied");
-        let mut prev = "A".repeat(43);
+        let (mut prev, mut signatures) = ("A".repeat(43), Vec::new());
         for (number, line) in lines.iter().enumerate() {
             let read: Value = serde_json::from_str(line).expect("JSON");
             let number = number as u64 + 1;
@@ -570,6 +587,7 @@ async fn a_changed_log_is_found_out() {
                 .replace(&format!("{{\"seq\":{},", read["seq"]), &format!("{{\"seq\":{number},"))
                 .replacen(read["prev"].as_str().expect("a hash"), &prev, 1)
                 .replace(from, to);
+            let line = forged(&line, from, &mut signatures);
             prev = super::support::digest(&line);
             let read: Value = serde_json::from_str(&line).expect("JSON");
             let hash = openssl::sha::sha256(line.as_bytes());
@@ -631,6 +649,8 @@ async fn a_changed_log_is_found_out() {
         ("DELETE FROM audit; SELECT 1 FROM audit WHERE", "no line at all"),
         ("rewrite node-1=>node-9 where 1", "a checkpoint of something else"),
         ("rewrite \"jws\":\"ey=>\"jws\":\"eY where 1", "none of the keys signed"),
+        ("rewrite the signature=> where 1", "none of the keys signed"),
+        ("rewrite another's signature=> where 1", "none of the keys signed"),
         ("rewrite node-1=>node-9 where kind <> 'checkpoint'", "no checkpoint"),
     ] {
         let sql = match sql.starts_with("rewrite") {

@@ -13,14 +13,16 @@ mod admission;
 #[cfg(test)]
 mod binding;
 #[cfg(test)]
-mod capsule_commands;
 mod capsule_client;
+#[cfg(test)]
+mod capsule_commands;
 #[cfg(test)]
 mod capsule_faults;
 #[cfg(test)]
 mod capsule_hostile;
 #[cfg(test)]
 mod capsule_kills;
+#[cfg(test)]
 mod capsule_networks;
 #[cfg(test)]
 mod capsule_parties;

@@ -151,6 +151,34 @@ async fn a_line_that_cannot_be_written_is_said_to_be_lost() {
 }
 
 #[test]
+fn half_of_something_is_nothing_and_takes_its_transaction_with_it() {
+    let scratch = Scratch::new();
+    let writer = Writer::start(&scratch.path(), RULE).unwrap();
+    // One transaction: the thread waits in the first while the others come.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let answers = runtime.block_on(async {
+        let first = writer.transact(move |_| {
+            wait.recv().unwrap();
+            Ok(())
+        });
+        let half = writer.transact(|batch| {
+            batch.append(&draft("half"))?;
+            Err::<(), _>(Fault::Busy)
+        });
+        let other = writer.transact(|batch| batch.append(&draft("other")));
+        let let_go = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            go.send(()).unwrap();
+        };
+        tokio::join!(first, half, other, let_go)
+    });
+    // The first may have been in it, too.
+    assert_eq!((answers.1, answers.2), (Err(Fault::Busy), Err(Fault::Busy)));
+    assert_eq!(verified(&scratch.path()).seq, 1);
+}
+
+#[test]
 fn what_fails_leaves_nothing() {
     let scratch = Scratch::new();
     let mut database = Database::open(&scratch.path()).unwrap();
@@ -198,7 +226,7 @@ fn stored_records_that_cannot_be_read_are_said_so() {
         assert!(matches!(found(b"secret"), Err(Fault::Malformed)), "{record}");
     }
     // A secret that was changed in one of its two places.
-    let sql = "UPDATE nodes SET secret = ?1, record = ?2";
+    let sql = "UPDATE nodes SET secret = ?1, record = ?2, status = 'active'";
     let other = Sha256::of(b"other").0;
     database.connection.execute(sql, rusqlite::params![other, good]).unwrap();
     let id = NodeId::parse("node-1").unwrap();

@@ -1,0 +1,75 @@
+//! The real program as a process of its own.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::{Outcome, cpu};
+
+/// How often readiness is asked for, and how long between.
+const POLLS: usize = 1000;
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// The program. It ends when this is dropped.
+pub(crate) struct Edge(Child);
+
+impl Edge {
+    pub(crate) fn spawn(config: &Path, pinned: bool) -> Outcome<Self> {
+        let program = env!("CARGO_BIN_EXE_holdfast");
+        let mut command = if pinned {
+            let mut command = Command::new("taskset");
+            // It becomes the program, under the same process id.
+            command.args(["-c", &cpu::EDGE_CORE.to_string(), program]);
+            command
+        } else {
+            Command::new(program)
+        };
+        command.args(["run", "--config"]).arg(config);
+        // Its records are written as ever, to where they cost the least.
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
+        Ok(Self(child))
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.0.id()
+    }
+
+    pub(crate) async fn ready(&mut self, admin: u16) -> Outcome<()> {
+        for _ in 0..POLLS {
+            if let Some(status) = self.0.try_wait()? {
+                return Err(format!("the edge ended at start: {status}").into());
+            }
+            if is_ready(admin).await.unwrap_or(false) {
+                return Ok(());
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        Err("the edge is not ready".into())
+    }
+}
+
+impl Drop for Edge {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+async fn is_ready(admin: u16) -> std::io::Result<bool> {
+    let mut socket = TcpStream::connect(("127.0.0.1", admin)).await?;
+    socket
+        .write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        .await?;
+    let mut answer = Vec::new();
+    socket.read_to_end(&mut answer).await?;
+    Ok(answer.starts_with(b"HTTP/1.1 200"))
+}
+
+/// One that was free a moment ago.
+pub(crate) fn free_port() -> Outcome<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
