@@ -56,13 +56,14 @@ impl Registry {
         self.up.load(Ordering::Relaxed)
     }
 
-    /// The record of `id` as it is on the disk.
+    /// The record of `id` as it is on the disk; the time does not tell whether there is one
+    /// ([`Reader::node_in_even_time`]).
     ///
     /// # Errors
     /// [`Fault`].
     pub async fn find(&self, id: &NodeId) -> Result<Option<Row>, Fault> {
         let id = id.clone();
-        self.read(move |reader| reader.node(&id)).await
+        self.read(move |reader| reader.node_in_even_time(&id)).await
     }
 
     /// Reads, on a thread that may wait for the disk.

@@ -89,6 +89,15 @@ impl Reader {
         batch::node(&self.connection, id)
     }
 
+    /// The record of `id`, so that the time tells nobody whether there is one: what is not there costs
+    /// what its neighbour in the order of ids does.
+    ///
+    /// # Errors
+    /// [`Fault::Malformed`] for one that cannot be read.
+    pub fn node_in_even_time(&self, id: &NodeId) -> Result<Option<Row>, Fault> {
+        batch::node_in_even_time(&self.connection, id)
+    }
+
     /// At most `limit` records after `id` in the order of ids, those of `status` where it is given.
     ///
     /// # Errors
