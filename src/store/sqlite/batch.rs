@@ -70,11 +70,19 @@ impl<'a> Batch<'a> {
     /// # Errors
     /// [`Fault::Conflict`] where that is no longer the one that is there.
     pub fn update(&mut self, node: &Node, revision: i64) -> Result<(), Fault> {
-        let sql = "UPDATE nodes SET status = ?2, record = ?3, revision = revision + 1
-                   WHERE id = ?1 AND revision = ?4";
-        let mut statement = self.connection.prepare_cached(sql)?;
-        let (id, status) = (node.id.as_str(), node.status.name());
-        let done = statement.execute(params![id, status, text(node)?, revision])?;
+        // A status that stays is not written: SQLite would take its index apart and put it together.
+        let same = "UPDATE nodes SET record = ?3, revision = revision + 1
+                    WHERE id = ?1 AND revision = ?4 AND status = ?2";
+        let other = "UPDATE nodes SET status = ?2, record = ?3, revision = revision + 1
+                     WHERE id = ?1 AND revision = ?4";
+        let (id, status, text) = (node.id.as_str(), node.status.name(), text(node)?);
+        let mut done = 0;
+        for sql in [same, other] {
+            if done == 0 {
+                let mut statement = self.connection.prepare_cached(sql)?;
+                done = statement.execute(params![id, status, text, revision])?;
+            }
+        }
         self.writes += 1;
         if done == 1 { Ok(()) } else { Err(Fault::Conflict) }
     }

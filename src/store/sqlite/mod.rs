@@ -31,6 +31,10 @@ const LAYOUT: i64 = 1;
 /// Pages of the log that are moved into the database at once: 16 MiB. Fewer would make more commits
 /// wait for it.
 const CHECKPOINT_PAGES: i64 = 4096;
+/// KiB of pages that the connection that writes keeps. A transaction of a thousand decisions changes
+/// some four thousand pages: what does not fit is written to the log before its time, read again and
+/// written once more.
+const CACHE_KIB: i64 = 65_536;
 
 /// From an empty file to each layout in turn.
 const MIGRATIONS: [&str; 1] = ["
@@ -166,6 +170,8 @@ impl Database {
             Err(error) => return Err(failed(error)),
         }
         let connection = connect(path)?;
+        let cached = connection.pragma_update(None, "cache_size", -CACHE_KIB);
+        cached.map_err(|error| OpenError::Sqlite { path: name(), error })?;
         let file = file_id(path).map_err(failed)?;
         let mut database = Self { path: path.to_owned(), file, connection };
         database.migrate()?;
