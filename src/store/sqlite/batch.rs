@@ -40,7 +40,9 @@ impl<'a> Batch<'a> {
         self.head
     }
 
-    pub(super) fn writes(&self) -> u64 {
+    /// How often something was written in this transaction so far.
+    #[must_use]
+    pub fn writes(&self) -> u64 {
         self.writes
     }
 
