@@ -83,6 +83,7 @@ impl Setting {
     pub(crate) fn request(&self, number: u32) -> Outcome<Request> {
         let jkt = jkt(number);
         let facts = Facts {
+            enrolled: true,
             secret: true,
             sender: SenderFacts { proof: Proof::Holds { jkt }, x5t: None },
             fingerprint: Fingerprint::Shown(Sha256::of(fingerprint(number).as_bytes())),

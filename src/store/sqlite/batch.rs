@@ -327,35 +327,6 @@ pub(super) fn node(connection: &Connection, id: &NodeId) -> Result<Option<Row>, 
     Ok(Some(Row { node, revision }))
 }
 
-/// The record of `id`, in the time that one takes which is there: where there is none, its neighbour
-/// in the order of ids is read in its place.
-pub(super) fn node_in_even_time(
-    connection: &Connection,
-    id: &NodeId,
-) -> Result<Option<Row>, Fault> {
-    let sql = "SELECT id, revision, record, status FROM nodes
-               WHERE id = coalesce((SELECT min(id) FROM nodes WHERE id >= ?1),
-                                   (SELECT max(id) FROM nodes))";
-    let found = connection
-        .prepare_cached(sql)?
-        .query_row([id.as_str()], |row| {
-            let (name, status) = (row.get::<_, String>(0)?, row.get::<_, String>(3)?);
-            Ok((name, row.get::<_, i64>(1)?, row.get::<_, String>(2)?, status))
-        })
-        .optional()?;
-    let Some((name, revision, record, status)) = found else { return Ok(None) };
-    // What is wrong with a neighbour is nothing of this node's.
-    let node = std::hint::black_box(read(&record));
-    if name != id.as_str() {
-        return Ok(None);
-    }
-    let node = node?;
-    if node.id != *id || node.status.name() != status {
-        return Err(Fault::Malformed);
-    }
-    Ok(Some(Row { node, revision }))
-}
-
 /// Reads a stored record. One without a secret's hash is none: it could be matched by nobody.
 pub(super) fn read(record: &str) -> Result<Node, Fault> {
     let node: Node = serde_json::from_str(record).map_err(|_| Fault::Malformed)?;

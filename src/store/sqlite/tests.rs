@@ -179,33 +179,6 @@ fn half_of_something_is_nothing_and_takes_its_transaction_with_it() {
 }
 
 #[test]
-fn only_the_node_itself_is_found_though_its_neighbour_is_read() {
-    let scratch = Scratch::new();
-    let mut database = Database::open(&scratch.path()).unwrap();
-    let found = |id: &str| {
-        let reader = reader::Reader::open(&scratch.path()).unwrap();
-        let row = reader.node_in_even_time(&NodeId::parse(id).unwrap());
-        row.map(|row| row.map(|row| row.node.id.to_string()))
-    };
-    assert_eq!(found("node-1"), Ok(None));
-    for id in ["node-1", "node-3"] {
-        database.transact(|batch| batch.insert(&node(id))).unwrap();
-    }
-    for id in ["node-1", "node-3"] {
-        assert_eq!(found(id), Ok(Some(id.to_owned())));
-    }
-    let reader = reader::Reader::open(&scratch.path()).unwrap();
-    assert!(reader.node_in_even_time(&NodeId::nobody()).unwrap().is_none());
-    for id in ["node-0", "node-2", "node-4", "Node-1", "node-11"] {
-        assert_eq!(found(id), Ok(None), "{id}");
-    }
-    // A neighbour that cannot be read is the neighbour's matter.
-    database.connection.execute("UPDATE nodes SET record = '' WHERE id = 'node-3'", []).unwrap();
-    assert_eq!(found("node-2"), Ok(None));
-    assert_eq!(found("node-3"), Err(Fault::Malformed));
-}
-
-#[test]
 fn what_fails_leaves_nothing() {
     let scratch = Scratch::new();
     let mut database = Database::open(&scratch.path()).unwrap();
