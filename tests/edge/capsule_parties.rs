@@ -165,7 +165,17 @@ async fn another_implementation_derives_every_version() {
     row(&mut table, "ok/rotate-key", &told, &version("m1.n2@1.2.3"));
     keys.push(told["facts"]["key"].clone());
     world.command(&["key", "rotate", "master", "--reason", "a test"]);
-    world.command(&["key", "rotate", "envelope", "--algorithm", "es256", "--reason", "a test"]);
+    world.command(&[
+        "key",
+        "rotate",
+        "envelope",
+        "--algorithm",
+        "es256",
+        "--after",
+        "0s",
+        "--reason",
+        "a test",
+    ]);
     assert!(world.told_to_reload().await, "{}", world.process.output());
     let earlier = [&first["facts"]["envelope"], &told["facts"]["envelope"]];
     let told = proving(&world, &node, &json!({"earlier": earlier, "seal": "P-256"}));
