@@ -30,13 +30,13 @@ fn every_case_is_as_expected_and_a_second_run_keeps_what_is_good() {
     assert!(!out.contains("DIFFERS") && !out.contains("no record"), "{out}");
     assert!(!out.contains('\u{1b}'), "{out}");
     let rows = out.lines().filter(|line| line.ends_with("  ok")).count();
-    assert_eq!(rows, 17, "{out}");
+    assert_eq!(rows, 27, "{out}");
 
     let second = once(&directory, "0");
     let out = text(&second.stdout);
     assert!(second.status.success(), "{out}{}", text(&second.stderr));
     assert!(out.contains(": kept  ca.pem, "), "{out}");
-    assert!(out.contains(": wrote authority.yaml\n"), "{out}");
+    assert!(out.contains(": wrote node-secret, authority.yaml\n"), "{out}");
 }
 
 #[test]
@@ -121,10 +121,12 @@ fn every_command_that_it_prints_works_as_printed() {
     let token = serving.command("a token bound to a certificate");
     check(token, "its certificate is on", 0, "\"x-holdfast-result\":\"mtls\"", "");
     check(token, "no certificate: refused", 0, "invalid_token", "");
+    check("", "a node fetches its capsule", 0, "\"keyVersion\"", "not pinned");
+    check("", "what was decided about nodes", 0, "capsule.decision node-1 GRANTED", "");
     check("", "what was counted", 0, "authority_dpop_result_total{", "");
     check("", "the configuration", 0, "no errors", "");
     let printed = serving.printed.iter().filter(|line| line.starts_with("# ")).count();
-    assert_eq!(printed, 8, "a command is not tried here: {:#?}", serving.printed);
+    assert_eq!(printed, 10, "a command is not tried here: {:#?}", serving.printed);
 
     let pid = serving.process.id().to_string();
     assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());

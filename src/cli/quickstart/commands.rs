@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::nodes::{self, FINGERPRINT, NODE, VERSION};
 use super::pki::DPOP_KEY;
 use super::settings::Addresses;
 
@@ -54,6 +55,20 @@ pub(super) fn commands(program: &str, directory: &Path, addresses: &Addresses) -
                 "curl -sS -i --cacert {ca} {origin}/mtls/orders \
                  -H \"Authorization: Bearer $MTLS_TOKEN\""
             ),
+        ),
+        command(
+            "a node fetches its capsule: proof, nonce, sealed key, every check",
+            format!(
+                "{program} capsule fetch --edge {origin} --node {NODE} --secret-file {} --key {} \
+                 --cacert {ca} --fingerprint {FINGERPRINT} --node-version {VERSION} \
+                 --boot-id boot-1 --format json",
+                file(nodes::SECRET),
+                file(nodes::KEY),
+            ),
+        ),
+        command(
+            "what was decided about nodes; `holdfast audit show ID` says why",
+            format!("{program} audit tail --config {}", file(super::settings::FILE)),
         ),
         command("what was counted", format!("curl -sS http://{admin}/metrics")),
         command(
