@@ -136,6 +136,11 @@ impl Writer {
     /// Who signs checkpoints from now on; without anybody there are none.
     pub fn sign_with(&self, signer: Option<Box<dyn Signer>>) {
         self.signer.store(signer.map(Arc::new));
+        // A log without any signature gets its first one now. Where there is no room for this, there is
+        // work that brings it.
+        let (reply, _) = oneshot::channel::<Result<(), Fault>>();
+        let work = |_: &mut Batch<'_>| Ok(());
+        let _ = self.queue.try_send(Box::new(Task { work: Some(work), value: None, reply }));
     }
 
     /// Does `work` in a transaction, after all that was asked for before. It is durable when this
