@@ -134,14 +134,7 @@ impl From<AlgorithmName> for Algorithm {
 
 /// Does it. What was asked for goes to `out`, errors to `errors`. 0, or 1 where it was not done.
 pub fn run(args: &Args, out: &mut dyn Write, errors: &mut dyn Write) -> ExitCode {
-    match dispatch(&args.command, out) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Where this cannot be written either, the exit status alone tells.
-            let _ = writeln!(errors, "error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    site::status(dispatch(&args.command, out).map(|()| true), errors)
 }
 
 fn dispatch(command: &Command, out: &mut dyn Write) -> Result<(), CommandError> {

@@ -2,13 +2,19 @@
 
 #![expect(clippy::disallowed_methods, reason = "a command has an operator and a clock")]
 
+use std::io::Write;
 use std::path::Path;
+use std::process::ExitCode;
 use std::time::SystemTime;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
+use zeroize::Zeroizing;
 
 use crate::config::{self, Config, Severity};
 use crate::policy::audit::{Draft, Kind};
+use crate::policy::digest::Sha256;
 use crate::policy::time::UnixTime;
 use crate::store::sqlite::{Database, Fault, OpenError};
 
@@ -33,6 +39,19 @@ pub(super) enum CommandError {
     /// The output cannot be written.
     #[error("cannot write: {0}")]
     Output(#[from] std::io::Error),
+}
+
+/// The status of a command; what kept it from being done goes to `errors`.
+pub(super) fn status(done: Result<bool, CommandError>, errors: &mut dyn Write) -> ExitCode {
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            // Where this cannot be written either, the exit status alone tells.
+            let _ = writeln!(errors, "error: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Loads the configuration at `path`.
@@ -91,8 +110,17 @@ fn random_id() -> Result<String, CommandError> {
     Ok(format!("{:032x}", u128::from_be_bytes(id)))
 }
 
+/// A node's secret, 256 random bits as base64url, and the SHA-256 of that text.
+pub(super) fn secret() -> Result<(Zeroizing<String>, Sha256), CommandError> {
+    let mut bytes = Zeroizing::new([0; 32]);
+    fill(bytes.as_mut())?;
+    let text = Zeroizing::new(URL_SAFE_NO_PAD.encode(bytes.as_slice()));
+    let hash = Sha256::of(text.as_bytes());
+    Ok((text, hash))
+}
+
 /// Fills `bytes` with randomness.
-pub(super) fn fill(bytes: &mut [u8]) -> Result<(), CommandError> {
+fn fill(bytes: &mut [u8]) -> Result<(), CommandError> {
     let filled = aws_lc_rs::rand::fill(bytes);
     filled.map_err(|_| CommandError::Other("no randomness".to_owned()))
 }

@@ -3,9 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use serde::Serialize;
-
-use crate::policy::audit::{Draft, Kind};
+use crate::policy::audit::Draft;
 use crate::policy::time::UnixTime;
 use crate::store::budget::{Budget, Verdict};
 use crate::store::registry::Registry;
@@ -26,16 +24,14 @@ impl Audit {
         let client = client.map(|address| address.to_string()).unwrap_or_default();
         let Verdict::Write { suppressed } = self.budget.take(&client, reason) else { return };
         if suppressed > 0 {
-            let data = serde_json::json!({ "count": suppressed });
-            let told = Draft::new(Kind::Suppressed, draft.at, &draft.id, None, &data);
-            self.write(told);
+            self.write(Draft::suppressed(suppressed, draft.at, &draft.id));
         }
         self.write(draft);
     }
 
     fn write(&self, draft: Draft) {
         let budget = Arc::clone(&self.budget);
-        self.registry.note(draft, move || budget.lost());
+        self.registry.note(draft, move || budget.leave_out());
     }
 
     /// Writes how many were left out since the last line, and waits until all is written. Not to be
@@ -43,22 +39,8 @@ impl Audit {
     pub fn finish(&self, now: UnixTime) {
         let count = self.budget.flush();
         if count > 0 {
-            let data = serde_json::json!({ "count": count });
-            self.write(Draft::new(Kind::Suppressed, now, "the end of the process", None, &data));
+            self.write(Draft::suppressed(count, now, "the end of the process"));
         }
         self.registry.finish();
-    }
-
-    /// A line about a refusal of the gate.
-    pub(super) fn refusal(
-        &self,
-        kind: Kind,
-        client: Option<IpAddr>,
-        reason: &'static str,
-        decision: &str,
-        record: &impl Serialize,
-        now: UnixTime,
-    ) {
-        self.note(client, reason, Draft::new(kind, now, decision, None, record));
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::audit::Audit;
 use crate::gate::{Facts, NonceStatus};
-use crate::policy::audit::Kind;
+use crate::policy::audit::{Draft, Kind};
 use crate::policy::denial::{Denial, DpopResult};
 use crate::policy::rule::Role;
 use crate::policy::time::UnixTime;
@@ -64,9 +64,9 @@ pub(super) fn audit(told: &Told<'_>, audit: &Audit, client: Option<IpAddr>, now:
     let (code, id) = (denial.code(), told.id);
     if denial == Denial::Replayed {
         let record = request(told, fault, DpopResult::Replay);
-        audit.refusal(Kind::Replay, client, code, id, &record, now);
+        audit.note(client, code, Draft::new(Kind::Replay, now, id, None, &record));
     } else if let Some(record) = constraint(told, denial, facts) {
-        audit.refusal(Kind::Mismatch, client, code, id, &record, now);
+        audit.note(client, code, Draft::new(Kind::Mismatch, now, id, None, &record));
     }
 }
 

@@ -98,6 +98,12 @@ impl Draft {
         Self { kind, at, id: id.to_owned(), node: node.map(str::to_owned), data }
     }
 
+    /// A line that says how many refusals were not written down one by one.
+    #[must_use]
+    pub fn suppressed(count: u64, at: UnixTime, id: &str) -> Self {
+        Self::new(Kind::Suppressed, at, id, None, &serde_json::json!({ "count": count }))
+    }
+
     /// The line in its place in the chain.
     #[must_use]
     pub fn line(&self, seq: u64, prev: &Sha256) -> String {

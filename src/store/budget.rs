@@ -102,18 +102,13 @@ impl Budget {
         Verdict::Suppress
     }
 
-    /// Counts a refusal that is written down nowhere.
-    pub fn leave_out(&self) {
-        self.lost();
-    }
-
     /// Those that were not written since the last one that was, which are told of now.
     pub fn flush(&self) -> u64 {
         std::mem::take(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner).suppressed)
     }
 
-    /// Counts a record that was in the budget and could not be written all the same.
-    pub fn lost(&self) {
+    /// Counts a refusal that is written down nowhere: none of its kind is, or it could not be.
+    pub fn leave_out(&self) {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).suppressed += 1;
         self.suppressed_ever.fetch_add(1, Ordering::Relaxed);
     }

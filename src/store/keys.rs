@@ -15,7 +15,7 @@ mod signing;
 
 use std::path::{Path, PathBuf};
 
-pub use self::file::{FileError, KeyInfo, Kind};
+pub use self::file::{FileError, KeyInfo, Kind, is_credential, is_exposed};
 pub use self::signing::{Algorithm, SigningKey};
 
 use self::file::{Content, KeyFile};

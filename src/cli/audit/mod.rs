@@ -116,16 +116,10 @@ pub fn run(args: &Args, out: &mut dyn Write, errors: &mut dyn Write) -> ExitCode
         Command::Show { site, id, json } => show(site, id, *json, out).map(|()| true),
     };
     match done {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
         Err(CommandError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {
             ExitCode::SUCCESS
         }
-        Err(error) => {
-            // Where this cannot be written either, the exit status alone tells.
-            let _ = writeln!(errors, "error: {error}");
-            ExitCode::FAILURE
-        }
+        done => site::status(done, errors),
     }
 }
 

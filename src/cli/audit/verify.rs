@@ -209,7 +209,7 @@ fn keys(asked: &Asked<'_>) -> Result<Option<Vec<Value>>, CommandError> {
         (Some(path), _) => {
             let named =
                 |error: &dyn std::fmt::Display| other(format!("{}: {error}", path.display()));
-            let text = read(path).map_err(|error| named(&error))?;
+            let text = std::fs::read(path).map_err(|error| named(&error))?;
             serde_json::from_slice(&text).map_err(|error| named(&error))?
         }
         (None, Some(config)) => match site::load(config)?.capsules {
@@ -224,10 +224,6 @@ fn keys(asked: &Asked<'_>) -> Result<Option<Vec<Value>>, CommandError> {
     };
     let keys = set.get("keys").and_then(Value::as_array).cloned();
     keys.map(Some).ok_or_else(|| other("a JWK set is expected".to_owned()))
-}
-
-fn read(path: &Path) -> std::io::Result<Vec<u8>> {
-    std::fs::read(path)
 }
 
 fn report(

@@ -1,16 +1,10 @@
-//! What is not the same twice: time, chance, and the count of what a boot has said.
-#![expect(clippy::disallowed_methods, reason = "the clock, the system's randomness and /proc")]
+//! What is not the same twice: chance, and the count of what a boot has said.
+#![expect(clippy::disallowed_methods, reason = "the system's randomness and /proc")]
 
 use std::fs;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use crate::policy::time::UnixTime;
-
-/// Now.
-pub(super) fn now() -> UnixTime {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    UnixTime::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
-}
+use crate::cli::site::now;
 
 /// 64 random bits. They only spread what would else come all at once: without randomness it comes so.
 pub(super) fn chance() -> u64 {

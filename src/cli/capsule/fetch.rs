@@ -20,6 +20,7 @@ use super::patience::Patience;
 use super::seal::SealKey;
 use super::session::{Question, Sealing, Session};
 use super::{Screen, clock, files, plan, watch};
+use crate::cli::site::now;
 use crate::config::{duration, show_duration};
 use crate::policy::capsule::key::KeyVersion;
 use crate::policy::capsule::node::{NodeId, is_label};
@@ -240,7 +241,7 @@ impl<'a, 'b> Fetcher<'a, 'b> {
                 Err(other) => return Err(other),
             };
             failures = failures.saturating_add(1);
-            let clocks = (Instant::now(), clock::now());
+            let clocks = (Instant::now(), now());
             let Some(pause) = patience.pause(failures, later.wish, clock::chance(), clocks) else {
                 return Err(Failure::GaveUp { requests: failures, cause: later.cause });
             };
@@ -278,7 +279,7 @@ impl<'a, 'b> Fetcher<'a, 'b> {
             seal: seal.as_ref(),
         };
         let answered = session.ask(&question, &mut self.nonce).await?;
-        let ahead_s = answered.clock_ahead_s(clock::now());
+        let ahead_s = answered.clock_ahead_s(now());
         // A proof that is dated wrongly is refused like one that is nobody's.
         let body = answered.success().inspect_err(|_| self.warn_of_clock(ahead_s))?;
         let grant = Grant::read(&body)?;
@@ -290,7 +291,7 @@ impl<'a, 'b> Fetcher<'a, 'b> {
             seal: seal.as_ref(),
             seal_required: session.sealing == Sealing::Required,
         };
-        let capsule = believe(grant, &asked, &keys, clock::now())?;
+        let capsule = believe(grant, &asked, &keys, now())?;
         self.session = Some(session);
         self.warn_of_clock(Some(capsule.clock_ahead_s));
         Ok(capsule)

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
+use crate::store::keys::{is_credential, is_exposed};
+
 /// Bytes of a key, certificate, key set or envelope.
 const LIMIT: u64 = 1 << 20;
-/// Where systemd puts what `LoadCredential=` names.
-const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 
 /// Only the owner.
 pub(super) const PRIVATE: u32 = 0o600;
@@ -20,7 +20,7 @@ pub(super) const PUBLIC: u32 = 0o644;
 
 /// What is wrong with a file.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum FileError {
+pub(in crate::cli) enum FileError {
     #[error("{path}: {error}")]
     Io { path: String, error: io::Error },
     #[error("{0}: larger than {LIMIT} bytes")]
@@ -56,17 +56,6 @@ pub(super) fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>, FileError>
     content(path, file)
 }
 
-/// systemd gives a credential to the service's user by an ACL, whose mask shows as the group's bits.
-fn is_exposed(mode: u32, credential: bool) -> bool {
-    mode & if credential { 0o007 } else { 0o077 } != 0
-}
-
-fn is_credential(path: &Path) -> bool {
-    let Some(directory) = std::env::var_os(CREDENTIALS) else { return false };
-    let (file, directory) = (fs::canonicalize(path), fs::canonicalize(directory));
-    file.is_ok_and(|file| directory.is_ok_and(|directory| file.parent() == Some(&directory)))
-}
-
 fn content(path: &Path, file: File) -> Result<Zeroizing<Vec<u8>>, FileError> {
     // With room from the start, growing leaves no copy behind.
     let length = file.metadata().map_err(io_error(path))?.len().min(LIMIT);
@@ -92,7 +81,7 @@ pub(super) fn replace(path: &Path, content: &[u8], mode: u32) -> Result<(), File
 }
 
 /// Makes a file that only its owner can read; an error where there is one already.
-pub(super) fn create_private(path: &Path, content: &[u8]) -> Result<(), FileError> {
+pub(in crate::cli) fn create_private(path: &Path, content: &[u8]) -> Result<(), FileError> {
     // Unlike a renaming, a link takes no file's place.
     let link = |temporary: &Path| {
         fs::hard_link(temporary, path)?;

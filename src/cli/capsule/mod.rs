@@ -15,7 +15,7 @@ mod envelope;
 mod failure;
 mod fault;
 mod fetch;
-mod files;
+pub(in crate::cli) mod files;
 mod grant;
 mod notify;
 mod output;

@@ -12,7 +12,6 @@ use reqwest::Url;
 use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
-use super::clock;
 use super::failure::{Denial, Failure, Later};
 use super::seal::SealKey;
 use crate::cli::client::challenge::error_code;
@@ -20,6 +19,7 @@ use crate::cli::client::http::{Client, HttpError};
 use crate::cli::client::key::SigningKey;
 use crate::cli::client::proof::{Proof, Statement, fresh_id};
 use crate::cli::client::trace;
+use crate::cli::site::now;
 use crate::policy::capsule::key::KeyVersion;
 use crate::policy::capsule::node::NodeId;
 use crate::policy::time::UnixTime;
@@ -164,7 +164,7 @@ impl Session {
         let statement = Statement {
             method: question.method.as_str(),
             target,
-            issued: clock::now(),
+            issued: now(),
             id: fresh_id()?,
             token: Some(&self.secret),
             nonce,
@@ -231,7 +231,7 @@ impl Answered {
             let denial = Denial::read(status.as_u16(), &self.body);
             return Err(Failure::Later(Later {
                 cause: denial.to_string(),
-                wish: retry_after(&self.headers, clock::now()),
+                wish: retry_after(&self.headers, now()),
             }));
         }
         if status.is_client_error() {

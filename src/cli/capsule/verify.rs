@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 
 use super::failure::Failure;
 use super::fault::Fault;
-use super::{Screen, clock, envelope, files, output, plan};
+use super::{Screen, envelope, files, output, plan};
 use crate::cli::client::trace::clean;
+use crate::cli::site::now;
 use crate::policy::capsule::node::NodeId;
 use crate::policy::time::UnixTime;
 
@@ -49,7 +50,7 @@ struct Check {
 
 /// Verifies, and says with which status to exit.
 pub(super) fn run(args: &Args, screen: &mut Screen<'_>) -> ExitCode {
-    let checked = check(args, clock::now()).and_then(|(checks, document)| {
+    let checked = check(args, now()).and_then(|(checks, document)| {
         let holds = checks.iter().all(|check| check.said.is_ok());
         if args.json {
             screen.document(&document)?;

@@ -14,6 +14,7 @@ use super::grant::Capsule;
 use super::notify::Notifier;
 use super::patience::Patience;
 use super::session::Question;
+use crate::cli::site::now;
 use crate::policy::capsule::node::State;
 use crate::policy::time::UnixTime;
 
@@ -98,7 +99,7 @@ async fn wait(
     ticks: &mut Interval,
     rest: Duration,
 ) {
-    let wall = clock::now().plus(rest);
+    let wall = now().plus(rest);
     let end = tokio::time::sleep(rest);
     tokio::pin!(end);
     loop {
@@ -109,7 +110,7 @@ async fn wait(
                 telemetry.say(fetcher, State::Running).await;
             }
         }
-        if clock::now() >= wall {
+        if now() >= wall {
             return;
         }
     }

@@ -2,22 +2,18 @@
 
 use std::io::Write;
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ipnet::IpNet;
 use serde_json::{Value, json};
-use zeroize::Zeroizing;
 
 use super::{Add, One, show, unknown};
-use crate::cli::site::{self, CommandError, fill, now};
+use crate::cli::capsule::files::create_private;
+use crate::cli::site::{self, CommandError, now, secret};
 use crate::config::Config;
 use crate::policy::audit::Kind;
 use crate::policy::capsule::change::Change;
 use crate::policy::capsule::node::{Expectations, Network, Node};
-use crate::policy::digest::{Jkt, Sha256, X5tS256};
+use crate::policy::digest::{Jkt, X5tS256};
 use crate::policy::time::UnixTime;
 use crate::store::networks::Networks;
 use crate::store::sqlite::Fault;
@@ -48,7 +44,8 @@ pub(super) fn add(add: &Add, out: &mut dyn Write) -> Result<(), CommandError> {
     let draft = site::draft(Kind::NodeChange, Some(id), data, &one.reason, now)?;
     // Before the node is there: a secret that cannot be written down is nobody's.
     if let Some(path) = &add.secret_out {
-        write_secret(path, &secret)?;
+        let written = create_private(path, secret.as_bytes());
+        written.map_err(|error| CommandError::Other(error.to_string()))?;
     }
     let added = database.transact(|batch| {
         batch.insert(&node)?;
@@ -80,25 +77,6 @@ fn warn_of_factors(config: &Config, expected: &Expectations) -> Result<(), Comma
         return Err(missing("regionDatabase"));
     }
     Ok(())
-}
-
-/// 256 random bits as base64url, and the SHA-256 of that text.
-fn secret() -> Result<(Zeroizing<String>, Sha256), CommandError> {
-    let mut bytes = Zeroizing::new([0; 32]);
-    fill(bytes.as_mut())?;
-    let text = Zeroizing::new(URL_SAFE_NO_PAD.encode(bytes.as_slice()));
-    let hash = Sha256::of(text.as_bytes());
-    Ok((text, hash))
-}
-
-fn write_secret(path: &Path, secret: &str) -> Result<(), CommandError> {
-    let options = &mut std::fs::OpenOptions::new();
-    let written =
-        options.write(true).create_new(true).mode(0o600).open(path).and_then(|mut file| {
-            file.write_all(secret.as_bytes())?;
-            file.sync_all()
-        });
-    written.map_err(|error| CommandError::Other(format!("{}: {error}", path.display())))
 }
 
 /// Makes a change.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use clap::Subcommand;
 use ipnet::IpNet;
 
-use super::site::{CommandError, parse_duration, parse_reason};
+use super::site::{self, CommandError, parse_duration, parse_reason};
 use crate::policy::capsule::change::Change;
 use crate::policy::capsule::node::{NodeId, Status};
 use crate::policy::digest::{Jkt, Sha256, X5tS256};
@@ -147,14 +147,7 @@ struct Add {
 
 /// Does it. What was asked for goes to `out`, errors to `errors`. 0, or 1 where it was not done.
 pub fn run(args: &Args, out: &mut dyn Write, errors: &mut dyn Write) -> ExitCode {
-    match dispatch(&args.command, out) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Where this cannot be written either, the exit status alone tells.
-            let _ = writeln!(errors, "error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    site::status(dispatch(&args.command, out).map(|()| true), errors)
 }
 
 fn dispatch(command: &Command, out: &mut dyn Write) -> Result<(), CommandError> {

@@ -19,7 +19,7 @@ use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
@@ -37,10 +37,10 @@ use self::settings::Addresses;
 use crate::app;
 use crate::cli::client::http::{Client, ClientIdentity, HttpError, Settings};
 use crate::cli::client::key::{KeyError, SigningKey};
+use crate::cli::site::{now, secret};
 use crate::config;
 use crate::policy::jose::Algorithm;
 use crate::policy::target::Origin;
-use crate::policy::time::UnixTime;
 use crate::store::keys;
 use crate::telemetry::log::Log;
 
@@ -184,8 +184,9 @@ async fn set_up(
     files.push(file);
     let (node_key, file) = pki::signing_key(directory, nodes::KEY)?;
     files.push(file);
-    let secret = nodes::secret()?;
-    files.push(Planned { name: nodes::SECRET, content: secret.clone(), secret: true });
+    let (secret, _) = secret().map_err(|error| QuickstartError::Node(error.to_string()))?;
+    let content = Zeroizing::new(secret.as_bytes().to_vec());
+    files.push(Planned { name: nodes::SECRET, content, secret: true });
     let content = Zeroizing::new(nodes::networks());
     files.push(Planned { name: nodes::NETWORKS, content, secret: false });
     let content = Zeroizing::new(settings::text(&addresses).into_bytes());
@@ -196,7 +197,7 @@ async fn set_up(
     if !keys.exists() {
         keys::init(&keys, keys::Algorithm::EdDsa, now())?;
     }
-    nodes::enrol(&directory.claim(nodes::STORE)?, &secret)?;
+    nodes::enrol(&directory.claim(nodes::STORE)?, secret.as_bytes())?;
 
     let origin = Origin::parse(&addresses.origin())
         .ok_or_else(|| QuickstartError::Configuration("the origin is none".into()))?;
@@ -365,9 +366,4 @@ async fn until_told_to_end() -> io::Result<()> {
         interrupted = tokio::signal::ctrl_c() => interrupted,
         _ = terminate.recv() => Ok(()),
     }
-}
-
-fn now() -> UnixTime {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    UnixTime::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }

@@ -3,8 +3,6 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderValue, Method};
@@ -17,7 +15,7 @@ use super::table::Row;
 use super::{QuickstartError, now};
 use crate::cli::client::http::Client;
 use crate::cli::client::key::SigningKey;
-use crate::cli::site::{draft, fill};
+use crate::cli::site::draft;
 use crate::policy::audit::Kind;
 use crate::policy::capsule::change::Change;
 use crate::policy::capsule::node::{Expectations, Node, NodeId};
@@ -50,13 +48,6 @@ pub(super) const ADDRESSES: [IpAddr; 3] = [
     IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2)),
     IpAddr::V4(Ipv4Addr::new(127, 0, 0, 3)),
 ];
-
-/// A secret: 256 random bits as base64url.
-pub(super) fn secret() -> Result<Zeroizing<Vec<u8>>, QuickstartError> {
-    let mut bytes = Zeroizing::new([0; 32]);
-    fill(bytes.as_mut()).map_err(other)?;
-    Ok(Zeroizing::new(URL_SAFE_NO_PAD.encode(bytes.as_slice()).into_bytes()))
-}
 
 /// What is known of the addresses: the first two are one region and system, the third another.
 pub(super) fn networks() -> Vec<u8> {

@@ -1,10 +1,9 @@
 //! Arguments → what is sent on each attempt: files read, keys and client made, all errors first.
-#![expect(clippy::disallowed_methods, reason = "reads the files it is given, and the clock")]
+#![expect(clippy::disallowed_methods, reason = "reads the files it is given")]
 
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::Path;
-use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
@@ -17,8 +16,8 @@ use crate::cli::client::http::{Client, ClientIdentity, HttpError, Settings, Vers
 use crate::cli::client::key::{KeyError, SigningKey};
 use crate::cli::client::proof::{Proof, Statement, fresh_id};
 use crate::cli::client::token::AccessToken;
+use crate::cli::site::now;
 use crate::policy::jose::Algorithm;
-use crate::policy::time::UnixTime;
 
 /// Bytes of a key, certificate or token file.
 const FILE_LIMIT: u64 = 1 << 20;
@@ -208,9 +207,4 @@ pub(super) fn parse_header(text: &str) -> Result<(HeaderName, HeaderValue), Stri
     let name = name.trim().parse().map_err(|_| "no header name")?;
     let value = value.trim().parse().map_err(|_| "no header value")?;
     Ok((name, value))
-}
-
-fn now() -> UnixTime {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    UnixTime::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }

@@ -35,7 +35,7 @@ const JWKS_MAX_AGE: &str = "public, max-age=300";
 /// What is answered.
 pub(super) enum Answer {
     /// A capsule.
-    Granted(Box<Granted>),
+    Granted(Box<Body>),
     /// Telemetry was taken.
     Taken,
     /// A refusal.
@@ -49,11 +49,6 @@ pub(super) enum Answer {
         /// What is wrong with the proof.
         challenge: Option<Denial>,
     },
-}
-
-/// A capsule.
-pub(super) struct Granted {
-    pub(super) body: Body,
 }
 
 #[derive(Serialize)]
@@ -182,9 +177,7 @@ fn written(
     id: &str,
 ) -> pingora::Result<(ResponseHeader, Bytes)> {
     let (status, body) = match answer {
-        Answer::Granted(granted) => {
-            (StatusCode::OK, serde_json::to_vec(&granted.body).unwrap_or_default())
-        }
+        Answer::Granted(body) => (StatusCode::OK, serde_json::to_vec(body).unwrap_or_default()),
         Answer::Taken => (StatusCode::NO_CONTENT, Vec::new()),
         Answer::Denied { reason, score, .. } => {
             let risk_score = (*score > 0).then_some(*score);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::gate::Gate;
-use crate::policy::audit::{Draft, Kind};
+use crate::policy::audit::Draft;
 use crate::policy::capsule::decision::{Decision, Reason, Stage};
 use crate::policy::capsule::facts::{Facts, Proof, Seal, SenderFacts};
 use crate::policy::capsule::node::{Node, NodeId};
@@ -22,10 +22,13 @@ use crate::store::sqlite::Fault;
 use crate::store::sqlite::batch::{Batch, Found};
 
 use super::Capsules;
-use super::answer::{Answer, Granted};
+use super::answer::Answer;
 use super::ask::{Asking, Shown};
 use super::seal::SealKey;
 use super::tell::Told;
+
+/// The code of a failure that is answered with nothing but that.
+pub(super) const TOO_MANY_FAILURES: &str = "too_many_failures";
 
 /// What the sender proved, with what came along.
 pub(super) struct Proved {
@@ -58,6 +61,14 @@ impl Outcome {
     pub(super) fn unavailable(code: &str) -> Self {
         Self::refused(Reason::Unavailable, code, 0, None)
     }
+
+    /// With what is wrong with the proof.
+    pub(super) fn about(mut self, denial: Option<Denial>) -> Self {
+        if let Answer::Denied { challenge, .. } = &mut self.answer {
+            *challenge = denial;
+        }
+        self
+    }
 }
 
 impl Capsules {
@@ -72,8 +83,9 @@ impl Capsules {
             Ok(row) => row,
             Err(fault) => return Outcome::unavailable(fault_code(&fault)),
         };
-        let policy = Arc::clone(&self.policy);
-        let first = pipeline::decide(row.as_ref(), &facts, &policy, &ids, asking.now);
+        let decide =
+            |facts: &Facts| pipeline::decide(row.as_ref(), facts, &self.policy, &ids, asking.now);
+        let first = decide(&facts);
         if first.refused_before_sender() {
             return self.strangers(asking, &shown, row.as_ref(), &facts, &ids, &first, None);
         }
@@ -87,7 +99,7 @@ impl Capsules {
             Some(Ok(_)) => Seal::Usable,
             Some(Err(())) => Seal::Unusable,
         };
-        let second = pipeline::decide(row.as_ref(), &facts, &policy, &ids, asking.now);
+        let second = decide(&facts);
         if second.is_strangers() {
             let denial = proved.denial;
             return self.strangers(asking, &shown, row.as_ref(), &facts, &ids, &second, denial);
@@ -95,7 +107,7 @@ impl Capsules {
         let worn = proved.nonce.is_some_and(|nonce| gate.is_worn(&nonce));
         let committed = self.commit(asking, &shown, facts, ids.clone()).await;
         let mut outcome = match committed {
-            Ok((decision, node)) => self.answer(asking, &shown, decision, node, &ids, &proved),
+            Ok(decision) => self.answer(asking, &shown, &decision, &ids, &proved),
             Err(fault) => Outcome::unavailable(fault_code(&fault)),
         };
         outcome.wants_nonce |= worn;
@@ -109,7 +121,7 @@ impl Capsules {
         shown: &Shown<'_>,
         facts: &mut Facts,
     ) -> Result<Option<Node>, Fault> {
-        let found = self.registry.find(&shown.id, shown.hash).await?;
+        let found = self.registry().find(&shown.id, shown.hash).await?;
         facts.enrolled = !matches!(found, Found::Unknown);
         let Found::Node(row) = found else { return Ok(None) };
         facts.secret = shown.secret.is_some() && shown.named;
@@ -132,20 +144,17 @@ impl Capsules {
         let Err(refusal) = decision.verdict else {
             return Outcome::unavailable("not_refused");
         };
-        // Whoever has the secret and begins without a nonce has not failed yet.
-        let begins = facts.secret && matches!(facts.sender.proof, Proof::NeedsNonce { .. });
-        if !begins && let Some(limited) = self.limited(asking, decision) {
-            return limited;
+        if let Some(answer) = self.limited(asking, facts) {
+            let reason = Reason::RateLimited;
+            let told = Told::refused(reason, TOO_MANY_FAILURES, 0, Some(decision));
+            return Outcome { answer, told, wants_nonce: false };
         }
-        let record = record(shown, node, facts, &self.policy, ids, asking.now, decision);
-        let id = node.map(|node| node.id.as_str());
-        let draft = Draft::new(Kind::Capsule, asking.now, &ids.decision, id, &record);
-        self.note(asking, refusal.reason, draft);
+        let asked = shown.named.then_some(&shown.id);
+        let record =
+            CapsuleRecord::new(asked, node, facts, &self.policy, ids, asking.now, decision);
+        self.audit.note(asking.address, refusal.reason.name(), record.draft());
         let code = decision.stages.last().map_or("", |stage| stage.code.as_str());
-        let mut outcome = Outcome::refused(refusal.reason, code, 0, Some(decision));
-        if let Answer::Denied { challenge, .. } = &mut outcome.answer {
-            *challenge = denial;
-        }
+        let mut outcome = Outcome::refused(refusal.reason, code, 0, Some(decision)).about(denial);
         let about_proof =
             matches!(facts.sender.proof, Proof::NeedsNonce { .. } | Proof::Faulty { .. })
                 || code == "proof_missing";
@@ -154,18 +163,15 @@ impl Capsules {
     }
 
     /// Counts a failure. Past the limit that is the whole answer.
-    pub(super) fn limited(&self, asking: &Asking<'_>, decision: &Decision) -> Option<Outcome> {
+    pub(super) fn limited(&self, asking: &Asking<'_>, facts: &Facts) -> Option<Answer> {
+        // Whoever has the secret and begins without a nonce has not failed yet.
+        if facts.secret && matches!(facts.sender.proof, Proof::NeedsNonce { .. }) {
+            return None;
+        }
         let wait = self.failures.count(asking.address, asking.node).err()?;
         self.audit.budget.leave_out();
-        let told = Told::refused(Reason::RateLimited, "too_many_failures", 0, Some(decision));
         let reason = Reason::RateLimited;
-        let answer = Answer::Denied { reason, score: 0, wait: Some(wait), challenge: None };
-        Some(Outcome { answer, told, wants_nonce: false })
-    }
-
-    /// Writes a refusal's record, as far as its client's budget goes.
-    pub(super) fn note(&self, asking: &Asking<'_>, reason: Reason, draft: Draft) {
-        self.audit.note(asking.address, reason.name(), draft);
+        Some(Answer::Denied { reason, score: 0, wait: Some(wait), challenge: None })
     }
 
     /// Holds the sender's proof, and uses it up where it is the node's.
@@ -179,13 +185,13 @@ impl Capsules {
         shown: &Shown<'_>,
         node: Option<&Node>,
     ) -> Result<Proved, &'static str> {
-        if shown.scheme != Some(Scheme::Dpop) && proof::is_presented(asking.view.headers) {
-            let proof = Proof::Faulty { code: "proof_with_bearer".to_owned(), jkt: None };
-            return Ok(Proved { proof, denial: None, seal: None, nonce: None });
-        }
         if shown.scheme != Some(Scheme::Dpop) {
-            let seal = asking.sender().x5t.and_then(|_| asking.seal_field());
-            return Ok(Proved { proof: Proof::Absent, denial: None, seal, nonce: None });
+            let (proof, seal) = if proof::is_presented(asking.view.headers) {
+                (Proof::Faulty { code: "proof_with_bearer".to_owned(), jkt: None }, None)
+            } else {
+                (Proof::Absent, asking.sender().x5t.and_then(|_| asking.seal_field()))
+            };
+            return Ok(Proved { proof, denial: None, seal, nonce: None });
         }
         let mut seen = Seen::default();
         let verified =
@@ -232,7 +238,7 @@ impl Capsules {
         shown: &Shown<'_>,
         facts: Facts,
         ids: Ids,
-    ) -> Result<(Decision, Option<Node>), Fault> {
+    ) -> Result<Decision, Fault> {
         let work = Work {
             id: shown.id.clone(),
             hash: shown.hash,
@@ -243,37 +249,36 @@ impl Capsules {
             budget: Arc::clone(&self.audit.budget),
             now: asking.now,
         };
-        self.registry.transact(move |batch| work.run(batch)).await
+        self.registry().transact(move |batch| work.run(batch)).await
     }
 
     fn answer(
         &self,
         asking: &Asking<'_>,
         shown: &Shown<'_>,
-        decision: Decision,
-        node: Option<Node>,
+        decision: &Decision,
         ids: &Ids,
         proved: &Proved,
     ) -> Outcome {
         let score = decision.score();
-        match (&decision.verdict, &decision.after, node) {
-            (Ok(grant), Some(after), Some(_)) => {
+        match (&decision.verdict, &decision.after) {
+            (Ok(grant), Some(after)) => {
                 let seal = proved.seal.as_ref().and_then(|seal| seal.as_ref().ok());
                 let made = self.make(shown, after, grant, ids, score, seal, asking.now);
                 match made {
                     Some(body) => {
-                        let told = Told::granted(&decision, body.capsule_id.clone());
-                        let granted = Answer::Granted(Box::new(Granted { body }));
-                        Outcome { answer: granted, told, wants_nonce: false }
+                        let told = Told::granted(decision, body.capsule_id.clone());
+                        let answer = Answer::Granted(Box::new(body));
+                        Outcome { answer, told, wants_nonce: false }
                     }
                     None => Outcome::unavailable("capsule_not_made"),
                 }
             }
-            (Err(refusal), _, _) => {
+            (Err(refusal), _) => {
                 let code = decision.stages.last().map_or("", |stage| stage.code.as_str());
-                Outcome::refused(refusal.reason, code, score, Some(&decision))
+                Outcome::refused(refusal.reason, code, score, Some(decision))
             }
-            (Ok(_), _, _) => Outcome::unavailable("no_record"),
+            (Ok(_), None) => Outcome::unavailable("no_record"),
         }
     }
 }
@@ -291,18 +296,15 @@ struct Work {
 }
 
 impl Work {
-    fn run(mut self, batch: &mut Batch<'_>) -> Result<(Decision, Option<Node>), Fault> {
+    fn run(mut self, batch: &mut Batch<'_>) -> Result<Decision, Fault> {
         let row = batch.node(&self.id)?;
         let node = row.as_ref().map(|row| &row.node);
-        self.facts.enrolled = node.is_some();
-        self.facts.secret = Node::knows(node, &self.hash);
-        place(&mut self.facts, node, &self.networks);
-        self.facts.recent_quarantines =
-            batch.quarantines(self.now.minus(self.policy.brake.window))?;
+        bring_up_to_date(&mut self.facts, node, &self.hash, &self.networks);
+        let since = self.now.minus(self.policy.brake.window);
+        self.facts.recent_quarantines = batch.quarantines(since)?;
         let decision = pipeline::decide(node, &self.facts, &self.policy, &self.ids, self.now);
         if !self.is_written(&decision, batch)? {
-            let node = row.map(|row| row.node);
-            return Ok((decision, node));
+            return Ok(decision);
         }
         if let (Some(row), Some(after)) = (&row, &decision.after) {
             batch.update(after, row.revision)?;
@@ -310,28 +312,12 @@ impl Work {
         if decision.quarantined {
             batch.quarantined(&self.id, self.now)?;
         }
-        let record = CapsuleRecord {
-            asked: Some(self.id.to_string()),
-            node: node.map(Node::without_secret),
-            facts: self.facts,
-            policy: (*self.policy).clone(),
-            ids: self.ids.clone(),
-            now: self.now,
-            stages: decision.stages.clone(),
-            risk: decision.risk,
-            verdict: decision.verdict.clone(),
-            quarantined: decision.quarantined,
-            held: decision.held,
-        };
-        let id = node.map(|node| node.id.as_str());
-        let draft = Draft::new(Kind::Capsule, self.now, &self.ids.decision, id, &record);
-        batch.append(&draft)?;
-        let node = row.map(|row| row.node);
-        Ok((decision, node))
+        let Self { id, facts, policy, ids, now, .. } = &self;
+        let record = CapsuleRecord::new(Some(id), node, facts, policy, ids, *now, &decision);
+        batch.append(&record.draft())?;
+        Ok(decision)
     }
-}
 
-impl Work {
     /// Whether a decision is written down. A grant and a quarantine always are; another refusal as far
     /// as the node's budget goes, so that nobody who is refused takes the disk from those who are not.
     fn is_written(&self, decision: &Decision, batch: &mut Batch<'_>) -> Result<bool, Fault> {
@@ -343,43 +329,25 @@ impl Work {
             Verdict::Suppress => Ok(false),
             Verdict::Write { suppressed: 0 } => Ok(true),
             Verdict::Write { suppressed } => {
-                let data = serde_json::json!({ "count": suppressed });
-                let id = &self.ids.decision;
-                batch.append(&Draft::new(Kind::Suppressed, self.now, id, None, &data))?;
+                batch.append(&Draft::suppressed(suppressed, self.now, &self.ids.decision))?;
                 Ok(true)
             }
         }
     }
 }
 
-/// Looks the baseline's address up in the builds that the request's was looked up in.
-pub(super) fn place(facts: &mut Facts, node: Option<&Node>, networks: &Networks) {
+/// Gathers anew, within the transaction, what depends on the record: it may have been changed since it
+/// was read. The baseline's address is looked up in the builds that the request's was looked up in.
+pub(super) fn bring_up_to_date(
+    facts: &mut Facts,
+    node: Option<&Node>,
+    hash: &Sha256,
+    networks: &Networks,
+) {
+    facts.enrolled = node.is_some();
+    facts.secret = Node::knows(node, hash);
     let baseline = node.and_then(|node| node.baseline.as_ref());
     facts.place.baseline = baseline.map(|baseline| networks.locate(baseline.network.address));
-}
-
-fn record(
-    shown: &Shown<'_>,
-    node: Option<&Node>,
-    facts: &Facts,
-    policy: &Policy,
-    ids: &Ids,
-    now: UnixTime,
-    decision: &Decision,
-) -> CapsuleRecord {
-    CapsuleRecord {
-        asked: shown.named.then(|| shown.id.to_string()),
-        node: node.map(Node::without_secret),
-        facts: facts.clone(),
-        policy: policy.clone(),
-        ids: ids.clone(),
-        now,
-        stages: decision.stages.clone(),
-        risk: decision.risk,
-        verdict: decision.verdict.clone(),
-        quarantined: decision.quarantined,
-        held: decision.held,
-    }
 }
 
 /// The decision's name, and 128 random bits for the capsule's.

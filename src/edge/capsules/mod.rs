@@ -57,7 +57,6 @@ pub struct Capsules {
     sites: Sites,
     ring: Arc<KeyRing>,
     networks: Arc<Networks>,
-    registry: Registry,
     failures: Arc<Failures>,
     replay: Arc<dyn ReplayLog>,
     pace: Arc<Pace>,
@@ -172,7 +171,6 @@ impl Capsules {
             sites: Sites::new(settings, origins),
             ring,
             networks: Arc::new(networks),
-            registry: state.audit.registry.clone(),
             failures: state.failures,
             replay: state.replay,
             pace: Arc::default(),
@@ -183,15 +181,15 @@ impl Capsules {
     /// Nodes and the audit log.
     #[must_use]
     pub fn registry(&self) -> &Registry {
-        &self.registry
+        &self.audit.registry
     }
 
     /// How the store stands, and how many nodes have each status.
     pub async fn status(&self) -> StoreStatus {
-        let nodes = self.registry.read(|reader| reader.count()).await;
-        self.registry.look_again().await;
+        let nodes = self.registry().read(|reader| reader.count()).await;
+        self.registry().look_again().await;
         let suppressed = self.audit.budget.suppressed();
-        StoreStatus { up: self.registry.is_up(), nodes: nodes.unwrap_or_default(), suppressed }
+        StoreStatus { up: self.registry().is_up(), nodes: nodes.unwrap_or_default(), suppressed }
     }
 
     /// Versions of the master keys, the newest last.

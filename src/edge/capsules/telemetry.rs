@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use crate::gate::Gate;
 use crate::policy::audit::{Draft, Kind};
-use crate::policy::capsule::decision::{Decision, Reason, Stage};
+use crate::policy::capsule::decision::{Reason, Stage};
 use crate::policy::capsule::facts::{Facts, Proof};
-use crate::policy::capsule::node::{Node, NodeId};
+use crate::policy::capsule::node::NodeId;
 use crate::policy::capsule::pipeline::Policy;
 use crate::policy::capsule::record::TelemetryRecord;
 use crate::policy::capsule::telemetry::{self, Counted, Report, TelemetryDecision};
@@ -20,7 +20,7 @@ use crate::telemetry::metrics::TelemetryResult;
 use super::Capsules;
 use super::answer::Answer;
 use super::ask::{Asking, Shown};
-use super::decide::{Outcome, fault_code, place};
+use super::decide::{Outcome, TOO_MANY_FAILURES, bring_up_to_date, fault_code};
 use super::tell::Told;
 
 impl Capsules {
@@ -53,14 +53,10 @@ impl Capsules {
         facts.sender.proof = proved.proof.clone();
         let second = decide(&facts);
         if second.is_strangers() {
-            let mut outcome = self.turned_away(asking, &shown, &facts, report, &second);
-            if let Answer::Denied { challenge, .. } = &mut outcome.answer {
-                *challenge = proved.denial;
-            }
-            let about_proof =
+            let outcome = self.turned_away(asking, &shown, &facts, report, &second);
+            let wants_nonce =
                 matches!(facts.sender.proof, Proof::NeedsNonce { .. } | Proof::Faulty { .. });
-            outcome.wants_nonce = about_proof || proved.denial.is_some();
-            return outcome;
+            return Outcome { wants_nonce, ..outcome.about(proved.denial) };
         }
         let work = Work {
             id: shown.id.clone(),
@@ -71,7 +67,7 @@ impl Capsules {
             networks: Arc::clone(&self.networks),
             now: asking.now,
         };
-        match self.registry.transact(move |batch| work.run(batch)).await {
+        match self.registry().transact(move |batch| work.run(batch)).await {
             Ok((decision, facts, report)) => {
                 let mut outcome = self.taken(asking, &shown, &facts, report, &decision);
                 outcome.wants_nonce |= proved.nonce.is_some_and(|nonce| gate.is_worn(&nonce));
@@ -90,22 +86,9 @@ impl Capsules {
         report: Option<Report>,
         decision: &TelemetryDecision,
     ) -> Outcome {
-        // Nothing of a decision about a capsule is needed to count a failure.
-        let counted = Decision {
-            stages: Vec::new(),
-            risk: None,
-            verdict: Err(match decision.verdict {
-                Err(refusal) => refusal,
-                Ok(_) => return unavailable("not_refused"),
-            }),
-            after: None,
-            quarantined: false,
-            held: false,
-        };
-        let begins = facts.secret && matches!(facts.sender.proof, Proof::NeedsNonce { .. });
-        if !begins && let Some(mut limited) = self.limited(asking, &counted) {
-            limited.told = Told::telemetry(TelemetryResult::Refused, "too_many_failures", None);
-            return limited;
+        if let Some(answer) = self.limited(asking, facts) {
+            let told = Told::telemetry(TelemetryResult::Refused, TOO_MANY_FAILURES, None);
+            return Outcome { answer, told, wants_nonce: false };
         }
         self.taken(asking, shown, facts, report, decision)
     }
@@ -145,7 +128,7 @@ impl Capsules {
             };
             let (kind, id) = (Kind::Telemetry, asking.decision);
             let draft = Draft::new(kind, asking.now, id, node.as_deref(), &record);
-            self.note(asking, reason, draft);
+            self.audit.note(asking.address, reason.name(), draft);
         }
         Outcome { answer, told: Told::telemetry(result, code, node), wants_nonce: false }
     }
@@ -173,9 +156,7 @@ impl Work {
     ) -> Result<(TelemetryDecision, Facts, Option<Report>), Fault> {
         let row = batch.node(&self.id)?;
         let node = row.as_ref().map(|row| &row.node);
-        self.facts.enrolled = node.is_some();
-        self.facts.secret = Node::knows(node, &self.hash);
-        place(&mut self.facts, node, &self.networks);
+        bring_up_to_date(&mut self.facts, node, &self.hash, &self.networks);
         let (facts, report) = (&self.facts, self.report.as_ref());
         let decision = telemetry::decide(node, facts, report, &self.policy, self.now);
         if let (Some(row), Some(after)) = (&row, &decision.after) {

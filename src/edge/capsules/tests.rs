@@ -148,11 +148,11 @@ fn headers(secret: &str) -> HeaderMap {
 /// Records looked up and hashes made on the way to an answer, and the answer.
 async fn cost(capsules: &Capsules, gate: &Gate, node: &str, secret: &str) -> (u64, u64, String) {
     let (path, headers) = (format!("{CAPSULE}{node}"), headers(secret));
-    let (looked_up, hashed) = (capsules.registry.looked_up(), made::COUNT.get());
+    let (looked_up, hashed) = (capsules.registry().looked_up(), made::COUNT.get());
     let outcome = capsules.capsule(gate, &asking(node, &path, &headers)).await;
     let told = format!("{:?}", outcome.told);
     let reason = told.split("code").next().unwrap_or_default().to_owned();
-    (capsules.registry.looked_up() - looked_up, made::COUNT.get() - hashed, reason)
+    (capsules.registry().looked_up() - looked_up, made::COUNT.get() - hashed, reason)
 }
 
 #[tokio::test]

@@ -85,9 +85,6 @@ pub(super) struct Walk {
     pub(super) stages: Vec<Outcome>,
 }
 
-/// A stage that refused.
-pub(super) type Refused = Refusal;
-
 impl Walk {
     pub(super) fn new() -> Self {
         Self { stages: Vec::with_capacity(Stage::ALL.len()) }
@@ -102,7 +99,7 @@ impl Walk {
         stage: Stage,
         reason: Reason,
         code: impl Into<String>,
-    ) -> Refused {
+    ) -> Refusal {
         self.stages.push(Outcome { stage, passed: false, code: code.into() });
         Refusal { reason, stage }
     }
@@ -189,7 +186,7 @@ pub(super) fn identify<'a>(
     facts: &Facts,
     policy: &Policy,
     now: UnixTime,
-) -> Result<&'a Node, Refused> {
+) -> Result<&'a Node, Refusal> {
     let node = authenticate(walk, node, facts)?;
     status(walk, node, now)?;
     sender(walk, node, &facts.sender, policy.proof)?;
@@ -202,7 +199,7 @@ fn authenticate<'a>(
     walk: &mut Walk,
     node: Option<&'a Node>,
     facts: &Facts,
-) -> Result<&'a Node, Refused> {
+) -> Result<&'a Node, Refusal> {
     let failed = Reason::AuthenticationFailed;
     let Some(node) = node.filter(|_| facts.enrolled) else {
         return Err(if facts.enrolled {
@@ -220,7 +217,7 @@ fn authenticate<'a>(
 }
 
 /// Stage 3.
-fn status(walk: &mut Walk, node: &Node, now: UnixTime) -> Result<(), Refused> {
+fn status(walk: &mut Walk, node: &Node, now: UnixTime) -> Result<(), Refusal> {
     let reason = match node.status {
         Status::Active => {
             let end = node.expected.join_before;
@@ -251,7 +248,7 @@ fn sender(
     node: &Node,
     sender: &SenderFacts,
     demand: ProofDemand,
-) -> Result<(), Refused> {
+) -> Result<(), Refusal> {
     let mut mismatch =
         |code: String| Err(walk.refused(Stage::Sender, Reason::SenderMismatch, code));
     let jkt = match &sender.proof {
@@ -296,7 +293,7 @@ fn sender(
 }
 
 /// Stage 5: missing counts as different, on the first contact too.
-fn fingerprint(walk: &mut Walk, node: &Node, facts: &Facts) -> Result<(), Refused> {
+fn fingerprint(walk: &mut Walk, node: &Node, facts: &Facts) -> Result<(), Refusal> {
     let stage = Stage::Fingerprint;
     let shown = match facts.fingerprint {
         Fingerprint::Shown(shown) => shown,
@@ -330,7 +327,7 @@ fn place(
     facts: &Facts,
     policy: &Policy,
     now: UnixTime,
-) -> Result<(Network, Risk), Refused> {
+) -> Result<(Network, Risk), Refusal> {
     let boot = facts.boot.as_deref();
     let abrupt_stop = risk::is_abrupt(node.heard.as_ref(), boot, policy.risk.abrupt_window, now);
     walk.passed(Stage::Telemetry, if abrupt_stop { "abrupt_stop" } else { "clean" });
@@ -395,7 +392,7 @@ fn key(
     node: &Node,
     facts: &Facts,
     policy: &Policy,
-) -> Result<KeyVersion, Refused> {
+) -> Result<KeyVersion, Refusal> {
     let stage = Stage::Key;
     let Some(&newest) = facts.keys.masters.last() else {
         return Err(walk.refused(stage, Reason::Unavailable, "no_master_key"));

@@ -4,10 +4,11 @@ use serde::{Deserialize, Serialize};
 
 use super::decision::{Decision, Grant, Outcome, Refusal};
 use super::facts::Facts;
-use super::node::Node;
+use super::node::{Node, NodeId};
 use super::pipeline::{self, Ids, Policy};
 use super::risk::Risk;
 use super::telemetry::{Counted, Report};
+use crate::policy::audit::{Draft, Kind};
 use crate::policy::time::UnixTime;
 
 /// A decision about a capsule. No key and no secret's hash is in it.
@@ -39,6 +40,39 @@ pub struct CapsuleRecord {
 }
 
 impl CapsuleRecord {
+    /// What is kept of `decision`, which was made from the rest.
+    #[must_use]
+    pub fn new(
+        asked: Option<&NodeId>,
+        node: Option<&Node>,
+        facts: &Facts,
+        policy: &Policy,
+        ids: &Ids,
+        now: UnixTime,
+        decision: &Decision,
+    ) -> Self {
+        Self {
+            asked: asked.map(NodeId::to_string),
+            node: node.map(Node::without_secret),
+            facts: facts.clone(),
+            policy: policy.clone(),
+            ids: ids.clone(),
+            now,
+            stages: decision.stages.clone(),
+            risk: decision.risk,
+            verdict: decision.verdict.clone(),
+            quarantined: decision.quarantined,
+            held: decision.held,
+        }
+    }
+
+    /// Its line in the audit log.
+    #[must_use]
+    pub fn draft(&self) -> Draft {
+        let node = self.node.as_ref().map(|node| node.id.as_str());
+        Draft::new(Kind::Capsule, self.now, &self.ids.decision, node, self)
+    }
+
     /// Decides again, from what was recorded.
     #[must_use]
     pub fn again(&self) -> Decision {

@@ -320,9 +320,7 @@ fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, FileError> {
         return Err(FileError::NotAFile);
     }
     let mode = metadata.mode() & 0o777;
-    // The access lists of systemd's credentials show as rights of the group.
-    let open = if is_credential(path) { mode & 0o007 } else { mode & 0o077 };
-    if open != 0 {
+    if is_exposed(mode, is_credential(path)) {
         return Err(FileError::Open(mode));
     }
     let owner = metadata.uid();
@@ -337,8 +335,19 @@ fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, FileError> {
 /// To open a pipe would wait for its other end.
 const NONBLOCK: i32 = 0o4000;
 
-fn is_credential(path: &Path) -> bool {
-    std::env::var_os("CREDENTIALS_DIRECTORY").is_some_and(|directory| path.starts_with(directory))
+/// Whether others than its owner may read a file of this mode. systemd gives a credential to the
+/// service's user by an ACL, whose mask shows as the group's bits.
+#[must_use]
+pub fn is_exposed(mode: u32, credential: bool) -> bool {
+    mode & if credential { 0o007 } else { 0o077 } != 0
+}
+
+/// Whether it is a file that systemd's `LoadCredential=` names.
+#[must_use]
+pub fn is_credential(path: &Path) -> bool {
+    let Some(directory) = std::env::var_os("CREDENTIALS_DIRECTORY") else { return false };
+    let (file, directory) = (fs::canonicalize(path), fs::canonicalize(directory));
+    file.is_ok_and(|file| directory.is_ok_and(|directory| file.parent() == Some(&directory)))
 }
 
 /// Writes a new file, whole and durable, or none.

@@ -225,8 +225,7 @@ impl<'a> Batch<'a> {
     /// # Errors
     /// [`Fault::Failed`].
     pub fn chain(&self) -> Result<String, Fault> {
-        let sql = "SELECT value FROM meta WHERE name = 'chain'";
-        Ok(self.connection.prepare_cached(sql)?.query_row([], |row| row.get(0))?)
+        chain(self.connection)
     }
 
     pub(super) fn set_chain(&self, id: &str) -> Result<(), Fault> {
@@ -306,6 +305,11 @@ pub(super) fn find(
         (false, Some(_)) => Ok(Found::Wrong),
         (false, None) => Ok(Found::Unknown),
     }
+}
+
+pub(super) fn chain(connection: &Connection) -> Result<String, Fault> {
+    let sql = "SELECT value FROM meta WHERE name = 'chain'";
+    Ok(connection.prepare_cached(sql)?.query_row([], |row| row.get(0))?)
 }
 
 /// A stored record; one that is not to be read, or is another node's, is [`Fault::Malformed`].

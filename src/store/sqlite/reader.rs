@@ -188,8 +188,7 @@ impl Reader {
     /// # Errors
     /// [`Fault::Failed`].
     pub fn chain(&self) -> Result<String, Fault> {
-        let sql = "SELECT value FROM meta WHERE name = 'chain'";
-        Ok(self.connection.prepare_cached(sql)?.query_row([], |row| row.get(0))?)
+        batch::chain(&self.connection)
     }
 }
 

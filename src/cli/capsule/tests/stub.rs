@@ -1,5 +1,5 @@
 //! An edge that does as it is told.
-#![expect(clippy::disallowed_methods, reason = "a server runs beside the test, and tells the time")]
+#![expect(clippy::disallowed_methods, reason = "a server runs beside the test")]
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
 
 use super::forge::{Forge, SECRET, Spec};
-use crate::cli::capsule::clock;
+use crate::cli::site::now;
 use crate::policy::digest::Sha256;
 use crate::policy::jose::{Algorithm, CompactJws, PublicKey};
 
@@ -174,7 +174,7 @@ impl Act {
             }
             Self::Grant | Self::Nonce(_) | Self::Hang => {}
         }
-        let now = clock::now().secs();
+        let now = now().secs();
         let mut spec = edge.forge.spec(now);
         spec.claims["exp"] = (now + edge.lifetime).into();
         if let Some(key) = key {

@@ -35,7 +35,7 @@ fn an_envelope_is_verified_offline_and_told_in_words() {
     let scratch = tempfile::tempdir().unwrap();
     let path = |name: &str| scratch.path().join(name).display().to_string();
     let forge = Forge::new(Algorithm::Es256);
-    let now = super::super::clock::now().secs();
+    let now = crate::cli::site::now().secs();
     std::fs::write(path("jwks"), forge.jwks().to_string()).unwrap();
     std::fs::write(path("envelope"), forge.envelope(&forge.spec(now)) + "\n").unwrap();
     std::fs::write(path("old"), forge.envelope(&forge.spec(now - 86_400))).unwrap();
