@@ -9,14 +9,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use holdfast::gate::{Gate, Settings};
+use holdfast::gate::{Gate, Settings, Stores};
 use holdfast::policy::digest::Sha256;
 use holdfast::policy::jose::{Algorithm, AlgorithmSet, CompactJws, PublicKey};
 use holdfast::policy::json;
 use holdfast::policy::nonce::NonceKeys;
 use holdfast::policy::proof::{self, Expected, ProofRules, Seen};
 use holdfast::policy::request::{RequestView, Sender};
-use holdfast::policy::rule::{Demand, Mode, Requirement, Role, RouteRule, Rules, Scope};
+use holdfast::policy::rule::{
+    AuthorityRule, Demand, Mode, Requirement, Role, RouteRule, Rules, Scope,
+};
 use holdfast::policy::target::Origin;
 use holdfast::policy::time::UnixTime;
 use holdfast::policy::token::{IssuerRules, KeySet, TokenType};
@@ -104,6 +106,7 @@ fn gate(issuer: &Jwk) -> Gate {
             tenant: None,
             keys: true,
             introspection: None,
+            retrofit: None,
         }],
         origins: vec![Origin::parse(ORIGIN).unwrap()],
         proof: proof_rules(),
@@ -113,9 +116,12 @@ fn gate(issuer: &Jwk) -> Gate {
         introspection_cache_entries: 10,
         nonce_secrets: vec![SECRET],
         started: UnixTime::from_secs(0),
+        clients: Vec::new(),
+        bypass: None,
+        rotation_grace: Duration::ZERO,
     };
     let replay = MemoryReplay::new(&SECRET, settings.proof.replay_window, 100_000_000);
-    let gate = Gate::new(settings, Arc::new(replay));
+    let gate = Gate::new(settings, Stores::of_resources(Arc::new(replay)));
     let mut jwk = issuer.to_public_key().unwrap();
     jwk.set_key_id("k1");
     let set = format!(r#"{{"keys":[{jwk}]}}"#);
@@ -130,6 +136,7 @@ fn route() -> RouteRule {
         allow_unbound: false,
         audiences: Vec::new(),
         scopes: Vec::new(),
+        authority: AuthorityRule::default(),
     }
 }
 
@@ -152,7 +159,7 @@ fn proof_verification(criterion: &mut Criterion) {
         method: "GET",
         origin: &origin,
         path: PATH,
-        token_hash: Sha256::of(b"token"),
+        token_hash: Some(Sha256::of(b"token")),
         algorithms: AlgorithmSet::of(&[Algorithm::Es256]),
         nonce_keys: Some(&nonce_keys),
         nonce_required: true,

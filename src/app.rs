@@ -34,11 +34,13 @@ use crate::edge::proxy::Edge;
 use crate::edge::tls::{ServerTls, TlsError};
 use crate::edge::trust::Live;
 use crate::edge::upstream::{MAX_ATTEMPTS, Servers, UpstreamError};
-use crate::gate::{Gate, Settings};
+use crate::gate::{Gate, Settings, Stores, Withdrawn};
+use crate::policy::bypass::Bypass;
 use crate::policy::nonce;
 use crate::policy::time::UnixTime;
+use crate::store::bindings::Bindings;
 use crate::store::keys::KeysError;
-use crate::store::sqlite::OpenError;
+use crate::store::sqlite::{Fault, OpenError};
 use crate::telemetry::log::Log;
 use crate::telemetry::metrics::Metrics;
 
@@ -96,6 +98,9 @@ pub enum StartError {
     /// The store cannot be opened.
     #[error("store: {0}")]
     Store(#[from] OpenError),
+    /// The store cannot be written.
+    #[error("store: {0}")]
+    Unwritten(#[from] Fault),
     /// Keys of capsules cannot be used.
     #[error("capsules.keys: {0}")]
     Keys(#[from] KeysError),
@@ -240,7 +245,12 @@ fn servers(config: &Config) -> Result<Vec<Arc<Servers>>, StartError> {
     servers.collect()
 }
 
-fn gate(config: &Config, lasting: &Lasting) -> Gate {
+fn gate(
+    config: &Config,
+    lasting: &Lasting,
+    bypass: Option<Bypass>,
+    withdrawn: Arc<dyn Withdrawn>,
+) -> Gate {
     let limits = &config.edge.limits;
     let process: &[u8; 32] = &lasting.nonce_secret;
     let bound = |key: &NonceKeyFile| nonce::process_secret(key.bytes(), process);
@@ -260,8 +270,21 @@ fn gate(config: &Config, lasting: &Lasting) -> Gate {
         introspection_cache_entries: asked.map(|asking| asking.cache_entries).sum(),
         nonce_secrets,
         started: lasting.started,
+        clients: config.clients.clone(),
+        bypass,
+        rotation_grace: config.rotation_grace,
     };
-    Gate::new(settings, Arc::clone(&lasting.replay))
+    let bindings = lasting.store.as_ref().map(|store| {
+        let registry = Arc::new(store.audit.registry.clone());
+        registry as Arc<dyn Bindings>
+    });
+    let stores = Stores {
+        replay: Arc::clone(&lasting.replay),
+        grants: Arc::clone(&lasting.grants),
+        bindings,
+        withdrawn,
+    };
+    Gate::new(settings, stores)
 }
 
 fn random() -> Result<[u8; 32], StartError> {

@@ -9,7 +9,9 @@
 //! Invariant: nothing is asked of the network here; keys, and what an issuer says of an opaque
 //! token, are facts that `edge` brings.
 
+mod grants;
 mod nodes;
+mod senders;
 mod tokens;
 
 use std::sync::Arc;
@@ -17,10 +19,13 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use crate::policy::binding::{self, BoundBy};
+use crate::policy::binding::BoundBy;
+use crate::policy::bypass::Bypass;
+use crate::policy::certificate::SenderCertificate;
+use crate::policy::client::KnownClient;
 use crate::policy::cors::Preflight;
 use crate::policy::denial::Denial;
-use crate::policy::digest::{Jkt, Sha256, X5tS256};
+use crate::policy::digest::{Jkt, X5tS256};
 use crate::policy::jose::AlgorithmSet;
 use crate::policy::nonce::NonceKeys;
 use crate::policy::presented::Scheme;
@@ -29,10 +34,12 @@ use crate::policy::request::{RequestView, Sender};
 use crate::policy::rule::{Demand, Mode, Requirement, Role, RouteRule, Rules, TenantId};
 use crate::policy::target::Origin;
 use crate::policy::time::UnixTime;
-use crate::policy::token::{IssuerRules, KeySet, VerifiedToken};
+use crate::policy::token::{Confirmation, IssuerRules, KeySet, VerifiedToken};
+use crate::store::bindings::Bindings;
 use crate::store::replay::{ReplayFault, ReplayLog};
 use crate::store::tokens::TokenMemory;
 
+pub use grants::{Asking, GrantDecision, Granted, Terms};
 use tokens::Presented;
 pub use tokens::Told;
 
@@ -41,6 +48,7 @@ pub use tokens::Told;
 pub struct Admitted {
     bound_by: BoundBy,
     token: Option<Arc<VerifiedToken>>,
+    confirmation: Confirmation,
 }
 
 impl Admitted {
@@ -48,6 +56,16 @@ impl Admitted {
     #[must_use]
     pub fn bound_by(&self) -> BoundBy {
         self.bound_by
+    }
+
+    /// What the token is bound to, by its own word or by what the edge keeps of it.
+    #[must_use]
+    pub fn confirmation(&self) -> Confirmation {
+        self.confirmation
+    }
+
+    fn without_token(bound_by: BoundBy) -> Self {
+        Self { bound_by, token: None, confirmation: Confirmation::default() }
     }
 
     /// The verified token; `None` on public routes and preflights.
@@ -92,8 +110,20 @@ pub struct Facts {
     pub presented_jkt: Option<Jkt>,
     /// The connection's client certificate.
     pub presented_x5t: Option<X5tS256>,
+    /// What the token is bound to, the refresh token at a token endpoint, or what is issued there.
+    pub confirmation: Confirmation,
+    /// Who asks for a token.
+    pub client: Option<String>,
+    /// Whether it is refreshed.
+    pub refresh: bool,
+    /// The temporary bypass that let it through.
+    pub bypass: Option<String>,
+    /// Whether the certificate stands in for the one that the token is bound to.
+    pub successor: bool,
     /// The proof's nonce.
     pub nonce: NonceStatus,
+    /// Whether the proof has a nonce, whoever issued it.
+    pub carried_nonce: bool,
     /// now − `iat` of a proof whose signature is verified, milliseconds.
     pub clock_offset_ms: Option<i64>,
     /// What would have been refused under `enforce`.
@@ -115,11 +145,18 @@ impl Facts {
         Self {
             tenant: None,
             token: None,
-            dpop: route.role != Role::Public && proof::is_presented(view.headers),
+            dpop: (route.role.reads_token() || route.role.asks_for_token())
+                && proof::is_presented(view.headers),
             scheme: None,
             presented_jkt: None,
             presented_x5t,
+            confirmation: Confirmation::default(),
+            client: None,
+            refresh: false,
+            bypass: None,
+            successor: false,
             nonce: NonceStatus::NotChecked,
+            carried_nonce: false,
             clock_offset_ms: None,
             observed: None,
             wants_nonce: false,
@@ -176,6 +213,49 @@ pub struct Settings {
     pub nonce_secrets: Vec<[u8; 32]>,
     /// When this process started.
     pub started: UnixTime,
+    /// The clients that the configuration knows.
+    pub clients: Vec<KnownClient>,
+    /// The temporary bypass, where it was opened.
+    pub bypass: Option<Bypass>,
+    /// How long a successor may stand in for the certificate that a token is bound to; 0: never.
+    pub rotation_grace: Duration,
+}
+
+/// What a gate remembers by.
+#[derive(Clone, Debug)]
+pub struct Stores {
+    /// Proofs at resources.
+    pub replay: Arc<dyn ReplayLog>,
+    /// Proofs at token endpoints, where any fresh key makes one that holds.
+    pub grants: Arc<dyn ReplayLog>,
+    /// What tokens are bound to, where the edge keeps it.
+    pub bindings: Option<Arc<dyn Bindings>>,
+    /// Certificates that were withdrawn.
+    pub withdrawn: Arc<dyn Withdrawn>,
+}
+
+impl Stores {
+    /// For resources alone: nothing is kept of tokens, and no certificate is withdrawn.
+    #[must_use]
+    pub fn of_resources(replay: Arc<dyn ReplayLog>) -> Self {
+        let grants = Arc::clone(&replay);
+        Self { replay, grants, bindings: None, withdrawn: Arc::new(NoneWithdrawn) }
+    }
+}
+
+#[derive(Debug)]
+struct NoneWithdrawn;
+
+impl Withdrawn for NoneWithdrawn {
+    fn is_withdrawn(&self, _certificate: &SenderCertificate) -> bool {
+        false
+    }
+}
+
+/// Knows which client certificates their issuers have withdrawn.
+pub trait Withdrawn: std::fmt::Debug + Send + Sync {
+    /// Whether a list that is in force has this one.
+    fn is_withdrawn(&self, certificate: &SenderCertificate) -> bool;
 }
 
 /// An external origin, with the nonces that are good there.
@@ -198,14 +278,17 @@ pub struct Gate {
     tokens: TokenMemory,
     /// Opaque tokens, for as long as their issuers' word is fresh.
     opaque: TokenMemory,
-    replay: Arc<dyn ReplayLog>,
+    stores: Stores,
     started: UnixTime,
+    clients: Vec<KnownClient>,
+    bypass: Option<Bypass>,
+    rotation_grace: Duration,
 }
 
 impl Gate {
     /// A gate without keys: every token is refused until [`Gate::replace_keys`] brought its issuer's.
     #[must_use]
-    pub fn new(settings: Settings, replay: Arc<dyn ReplayLog>) -> Self {
+    pub fn new(settings: Settings, stores: Stores) -> Self {
         let nonces = settings.proof.nonce_ttl.is_some();
         let site = |origin: Origin| Site {
             nonce_keys: nonces.then(|| NonceKeys::derive(&settings.nonce_secrets, &origin)),
@@ -221,8 +304,11 @@ impl Gate {
             proof_bytes: settings.proof_bytes,
             tokens: TokenMemory::new(settings.token_cache_entries),
             opaque: TokenMemory::new(settings.introspection_cache_entries),
-            replay,
+            stores,
             started: settings.started,
+            clients: settings.clients,
+            bypass: settings.bypass,
+            rotation_grace: settings.rotation_grace,
         }
     }
 
@@ -261,8 +347,8 @@ impl Gate {
     ) -> Decision {
         let requirement = self.rules.requirement(None, &[], route);
         let mut facts = Facts::new(view, route, self.challenge(&requirement, route));
-        if route.role == Role::Public {
-            let verdict = Ok(Admitted { bound_by: BoundBy::Public, token: None });
+        if !route.role.reads_token() {
+            let verdict = Ok(Admitted::without_token(BoundBy::Public));
             return Decision { verdict, facts };
         }
         let Some(site) = origin.and_then(|index| self.sites.get(index)) else {
@@ -276,7 +362,7 @@ impl Gate {
     /// Admits a preflight for the service to answer, on a route that says so. It reads no token.
     #[must_use]
     pub fn admit_preflight(&self, _preflight: &Preflight<'_>) -> Admitted {
-        Admitted { bound_by: BoundBy::Preflight, token: None }
+        Admitted::without_token(BoundBy::Preflight)
     }
 
     async fn decide(
@@ -285,7 +371,7 @@ impl Gate {
         mut requirement: Requirement,
         facts: &mut Facts,
     ) -> Result<Admitted, Denial> {
-        let verdict = match self.token(case, facts) {
+        let verdict = match self.token(case, facts).await {
             Ok((presented, token)) => {
                 let (tenant, audiences) = (token.tenant(), token.audiences());
                 requirement = self.rules.requirement(tenant, audiences, case.route);
@@ -308,92 +394,39 @@ impl Gate {
         token: Arc<VerifiedToken>,
         facts: &mut Facts,
     ) -> Result<Admitted, Denial> {
-        let held = match self.sender(case, requirement, presented, &token, facts) {
+        let held = match self.sender(case, requirement, presented, &token, facts).await {
             Ok((by, proof)) => {
                 scopes(case.route, &token)?;
-                self.first_use(proof, case.now).await.map(|()| by)
+                self.first_use(&*self.stores.replay, proof, case.now).await.map(|()| by)
             }
             Err(denial) => Err(denial),
+        };
+        let admitted = |bound_by, token| {
+            let confirmation = facts.confirmation;
+            Admitted { bound_by, token: Some(token), confirmation }
         };
         match held {
-            Ok(bound_by) => Ok(Admitted { bound_by, token: Some(token) }),
+            Ok(bound_by) => Ok(admitted(bound_by, token)),
             Err(denial) if requirement.mode == Mode::Observe && denial.observable() => {
                 scopes(case.route, &token)?;
+                let admitted = admitted(BoundBy::Observed, token);
                 facts.observed = Some(denial);
-                Ok(Admitted { bound_by: BoundBy::Observed, token: Some(token) })
+                Ok(admitted)
             }
             Err(denial) => Err(denial),
         }
     }
 
-    /// Proof and certificate, as far as they can be judged without memory.
-    fn sender(
+    async fn first_use(
         &self,
-        case: &Case<'_>,
-        requirement: &Requirement,
-        presented: &Presented,
-        token: &VerifiedToken,
-        facts: &mut Facts,
-    ) -> Result<(BoundBy, Option<VerifiedProof>), Denial> {
-        let confirmation = token.confirmation();
-        if confirmation.jkt.is_some() && !self.rules.dpop_enabled {
-            return Err(Denial::DpopDisabled);
-        }
-        if confirmation.x5t.is_some() && !self.rules.mtls_enabled {
-            return Err(Denial::MtlsDisabled);
-        }
-        let proof = if binding::proof_needed(confirmation, presented.scheme)? {
-            Some(self.proof(case, requirement, presented.hash, facts)?)
-        } else {
-            proof::at_most_one_field(case.view.headers)?;
-            None
-        };
-        let sender = case.view.sender.at(case.now);
-        let allow_unbound = case.route.allow_unbound;
-        let bound =
-            binding::bind(confirmation, proof.as_ref(), sender, requirement, allow_unbound)?;
-        Ok((bound.by(), proof))
-    }
-
-    fn proof(
-        &self,
-        case: &Case<'_>,
-        requirement: &Requirement,
-        token_hash: Sha256,
-        facts: &mut Facts,
-    ) -> Result<VerifiedProof, Denial> {
-        let expected = proof::Expected {
-            method: case.view.method,
-            origin: &case.site.origin,
-            path: case.view.path,
-            token_hash,
-            algorithms: requirement.algorithms,
-            nonce_keys: case.site.nonce_keys.as_ref(),
-            nonce_required: requirement.nonce,
-            rules: &self.proof,
-            max_bytes: self.proof_bytes,
-            started: self.started,
-            now: case.now,
-        };
-        let mut seen = proof::Seen::default();
-        let verified = proof::verify(case.view.headers, &expected, &mut seen);
-        facts.presented_jkt = seen.jkt;
-        facts.clock_offset_ms = seen.clock_offset_ms;
-        facts.nonce = match (&verified, seen.nonce) {
-            (_, Some(nonce)) => NonceStatus::Fresh { age: nonce.age, superseded: nonce.superseded },
-            (Err(Denial::NonceAbsent), None) => NonceStatus::Absent,
-            (Err(Denial::NonceExpired), None) => NonceStatus::Expired,
-            (Err(Denial::NonceUnknown), None) => NonceStatus::Unknown,
-            (Ok(_) | Err(_), None) => NonceStatus::NotChecked,
-        };
-        verified
-    }
-
-    async fn first_use(&self, proof: Option<VerifiedProof>, now: UnixTime) -> Result<(), Denial> {
+        log: &dyn ReplayLog,
+        proof: Option<VerifiedProof>,
+        now: UnixTime,
+    ) -> Result<(), Denial> {
         let Some(proof) = proof else {
             return Ok(());
         };
-        let noted = self.replay.check_and_insert(proof.jkt(), proof.jti(), now).await;
+        let noted = log.check_and_insert(proof.jkt(), proof.jti(), now).await;
         noted.map_err(|fault| match fault {
             ReplayFault::Replayed => Denial::Replayed,
             ReplayFault::AtCapacity => Denial::ReplayCapacity,
@@ -404,7 +437,9 @@ impl Gate {
         let demand = requirement.demand;
         let certificate = self.rules.mtls_enabled && demand.met_by(false, true);
         Challenge {
-            dpop: self.rules.dpop_enabled && demand != Demand::Mtls,
+            dpop: self.rules.dpop_enabled
+                && demand != Demand::Mtls
+                && route.role != Role::Introspection,
             bearer: certificate || route.allow_unbound || demand == Demand::None,
             algorithms: requirement.algorithms,
         }
@@ -412,10 +447,10 @@ impl Gate {
 
     /// Whether the answer must bring a nonce: after a refusal where one is needed, and, so that a
     /// steady client is never challenged twice, once the client's own is past half its time.
-    fn wants_nonce(
+    fn wants_nonce<T>(
         &self,
         requirement: &Requirement,
-        verdict: &Result<Admitted, Denial>,
+        verdict: &Result<T, Denial>,
         facts: &Facts,
     ) -> bool {
         let Some(ttl) = self.proof.nonce_ttl else {
@@ -441,7 +476,50 @@ impl Gate {
     /// Live proofs remembered, for the metrics.
     #[must_use]
     pub fn live_proofs(&self) -> usize {
-        self.replay.live()
+        self.stores.replay.live()
+    }
+
+    /// What the proofs of token endpoints come to.
+    #[must_use]
+    pub fn live_grants(&self) -> usize {
+        self.stores.grants.live()
+    }
+
+    /// The temporary bypass, while it lasts.
+    #[must_use]
+    pub fn bypass(&self, now: UnixTime) -> Option<&Bypass> {
+        self.bypass.as_ref().filter(|bypass| bypass.lasts(now))
+    }
+
+    /// What tokens are bound to, where the edge keeps it.
+    #[must_use]
+    pub fn bindings(&self) -> Option<&Arc<dyn Bindings>> {
+        self.stores.bindings.as_ref()
+    }
+
+    /// Whether certificates that tokens are bound to are kept, for their successors.
+    #[must_use]
+    pub fn follows_certificates(&self) -> bool {
+        !self.rotation_grace.is_zero() && self.stores.bindings.is_some()
+    }
+
+    /// What tokens can be bound by: the algorithms of proofs, and whether certificates.
+    #[must_use]
+    pub fn can_bind_by(&self) -> (Option<AlgorithmSet>, bool) {
+        let algorithms = self.rules.default.algorithms;
+        (self.rules.dpop_enabled.then_some(algorithms), self.rules.mtls_enabled)
+    }
+
+    /// The configured tenant of this name.
+    #[must_use]
+    pub fn tenant_named(&self, name: &str) -> Option<TenantId> {
+        self.rules.tenants.iter().position(|tenant| tenant.name == name).map(TenantId)
+    }
+
+    /// What an issuer's tokens must be.
+    #[must_use]
+    pub fn issuer(&self, index: usize) -> Option<&IssuerRules> {
+        self.issuers.get(index)
     }
 }
 

@@ -10,7 +10,7 @@ use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use holdfast::gate::{Decision, Gate, Settings, Told};
+use holdfast::gate::{Decision, Gate, Settings, Stores, Told};
 use holdfast::policy::binding::BoundBy;
 use holdfast::policy::certificate::SenderCertificate;
 use holdfast::policy::denial::Denial;
@@ -21,7 +21,7 @@ use holdfast::policy::json;
 use holdfast::policy::proof::ProofRules;
 use holdfast::policy::request::{RequestView, Sender};
 use holdfast::policy::rule::{
-    Demand, Mode, Requirement, Role, RouteRule, Rules, Scope, TenantId, TenantRule,
+    AuthorityRule, Demand, Mode, Requirement, Role, RouteRule, Rules, Scope, TenantId, TenantRule,
 };
 use holdfast::policy::target::Origin;
 use holdfast::policy::time::UnixTime;
@@ -90,6 +90,7 @@ fn world(change: impl FnOnce(&mut Settings)) -> World {
             tenant: None,
             keys: true,
             introspection: None,
+            retrofit: None,
         }],
         origins: vec![Origin::parse("https://api.example").unwrap()],
         proof: ProofRules {
@@ -105,11 +106,14 @@ fn world(change: impl FnOnce(&mut Settings)) -> World {
         introspection_cache_entries: 10,
         nonce_secrets: vec![[2; 32]],
         started: UnixTime::from_millis(START),
+        clients: Vec::new(),
+        bypass: None,
+        rotation_grace: Duration::ZERO,
     };
     change(&mut settings);
     let replay = MemoryReplay::new(&[3; 32], settings.proof.replay_window, 1000);
     let (issuer, client) = (Key::new(), Key::new());
-    let gate = Gate::new(settings, Arc::new(replay));
+    let gate = Gate::new(settings, Stores::of_resources(Arc::new(replay)));
     let set = json!({"keys": [issuer.jwk()]}).to_string();
     gate.replace_keys(0, KeySet::from_json(set.as_bytes()).unwrap());
     let route = RouteRule {
@@ -118,6 +122,7 @@ fn world(change: impl FnOnce(&mut Settings)) -> World {
         allow_unbound: false,
         audiences: Vec::new(),
         scopes: Vec::new(),
+        authority: AuthorityRule::default(),
     };
     World { issuer, client, gate, route }
 }

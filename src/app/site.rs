@@ -1,5 +1,6 @@
 //! What one configuration makes, what outlives it, and how the next takes its place.
 
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -11,21 +12,28 @@ use crate::config::{Config, Store};
 use crate::edge::accept::Serving;
 use crate::edge::admin;
 use crate::edge::audit::Audit;
+use crate::edge::authority;
 use crate::edge::capsules::{self, Capsules};
 use crate::edge::introspect::Introspectors;
 use crate::edge::jwks::KeySets;
 use crate::edge::parts::{Common, Parts};
 use crate::edge::tls::{self, ServerTls, TlsError};
+use crate::policy::bypass::Bypass;
 use crate::policy::time::UnixTime;
+use crate::store::bindings;
 use crate::store::budget::Budget;
 use crate::store::failures::{FailureLimits, Failures};
 use crate::store::keys::{AuditSigner, KeyRing};
 use crate::store::networks::Networks;
 use crate::store::registry::Registry;
 use crate::store::replay::{MemoryReplay, ReplayLog};
+use crate::store::sqlite::Database;
 use crate::store::sqlite::writer::{CheckpointRule, Signer};
 use crate::telemetry::log::Log;
 use crate::telemetry::metrics::{Metrics, Shape};
+
+/// Addresses whose proofs at token endpoints are counted apart.
+const PACED: usize = 100_000;
 
 /// The first configuration of a process.
 pub(super) const FIRST: u64 = 1;
@@ -50,10 +58,13 @@ pub(super) struct Lasting {
     log: Log,
     provider: Arc<CryptoProvider>,
     pub(super) replay: Arc<dyn ReplayLog>,
+    /// Proofs at token endpoints.
+    pub(super) grants: Arc<dyn ReplayLog>,
+    authority: authority::State,
     pub(super) nonce_secret: NonceSecret,
     pub(super) started: UnixTime,
     /// Nodes and the audit log, where there is a store.
-    store: Option<capsules::State>,
+    pub(super) store: Option<capsules::State>,
 }
 
 /// The randomness that this process's nonces rest on. Not to be printed.
@@ -94,8 +105,15 @@ impl Lasting {
         log: &Log,
         provider: Arc<CryptoProvider>,
     ) -> Result<Self, StartError> {
-        let (window, entries) = (config.dpop.replay_window, config.edge.limits.replay_entries);
+        let (window, limits) = (config.dpop.replay_window, &config.edge.limits);
+        let entries = limits.replay_entries;
+        let paced = NonZeroU32::new(limits.token_proofs_per_minute).unwrap_or(NonZeroU32::MAX);
+        let pace = FailureLimits { per_address: paced, per_node: paced, entries: PACED };
+        let pace = Arc::new(Failures::new(pace, random()?));
+        let grants = MemoryReplay::new(&random()?, window, limits.token_replay_entries);
         Ok(Self {
+            grants: Arc::new(grants),
+            authority: authority::State { caller: Arc::default(), pace },
             log: log.clone(),
             provider,
             replay: Arc::new(MemoryReplay::new(&random()?, window, entries)),
@@ -173,7 +191,8 @@ pub(super) fn make(
     };
     let metrics = Arc::new(metrics);
     let tls = listeners_tls(config, lasting, &metrics, generation)?;
-    let gate = Arc::new(gate(config, lasting));
+    let bypass = bypass(config, lasting)?;
+    let gate = Arc::new(gate(config, lasting, bypass, Arc::new(withdrawn(config)?)));
     let keys = KeySets::new(
         &config.issuers,
         &gate,
@@ -185,11 +204,37 @@ pub(super) fn make(
     let log = lasting.log.clone();
     let (capsules, ring) = capsules(config, lasting)?.unzip();
     let audit = lasting.store.as_ref().map(|store| store.audit.clone());
-    let common = Common { gate, keys, introspectors, capsules, audit, metrics, log };
+    let authority = lasting.authority.clone();
+    let common = Common { gate, keys, introspectors, capsules, authority, audit, metrics, log };
     let trust = tls.iter().map(|tls| Arc::clone(&tls.trust)).collect();
     let servers = servers(config)?;
     let parts = Parts::new(config, trust, servers, common);
     Ok(Made { parts: Arc::new(parts), tls, ring })
+}
+
+/// The temporary bypass, as long as its flag stays. That it was seen is written down first.
+fn bypass(config: &Config, lasting: &Lasting) -> Result<Option<Bypass>, StartError> {
+    let (Some(store), true) = (&config.store, lasting.store.is_some()) else { return Ok(None) };
+    let mut database = Database::open(&store.path)?;
+    let allowed = config.bypass.allowed;
+    let id: String = random()?.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    let seen = bindings::note_bypass(&mut database, allowed, now(), &id)?;
+    let bypass = seen.map(|seen| Bypass::of(&config.bypass, &seen));
+    if let Some(bypass) = bypass.as_ref().filter(|bypass| bypass.lasts(now())) {
+        let until = bypass.until.rfc3339().to_string();
+        tracing::warn!(id = bypass.id, until, "the temporary bypass is open");
+    }
+    Ok(bypass)
+}
+
+/// The certificates that are on a list of some listener.
+fn withdrawn(config: &Config) -> Result<tls::WithdrawnCertificates, StartError> {
+    let mut all = tls::WithdrawnCertificates::default();
+    for listener in &config.edge.listeners {
+        let wrong = |error| StartError::Tls { name: listener.name.clone(), error };
+        all.add(listener.tls.as_ref()).map_err(wrong)?;
+    }
+    Ok(all)
 }
 
 fn listeners_tls(
@@ -285,6 +330,10 @@ fn fixed(old: &Config, new: &Config) -> Vec<String> {
     same("edge.limits.replayEntries", replay(before) == replay(after));
     let window = |config: &Config| config.dpop.replay_window;
     same("security.senderConstraints.dpop.replayWindow", window(old) == window(new));
+    let grants = |config: &Config| {
+        (config.edge.limits.token_replay_entries, config.edge.limits.token_proofs_per_minute)
+    };
+    same("edge.limits.tokenReplayEntries and tokenProofsPerMinute", grants(old) == grants(new));
     same("store.path", old.store == new.store);
     same("audit", old.audit == new.audit);
     keys

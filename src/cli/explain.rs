@@ -23,7 +23,7 @@ use crate::policy::denial::Denial;
 use crate::policy::jose::AlgorithmSet;
 use crate::policy::presented::names_access_token;
 use crate::policy::proof::ProofRules;
-use crate::policy::rule::{Demand, Mode, Requirement, Role, Scope, TenantId};
+use crate::policy::rule::{Binding, Demand, Mode, Requirement, Role, Scope, TenantId};
 use crate::policy::target::{Origin, normalise_path, split_authority};
 use crate::policy::token::IssuerRules;
 
@@ -160,7 +160,8 @@ fn fill(config: &Config, query: &Query<'_>, shown: &mut Explanation) -> Result<(
                    `;`, and the route does not say `allowAmbiguousPaths: true`";
         return Err(refused(400, Denial::PathInvalid, why));
     }
-    if route.rule.role == Role::Public {
+    let role = route.rule.role;
+    if !role.reads_token() && !role.asks_for_token() {
         return Ok(());
     }
     if target.query.is_some_and(names_access_token) {
@@ -237,6 +238,12 @@ fn upstream(config: &Config, route: &Route) -> Option<UpstreamShown> {
     let credentials = match (route.rule.role, upstream.authorization) {
         (Role::Public, _) if route.pass_credentials => "passed on as received, unread",
         (Role::Public, _) => "removed",
+        (Role::Token | Role::Par, _) if route.rule.authority.binding == Binding::Retrofit => {
+            "the client's own as received, without the proof"
+        }
+        (Role::Token | Role::Par | Role::Introspection | Role::Revocation | Role::Metadata, _) => {
+            "as received"
+        }
         (Role::Resource, Forward) => "forwarded as received",
         (Role::Resource, Bearer) => "forwarded as Bearer, without the proof",
         (Role::Resource, Strip) => "removed",
@@ -257,7 +264,13 @@ fn rule(
     let tenant_rule = tenant.and_then(|TenantId(index)| config.rules.tenants.get(index));
     shown.tenant = tenant_rule.map(|tenant| tenant.name.clone());
     let audiences: Vec<_> = query.audience.iter().map(|&audience| audience.to_owned()).collect();
-    let requirement = config.rules.requirement(tenant, &audiences, &route.rule);
+    let mut requirement = if route.rule.role.asks_for_token() {
+        let known = tenant.is_some();
+        config.rules.grant_requirement(tenant, known, &audiences, &route.rule)
+    } else {
+        config.rules.requirement(tenant, &audiences, &route.rule)
+    };
+    requirement.nonce &= !route.rule.authority.upstream_nonces;
 
     let [nonce_said, certificate_said] = audience_said(config, query);
     shown.rule.push(default_said(&config.rules.default));

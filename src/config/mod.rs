@@ -19,7 +19,7 @@ mod value;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 pub use capsules::{Audit, Capsules, Store};
 pub use finding::{Finding, Severity};
@@ -30,11 +30,14 @@ pub use value::{duration, show_duration};
 use finding::{Place, Sink};
 use section::Section;
 
+use crate::policy::bypass::BypassRules;
+use crate::policy::client::KnownClient;
 use crate::policy::cors::CorsRules;
 use crate::policy::proof::ProofRules;
 use crate::policy::proxies::Proxies;
 use crate::policy::rule::{RouteRule, Rules};
 use crate::policy::target::Origin;
+use crate::policy::time::UnixTime;
 use crate::policy::token::IssuerRules;
 
 /// What [`load`] made of a file.
@@ -102,6 +105,12 @@ fn give_out(sink: Sink, config: Option<Config>) -> Loaded {
     Loaded { config, findings, known_keys, files }
 }
 
+/// The time, for what the file says of it.
+fn now() -> UnixTime {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    UnixTime::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
 /// The environment variable `name`, when it is set and UTF-8.
 fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok()
@@ -126,6 +135,14 @@ pub struct Config {
     pub dpop: ProofRules,
     /// `dpop.nonce.keyFiles`: the first makes nonces, each checks them. Empty: a key of the process.
     pub nonce_keys: Vec<NonceKeyFile>,
+    /// What a proof that was used before is answered with at a token endpoint: 400 or 401.
+    pub replay_status: u16,
+    /// The temporary bypass.
+    pub bypass: BypassRules,
+    /// How long a successor may stand in for the certificate that a token is bound to; 0: never.
+    pub rotation_grace: Duration,
+    /// The clients whose tenants are known.
+    pub clients: Vec<KnownClient>,
     /// Keys for nodes.
     pub capsules: Option<Capsules>,
     /// Nodes and the audit log; `None` where nothing is kept.
@@ -287,6 +304,12 @@ pub struct Limits {
     pub token_cache_entries: usize,
     /// Live proofs remembered; past it new ones are refused with 503.
     pub replay_entries: usize,
+    /// Live proofs of token endpoints remembered, apart from those.
+    pub token_replay_entries: usize,
+    /// Proofs that one address may show to token endpoints, a minute.
+    pub token_proofs_per_minute: u32,
+    /// Bytes of a request's body, and of an answer's, at an authorization server.
+    pub authority_body_bytes: usize,
 }
 
 /// A service behind the edge.

@@ -1,5 +1,6 @@
 //! From sections of the file to [`Config`], with every error on the way.
 
+mod authority;
 mod capsules;
 mod cors;
 mod demands;
@@ -19,7 +20,7 @@ use super::finding::Place;
 use super::item::Words;
 use super::section::Section;
 use super::{Config, Telemetry};
-use crate::policy::rule::{Role, Rules};
+use crate::policy::rule::Rules;
 
 /// The version of the file's layout that this build reads.
 const SCHEMA_VERSION: u64 = 1;
@@ -43,11 +44,11 @@ pub(super) fn resolve(root: Section<'_>) -> Option<Config> {
 
     let edge = edge::resolve(&root.section("edge"));
     let upstreams = upstreams::resolve(&root);
-    let security = security::resolve(&root);
     let tenancy = tenants::resolve(&root);
+    let security = security::resolve(&root, &tenancy);
     let issuers = issuers::resolve(&root, &tenancy);
     let names: Vec<_> = upstreams.iter().map(|(upstream, _)| upstream.name.as_str()).collect();
-    let (drafts, mut origins) = routes::resolve(&root, &names, edge.as_ref());
+    let (drafts, mut origins) = routes::resolve(&root, &names, &issuers, edge.as_ref());
     let telemetry = telemetry(&root.section("telemetry"));
     let means = capsules::Means {
         dpop: security.dpop_enabled,
@@ -55,13 +56,16 @@ pub(super) fn resolve(root: Section<'_>) -> Option<Config> {
         edge: edge.as_ref(),
     };
     let capsules = capsules::resolve(&root, &mut origins, &means);
-    let store = capsules::store(&root, root.has("capsules"));
+    let binds = issuers.iter().any(|(issuer, _)| issuer.rules.retrofit.is_some());
+    let keeps = binds || security.bypass.allowed || !security.rotation_grace.is_zero();
+    let store = capsules::store(&root, keeps || root.has("capsules"));
     let audit = capsules::audit(&root);
 
-    let reads_tokens = drafts.iter().any(|draft| draft.route.rule.role == Role::Resource);
-    issuers::check_use(&root, &issuers, reads_tokens);
+    let reads_tokens = drafts.iter().any(|draft| draft.route.rule.role.reads_token());
+    let asks = drafts.iter().any(|draft| draft.route.rule.role.is_authority());
+    issuers::check_use(&root, &issuers, reads_tokens, asks);
     upstreams::check_use(root.sink(), &upstreams, &drafts);
-    tenants::check_use(&tenancy, &issuers, reads_tokens);
+    tenants::check_use(&tenancy, &issuers, reads_tokens, asks);
     let rules = Rules {
         default: security.default,
         dpop_enabled: security.dpop_enabled,
@@ -77,6 +81,7 @@ pub(super) fn resolve(root: Section<'_>) -> Option<Config> {
         security: &security,
         tenancy: &tenancy,
         drafts: &drafts,
+        issuers: &issuers,
         edge: edge.as_ref(),
     });
 
@@ -89,6 +94,10 @@ pub(super) fn resolve(root: Section<'_>) -> Option<Config> {
         rules,
         dpop: security.proof,
         nonce_keys: security.nonce_keys,
+        replay_status: security.replay_status,
+        bypass: security.bypass,
+        rotation_grace: security.rotation_grace,
+        clients: tenancy.clients,
         capsules,
         store,
         audit,

@@ -68,7 +68,7 @@ pub(crate) fn site() -> tempfile::TempDir {
     put("pki/clients.crl", revocation_list(2100).as_bytes());
     put("pki/old.crl", revocation_list(2021).as_bytes());
     put("keys/nonce.key", &[7; 32]);
-    let made = crate::policy::time::UnixTime::from_secs(1_800_000_000);
+    let made = UnixTime::from_secs(1_800_000_000);
     let capsules = site.path().join("keys/capsules");
     crate::store::keys::init(&capsules, crate::store::keys::Algorithm::EdDsa, made).unwrap();
     put("keys/open/master-1.json", b"{}");

@@ -41,6 +41,8 @@ pub struct Ctx {
     pub(super) allow: Vec<String>,
     pub(super) facts: Option<Facts>,
     pub(super) refused: Option<Denial>,
+    /// Whether a client came to an authorization server with `Authorization: Basic`.
+    pub(super) basic: bool,
     /// What the edge answered itself.
     pub(super) own: Option<super::capsules::Told>,
     pub(super) admitted: Option<Admitted>,
@@ -83,6 +85,7 @@ impl Ctx {
             allow: Vec::new(),
             facts: None,
             refused: None,
+            basic: false,
             own: None,
             admitted: None,
             nonce: None,

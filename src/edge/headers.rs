@@ -237,7 +237,7 @@ fn identity(request: &mut RequestHeader, onward: &Onward<'_>) -> pingora::Result
         }
     }
     let Some(token) = onward.admitted.token() else { return Ok(()) };
-    let confirmation = token.confirmation();
+    let confirmation = onward.admitted.confirmation();
     for (name, value) in [
         (SUBJECT, token.subject().map(visible)),
         (CLIENT, token.client().map(visible)),

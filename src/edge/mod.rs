@@ -6,7 +6,9 @@
 pub mod accept;
 pub mod admin;
 pub mod audit;
+pub mod authority;
 mod believe;
+mod body;
 pub mod capsules;
 pub mod connection;
 mod cors;

@@ -5,12 +5,13 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use http::{HeaderMap, Method};
+use http::{HeaderMap, Method, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use pingora::{Error, ErrorSource};
 
 use super::audit::Audit;
+use super::authority;
 use super::believe;
 use super::capsules::{self, Capsules, Own};
 use super::connection::{self, Connection};
@@ -18,7 +19,7 @@ use super::ctx::Ctx;
 use super::headers::Onward;
 use super::introspect::Introspectors;
 use super::jwks::KeySets;
-use super::respond::{self, Answer, Asked};
+use super::respond::{self, Answer, Asked, AskedOfAuthority};
 use super::route::{Miss, RouteTable};
 use super::stream;
 use super::trust::{Standing, Trust};
@@ -32,7 +33,7 @@ use crate::policy::denial::Denial;
 use crate::policy::lifetime;
 use crate::policy::presented::{self, names_access_token};
 use crate::policy::request::RequestView;
-use crate::policy::rule::{Role, TenantId};
+use crate::policy::rule::{Binding, Role, RouteRule, TenantId};
 use crate::policy::target::{Origin, split_authority};
 use crate::policy::time::UnixTime;
 use crate::telemetry::log::Log;
@@ -49,6 +50,8 @@ pub struct Common {
     pub introspectors: Arc<Introspectors>,
     /// Capsules for nodes, where there are any.
     pub capsules: Option<Arc<Capsules>>,
+    /// What stands in front of authorization servers.
+    pub authority: authority::State,
     /// The audit log, where there is a store.
     pub audit: Option<Audit>,
     /// Counts.
@@ -70,6 +73,7 @@ pub struct Parts {
     tenants: Vec<String>,
     limits: Limits,
     nonces: bool,
+    replay_status: StatusCode,
     ok_sample: f64,
 }
 
@@ -82,6 +86,8 @@ pub(super) enum Permit {
     Preflight(Grant),
     /// Be answered: it is for the edge itself.
     Own(Own),
+    /// Be read: it is for an authorization server.
+    Authority,
 }
 
 impl Parts {
@@ -104,6 +110,8 @@ impl Parts {
             tenants: config.rules.tenants.iter().map(|tenant| tenant.name.clone()).collect(),
             limits: config.edge.limits,
             nonces: config.dpop.nonce_ttl.is_some(),
+            replay_status: StatusCode::from_u16(config.replay_status)
+                .unwrap_or(StatusCode::UNAUTHORIZED),
             ok_sample: config.telemetry.ok_sample,
         }
     }
@@ -179,8 +187,12 @@ impl Parts {
             ctx.target = Some(target);
             return permit;
         }
-        if route.rule.role == Role::Resource {
+        if route.rule.role != Role::Public {
             self.spoke_as_asked(ctx)?;
+        }
+        if route.rule.role.is_authority() {
+            ctx.target = Some(target);
+            return Ok(Permit::Authority);
         }
         let view = view::request(request, &target, &ctx.shown);
         let decision = self.admit(&view, route, ctx.origin).await;
@@ -229,7 +241,7 @@ impl Parts {
             Cors::Edge(rules) => rules.grant(preflight, headers).map(Permit::Preflight),
             Cors::Off | Cors::Upstream => {
                 let query = target.query.as_deref();
-                if route.rule.role == Role::Resource && query.is_some_and(names_access_token) {
+                if route.rule.role != Role::Public && query.is_some_and(names_access_token) {
                     return Err(Denial::TokenInQuery);
                 }
                 Ok(Permit::Forward(self.common.gate.admit_preflight(preflight)))
@@ -372,6 +384,13 @@ impl Parts {
             nonce: ctx.nonce.as_deref(),
             allow: &ctx.allow,
             scopes,
+            authority: self.route(ctx).filter(|route| route.rule.role.is_authority()).map(|_| {
+                AskedOfAuthority {
+                    refresh: facts.is_some_and(|facts| facts.refresh),
+                    basic: ctx.basic,
+                    replay_status: self.replay_status,
+                }
+            }),
         };
         respond::answer(denial, &asked)
     }
@@ -379,7 +398,20 @@ impl Parts {
     /// Whether the edge issues this route's nonces. A service behind a public route may be one that
     /// issues its own, such as an authorization server.
     pub(super) fn issues(&self, ctx: &Ctx) -> bool {
-        self.nonces && self.route(ctx).is_some_and(|route| route.rule.role == Role::Resource)
+        let ours = |rule: &RouteRule| {
+            rule.role.reads_token()
+                || (rule.role.asks_for_token() && !rule.authority.upstream_nonces)
+        };
+        self.nonces && self.route(ctx).is_some_and(|route| ours(&route.rule))
+    }
+
+    pub(super) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Whether the edge binds what is issued on `route`.
+    pub(super) fn retrofits(&self, route: &Route) -> bool {
+        route.rule.authority.binding == Binding::Retrofit
     }
 
     pub(super) fn tell(&self, ctx: &Ctx, status: u16) {

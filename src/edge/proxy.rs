@@ -29,6 +29,7 @@ use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
+use super::authority::{self, Stop};
 use super::connection;
 use super::cors;
 use super::ctx::Ctx;
@@ -104,16 +105,20 @@ impl ProxyHttp for Edge {
                 ctx.admitted = Some(admitted);
                 Ok(false)
             }
-            Err(denial) => {
-                ctx.refused = Some(denial);
-                if ctx.withdrawn || denial == Denial::Misdirected {
-                    // What the client needs is another connection.
-                    session.set_keepalive(None);
+            Ok(Permit::Authority) => match authority::serve(&parts, session, ctx).await {
+                Ok(reply) => {
+                    authority::send(&parts, session, ctx, reply).await?;
+                    Ok(true)
                 }
-                let answer = parts.refusal(ctx, denial);
-                respond::send(session, &answer, parts.cors(ctx), &ctx.id).await?;
-                Ok(true)
-            }
+                Err(Stop::Denied(denial)) => refuse(&parts, session, ctx, denial).await,
+                Err(Stop::Failed(error)) => {
+                    let answer = Answer { nonce: ctx.nonce.clone(), ..Answer::plain(error) };
+                    respond::send(session, &answer, parts.cors(ctx), &ctx.id).await?;
+                    Ok(true)
+                }
+                Err(Stop::Client(error)) => Err(error),
+            },
+            Err(denial) => refuse(&parts, session, ctx, denial).await,
         }
     }
 
@@ -331,6 +336,23 @@ impl ProxyHttp for Edge {
     ) -> bool {
         true
     }
+}
+
+/// Answers a refused request.
+async fn refuse(
+    parts: &Parts,
+    session: &mut Session,
+    ctx: &mut Ctx,
+    denial: Denial,
+) -> Result<bool> {
+    ctx.refused = Some(denial);
+    if ctx.withdrawn || denial == Denial::Misdirected {
+        // What the client needs is another connection.
+        session.set_keepalive(None);
+    }
+    let answer = parts.refusal(ctx, denial);
+    respond::send(session, &answer, parts.cors(ctx), &ctx.id).await?;
+    Ok(true)
 }
 
 /// The exchange is not known to be short.

@@ -35,16 +35,18 @@ pub struct Told<'a> {
 pub fn tell(told: &Told<'_>, metrics: &Metrics, log: &Log) {
     // What would have been refused under `enforce` is told like a refusal.
     let fault = told.refused.or(told.facts.and_then(|facts| facts.observed));
+    let bypassed = told.facts.is_some_and(|facts| facts.bypass.is_some());
     let result = match (told.refused, fault) {
         (Some(denial), _) => denial.result(),
         (None, Some(_)) => DpopResult::Observe,
+        (None, None) if bypassed => DpopResult::Bypass,
         (None, None) => DpopResult::Ok,
     };
     if let Some((role, facts)) = told.role.zip(told.facts) {
         count(role, facts, fault, result, metrics);
     }
     // Without facts nothing was decided: a preflight.
-    let decided = told.role == Some(Role::Resource) && told.facts.is_some();
+    let decided = told.role != Some(Role::Public) && told.facts.is_some();
     let concerns = told.refused.is_some() || decided;
     if concerns && (result != DpopResult::Ok || sampled(told.id, told.ok_sample)) {
         log.request(&request(told, fault, result));
@@ -60,6 +62,11 @@ pub fn tell(told: &Told<'_>, metrics: &Metrics, log: &Log) {
 /// the token's, let through by `mode: observe` or not.
 pub(super) fn audit(told: &Told<'_>, audit: &Audit, client: Option<IpAddr>, now: UnixTime) {
     let fault = told.refused.or(told.facts.and_then(|facts| facts.observed));
+    if let Some(facts) = told.facts.filter(|facts| facts.successor && fault.is_none()) {
+        let record = successor(told, facts);
+        let code = Kind::Successor.name();
+        audit.note(client, code, Draft::new(Kind::Successor, now, told.id, None, &record));
+    }
     let Some((denial, facts)) = fault.zip(told.facts) else { return };
     let (code, id) = (denial.code(), told.id);
     if denial == Denial::Replayed {
@@ -71,7 +78,7 @@ pub(super) fn audit(told: &Told<'_>, audit: &Audit, client: Option<IpAddr>, now:
 }
 
 fn count(role: Role, facts: &Facts, fault: Option<Denial>, result: DpopResult, metrics: &Metrics) {
-    if facts.dpop {
+    if facts.dpop || facts.bypass.is_some() {
         let tenant = match facts.tenant {
             Some(tenant) => Tenant::Known(tenant),
             None if fault == Some(Denial::TenantUnknown) => Tenant::Other,
@@ -119,11 +126,12 @@ fn sampled(id: &str, share: f64) -> bool {
 fn request<'a>(told: &Told<'a>, fault: Option<Denial>, result: DpopResult) -> RequestRecord<'a> {
     let facts = told.facts;
     let token = facts.and_then(|facts| facts.token.as_deref());
+    let client = facts.and_then(|facts| facts.client.as_deref());
     RequestRecord {
         tenant: told.tenant,
-        client: token.and_then(|token| token.client()),
+        client: token.and_then(|token| token.client()).or(client),
         role: told.role.map(Role::name),
-        cnf_jkt: token.and_then(|token| token.confirmation().jkt).map(|jkt| Thumbprint(jkt.0)),
+        cnf_jkt: facts.and_then(|facts| facts.confirmation.jkt).map(|jkt| Thumbprint(jkt.0)),
         nonce_status: nonce_status(facts.map_or(NonceStatus::NotChecked, |facts| facts.nonce)),
         result: result.name(),
         reason: fault.map(Denial::code),
@@ -142,6 +150,22 @@ fn nonce_status(nonce: NonceStatus) -> &'static str {
     }
 }
 
+/// The record of a certificate that stands in for the token's.
+fn successor<'a>(told: &Told<'a>, facts: &'a Facts) -> ConstraintRecord<'a> {
+    let token = facts.token.as_deref();
+    ConstraintRecord {
+        tenant: told.tenant,
+        client: token.and_then(|token| token.client()).or(facts.client.as_deref()),
+        kind: "mtls",
+        reason: Kind::Successor.name(),
+        expected: facts.confirmation.x5t.map(|x5t| Thumbprint(x5t.0)),
+        presented: facts.presented_x5t.map(|x5t| Thumbprint(x5t.0)),
+        sender_certificate_mismatch: false,
+        decision_id: told.id,
+        refused: false,
+    }
+}
+
 /// The record of a sender that is not the token's; `None` for every other fault.
 fn constraint<'a>(
     told: &Told<'a>,
@@ -149,7 +173,7 @@ fn constraint<'a>(
     facts: &'a Facts,
 ) -> Option<ConstraintRecord<'a>> {
     let token = facts.token.as_deref();
-    let confirmation = token.map(|token| token.confirmation()).unwrap_or_default();
+    let confirmation = facts.confirmation;
     let certificate = certificate_miss(denial).is_some();
     let by_key = matches!(denial, Denial::KeyMismatch | Denial::Downgrade);
     if !certificate && !by_key {
@@ -164,7 +188,7 @@ fn constraint<'a>(
     };
     Some(ConstraintRecord {
         tenant: told.tenant,
-        client: token.and_then(|token| token.client()),
+        client: token.and_then(|token| token.client()).or(facts.client.as_deref()),
         kind,
         reason: denial.code(),
         expected: expected.map(Thumbprint),
@@ -180,6 +204,7 @@ mod tests {
     use super::*;
     use crate::gate::Challenge;
     use crate::policy::jose::AlgorithmSet;
+    use crate::policy::token::Confirmation;
 
     fn facts(observed: Option<Denial>) -> Facts {
         let algorithms = AlgorithmSet::default();
@@ -190,7 +215,13 @@ mod tests {
             scheme: None,
             presented_jkt: None,
             presented_x5t: None,
+            confirmation: Confirmation::default(),
+            client: None,
+            refresh: false,
+            bypass: None,
+            successor: false,
             nonce: NonceStatus::Absent,
+            carried_nonce: false,
             clock_offset_ms: Some(250),
             observed,
             wants_nonce: false,

@@ -45,6 +45,10 @@ pub enum ErrorCode {
     InvalidDpopProof,
     /// `use_dpop_nonce`
     UseDpopNonce,
+    /// `invalid_client` (RFC 6749 section 5.2)
+    InvalidClient,
+    /// `invalid_grant` (RFC 6749 section 5.2)
+    InvalidGrant,
     /// 403
     Forbidden,
     /// 404
@@ -53,8 +57,12 @@ pub enum ErrorCode {
     MethodNotAllowed,
     /// 408
     RequestTimeout,
+    /// 413
+    ContentTooLarge,
     /// 421
     MisdirectedRequest,
+    /// 429
+    TooManyRequests,
     /// 431
     HeadTooLarge,
     /// 500
@@ -82,10 +90,14 @@ impl ErrorCode {
             Self::UseDpopNonce => {
                 ("use_dpop_nonce", "a DPoP proof with the nonce of this answer is needed")
             }
+            Self::InvalidClient => ("invalid_client", "the client did not prove who it is"),
+            Self::InvalidGrant => ("invalid_grant", "the grant is not valid for this sender"),
             Self::Forbidden => ("forbidden", "this is not allowed here"),
             Self::NotFound => ("not_found", "nothing is here"),
             Self::MethodNotAllowed => ("method_not_allowed", "the method is not allowed here"),
             Self::RequestTimeout => ("request_timeout", "the request took too long to arrive"),
+            Self::ContentTooLarge => ("invalid_request", "the request's body is too large"),
+            Self::TooManyRequests => ("rate_limited", "there were too many requests"),
             Self::MisdirectedRequest => {
                 ("misdirected_request", "use another connection for this host")
             }
@@ -108,8 +120,11 @@ impl ErrorCode {
             Self::Unauthorized
             | Self::InvalidToken
             | Self::InvalidDpopProof
+            | Self::InvalidClient
             | Self::UseDpopNonce => StatusCode::UNAUTHORIZED,
-            Self::InvalidRequest => StatusCode::BAD_REQUEST,
+            Self::InvalidRequest | Self::InvalidGrant => StatusCode::BAD_REQUEST,
+            Self::ContentTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
             Self::InsufficientScope | Self::Forbidden => StatusCode::FORBIDDEN,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
@@ -137,6 +152,19 @@ pub struct Asked<'a> {
     pub allow: &'a [String],
     /// Scopes that the route needs.
     pub scopes: &'a [String],
+    /// What a request to an authorization server was, where it was one.
+    pub authority: Option<AskedOfAuthority>,
+}
+
+/// What of a request to an authorization server its refusal depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct AskedOfAuthority {
+    /// Whether a token was to be refreshed.
+    pub refresh: bool,
+    /// Whether the client came with `Authorization: Basic`.
+    pub basic: bool,
+    /// What a replayed proof is answered with.
+    pub replay_status: StatusCode,
 }
 
 /// An answer of the edge's own.
@@ -144,6 +172,8 @@ pub struct Asked<'a> {
 pub struct Answer {
     /// Its error.
     pub error: ErrorCode,
+    /// Its status.
+    pub status: StatusCode,
     /// `WWW-Authenticate` values.
     pub challenges: Vec<String>,
     /// `DPoP-Nonce`.
@@ -156,7 +186,7 @@ impl Answer {
     /// An answer that is about nothing the client showed.
     #[must_use]
     pub fn plain(error: ErrorCode) -> Self {
-        Self { error, challenges: Vec::new(), nonce: None, allow: None }
+        Self { error, status: error.status(), challenges: Vec::new(), nonce: None, allow: None }
     }
 }
 
@@ -166,7 +196,64 @@ pub fn answer(denial: Denial, asked: &Asked<'_>) -> Answer {
     let error = error_of(denial, asked.nonce.is_some());
     let allow = (error == ErrorCode::MethodNotAllowed).then(|| asked.allow.join(", "));
     let nonce = asked.nonce.map(str::to_owned);
-    Answer { error, challenges: challenges(denial, error, asked), nonce, allow }
+    if let Some(authority) = &asked.authority {
+        let (error, status) = error_of_authority(denial, error, authority);
+        let challenges = authority_challenges(error, status, asked, authority);
+        return Answer { error, status, challenges, nonce, allow };
+    }
+    let challenges = challenges(denial, error, asked);
+    Answer { error, status: error.status(), challenges, nonce, allow }
+}
+
+/// CONTRACT section 4, the column of token endpoints: `error` is that of a resource.
+#[expect(clippy::wildcard_enum_match_arm, reason = "all others are as on a resource")]
+fn error_of_authority(
+    denial: Denial,
+    error: ErrorCode,
+    asked: &AskedOfAuthority,
+) -> (ErrorCode, StatusCode) {
+    let error = match denial {
+        Denial::KeyMismatch => ErrorCode::InvalidGrant,
+        Denial::CertificateContextMissing
+        | Denial::CertificateMissing
+        | Denial::CertificateMismatch
+            if asked.refresh =>
+        {
+            ErrorCode::InvalidGrant
+        }
+        Denial::CertificateContextMissing
+        | Denial::CertificateMissing
+        | Denial::CertificateMismatch => ErrorCode::InvalidClient,
+        Denial::DpopDisabled => ErrorCode::InvalidDpopProof,
+        Denial::BindingTooWeak | Denial::MtlsDisabled => ErrorCode::InvalidRequest,
+        _ => error,
+    };
+    let status = match (denial, error) {
+        (Denial::Replayed, _) => asked.replay_status,
+        (_, ErrorCode::InvalidDpopProof | ErrorCode::UseDpopNonce) => StatusCode::BAD_REQUEST,
+        (_, error) => error.status(),
+    };
+    (error, status)
+}
+
+/// A 401 names the scheme that the client came with (RFC 6749 section 5.2).
+fn authority_challenges(
+    error: ErrorCode,
+    status: StatusCode,
+    asked: &Asked<'_>,
+    authority: &AskedOfAuthority,
+) -> Vec<String> {
+    if status != StatusCode::UNAUTHORIZED {
+        return Vec::new();
+    }
+    let attributes = attributes(error, &[]);
+    match asked.challenge {
+        Some(challenge) if error == ErrorCode::InvalidDpopProof => {
+            vec![dpop_challenge(Some(&attributes), challenge)]
+        }
+        Some(_) | None if authority.basic => vec!["Basic realm=\"client\"".to_owned()],
+        Some(_) | None => vec![format!("Bearer {attributes}")],
+    }
 }
 
 /// CONTRACT section 4, the column of resources.
@@ -180,7 +267,23 @@ fn error_of(denial: Denial, nonce: bool) -> ErrorCode {
         | Denial::OriginScheme
         | Denial::TokenInQuery
         | Denial::AuthorizationRepeated
+        | Denial::FormInvalid
+        | Denial::ParameterRepeated
+        | Denial::ParameterInQuery
+        | Denial::ParameterMissing
+        | Denial::AssertionMalformed
+        | Denial::ClientsDiffer
+        | Denial::PkceMissing
         | Denial::AuthorizationMalformed => ErrorCode::InvalidRequest,
+        Denial::BodyTooLarge => ErrorCode::ContentTooLarge,
+        Denial::GrantUnknown | Denial::GrantRevoked | Denial::GrantClient => {
+            ErrorCode::InvalidGrant
+        }
+        Denial::ProofRate => ErrorCode::TooManyRequests,
+        Denial::AnswerInvalid
+        | Denial::IssuedUnbound
+        | Denial::IssuedMismatch
+        | Denial::BindingConflict => ErrorCode::BadGateway,
         Denial::Misdirected => ErrorCode::MisdirectedRequest,
         Denial::RouteUnknown => ErrorCode::NotFound,
         Denial::MethodNotAllowed => ErrorCode::MethodNotAllowed,
@@ -199,6 +302,8 @@ fn error_of(denial: Denial, nonce: bool) -> ErrorCode {
         | Denial::TokenNotYetValid
         | Denial::TokenConfirmation
         | Denial::TokenInactive
+        | Denial::RecordMissing
+        | Denial::TokenRevoked
         | Denial::TenantUnknown
         | Denial::RouteAudience
         | Denial::Downgrade
@@ -232,6 +337,7 @@ fn error_of(denial: Denial, nonce: bool) -> ErrorCode {
         | Denial::ProofFuture
         | Denial::ProofBeforeStart
         | Denial::ProofTokenHash
+        | Denial::ThumbprintParameter
         | Denial::Replayed => ErrorCode::InvalidDpopProof,
         Denial::IntrospectionUnavailable | Denial::ReplayCapacity | Denial::StoreDown => {
             ErrorCode::TemporarilyUnavailable
@@ -300,7 +406,7 @@ struct Body<'a> {
 }
 
 fn head(answer: &Answer, id: &str, length: usize) -> pingora::Result<ResponseHeader> {
-    let mut head = ResponseHeader::build(answer.error.status(), Some(8))?;
+    let mut head = ResponseHeader::build(answer.status, Some(8))?;
     head.insert_header(CONTENT_TYPE, "application/json")?;
     head.insert_header(CONTENT_LENGTH, length)?;
     head.insert_header(CACHE_CONTROL, "no-store")?;
@@ -314,7 +420,7 @@ fn head(answer: &Answer, id: &str, length: usize) -> pingora::Result<ResponseHea
     if let Some(allow) = &answer.allow {
         head.insert_header(ALLOW, allow.as_str())?;
     }
-    if answer.error == ErrorCode::TemporarilyUnavailable {
+    if matches!(answer.error, ErrorCode::TemporarilyUnavailable | ErrorCode::TooManyRequests) {
         head.insert_header(RETRY_AFTER, gate::RETRY_AFTER.as_secs().max(1))?;
     }
     Ok(head)
@@ -414,7 +520,14 @@ mod tests {
         scheme: Option<Scheme>,
         nonce: Option<&'a str>,
     ) -> Asked<'a> {
-        Asked { challenge: Some(challenge), scheme, nonce, allow: &[], scopes: &[] }
+        Asked {
+            challenge: Some(challenge),
+            scheme,
+            nonce,
+            allow: &[],
+            scopes: &[],
+            authority: None,
+        }
     }
 
     /// Every variant with the status and error that the contract's table gives it.
@@ -492,7 +605,7 @@ mod tests {
                 for (dpop, bearer) in [(true, false), (true, true), (false, true), (false, false)] {
                     let answer = answer(denial, &asked(challenge(dpop, bearer), scheme, None));
                     let context = format!("{denial:?} {scheme:?} {dpop} {bearer}");
-                    assert_eq!(answer.error.status().as_u16(), status, "{context}");
+                    assert_eq!(answer.status.as_u16(), status, "{context}");
                     assert_eq!(answer.error.words().0, error, "{context}");
                     let with_error =
                         answer.challenges.iter().filter(|c| c.contains("error=")).count();

@@ -157,7 +157,7 @@ fn allowed(candidates: &[Candidate]) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::config::RouteHost;
-    use crate::policy::rule::{Role, RouteRule, Scope};
+    use crate::policy::rule::{AuthorityRule, Role, RouteRule, Scope};
 
     /// A route from `NAME METHODS HOSTS PATH`, lists by commas, `-` for none.
     fn route(line: &str) -> Route {
@@ -183,6 +183,7 @@ mod tests {
             allow_unbound: false,
             audiences: Vec::new(),
             scopes: Vec::new(),
+            authority: AuthorityRule::default(),
         };
         Route {
             name: words[0].to_owned(),

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{
     ClientHello, ResolvesServerCert, ServerSessionMemoryCache, WebPkiClientVerifier,
@@ -24,7 +24,8 @@ use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
 use super::trust::{ByName, PolicyTrust, Trust};
 use crate::config::{CertificateFiles, ClientCertificates, ListenerTls};
-use crate::policy::certificate;
+use crate::gate::Withdrawn;
+use crate::policy::certificate::{self, RevocationList, SenderCertificate};
 use crate::policy::time::UnixTime;
 
 /// Sessions that a listener remembers for resumption.
@@ -159,8 +160,7 @@ fn client_verifier(
     let builder = WebPkiClientVerifier::builder_with_provider(roots.into(), Arc::clone(provider));
     let mut builder = if required { builder } else { builder.allow_unauthenticated() };
     for path in &tls.revocation.crls {
-        let lists = certificate::revocation_lists(&read(path)?)
-            .map_err(|reason| TlsError::Pem { path: path.clone(), reason })?;
+        let lists = lists(path)?;
         expiry.extend(lists.iter().filter_map(|list| Some((path.clone(), list.next_update?))));
         builder = builder.with_crls(lists.into_iter().map(|list| list.der));
     }
@@ -211,6 +211,39 @@ pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, 
 /// The DNS names in a certificate's subjectAltName, in lower case.
 pub(super) fn dns_names(der: &[u8]) -> Option<Vec<String>> {
     facts(der).map(|(names, _)| names)
+}
+
+/// The lists of withdrawn client certificates of all listeners.
+#[derive(Debug, Default)]
+pub struct WithdrawnCertificates(Vec<CertificateRevocationListDer<'static>>);
+
+impl WithdrawnCertificates {
+    /// Adds the lists of a listener.
+    ///
+    /// # Errors
+    /// When a file cannot be read or holds something else.
+    pub fn add(&mut self, tls: Option<&ListenerTls>) -> Result<(), TlsError> {
+        for tls in tls.into_iter().flat_map(ListenerTls::policies) {
+            for path in &tls.revocation.crls {
+                self.0.extend(lists(path)?.into_iter().map(|list| list.der));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Withdrawn for WithdrawnCertificates {
+    fn is_withdrawn(&self, certificate: &SenderCertificate) -> bool {
+        // What cannot be looked up is not vouched for.
+        certificate.number().is_none_or(|(issuer, number)| {
+            self.0.iter().any(|list| certificate::is_listed(list, &issuer, &number))
+        })
+    }
+}
+
+fn lists(path: &Path) -> Result<Vec<RevocationList>, TlsError> {
+    certificate::revocation_lists(&read(path)?)
+        .map_err(|reason| TlsError::Pem { path: path.to_owned(), reason })
 }
 
 /// The DNS names in subjectAltName, in lower case, and the end of validity.

@@ -30,7 +30,7 @@ impl Gate {
             method: view.method,
             origin: &site.origin,
             path: view.path,
-            token_hash: secret,
+            token_hash: Some(secret),
             algorithms: self.rules.default.algorithms,
             nonce_keys: site.nonce_keys.as_ref(),
             nonce_required: site.nonce_keys.is_some(),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::{Case, Facts, Gate};
 use crate::policy::denial::Denial;
 use crate::policy::digest::Sha256;
+use crate::policy::grant::{RecordKey, TokenKind};
 use crate::policy::introspection;
 use crate::policy::presented::{self, Credentials, Scheme};
 use crate::policy::proof;
@@ -18,6 +19,8 @@ use crate::policy::token::{self, IssuerRules, Reading, VerifiedToken};
 pub(super) struct Presented {
     pub(super) scheme: Scheme,
     pub(super) hash: Sha256,
+    /// What its record is found by, where its issuer's tokens have any.
+    pub(super) record: Option<RecordKey>,
 }
 
 /// What came of asking an issuer about one token. [`Gate::judge`] makes one from an answer.
@@ -64,7 +67,7 @@ impl Gate {
 
     /// The token: as presented, from memory while it stands, else verified or as its issuer says; and
     /// for this route.
-    pub(super) fn token(
+    pub(super) async fn token(
         &self,
         case: &Case<'_>,
         facts: &mut Facts,
@@ -73,16 +76,18 @@ impl Gate {
         facts.scheme = Some(credentials.scheme);
         facts.dpop |= credentials.scheme == Scheme::Dpop;
         let hash = Sha256::of(credentials.token.as_bytes());
-        let presented = Presented { scheme: credentials.scheme, hash };
+        let mut presented = Presented { scheme: credentials.scheme, hash, record: None };
         let token = match case.told.filter(|told| told.hash == hash) {
             Some(told) => vouched(told, case.now)?,
             None => match self.recall(&hash, case.now) {
                 Some(token) => token,
-                None => self.verify(case, &credentials, &presented, facts)?,
+                None => self.verify(case, &credentials, &presented, facts).await?,
             },
         };
+        presented.record = self.record_key(&token, credentials.token);
         facts.issuer = Some(token.issuer());
         facts.tenant = token.tenant();
+        facts.confirmation = token.confirmation();
         facts.dpop |= token.confirmation().jkt.is_some();
         facts.token = Some(Arc::clone(&token));
         let audiences = &case.route.audiences;
@@ -114,7 +119,17 @@ impl Gate {
         None
     }
 
-    fn verify(
+    fn record_key(&self, token: &VerifiedToken, text: &str) -> Option<RecordKey> {
+        let entry = self.issuers.get(token.issuer())?;
+        entry.retrofit.as_ref()?;
+        Some(if token.is_signed() {
+            RecordKey::of_jwt(&entry.issuer, text)
+        } else {
+            RecordKey::of(&entry.issuer, TokenKind::Access, text)
+        })
+    }
+
+    async fn verify(
         &self,
         case: &Case<'_>,
         credentials: &Credentials<'_>,
@@ -127,7 +142,13 @@ impl Gate {
                 facts.issuer = Some(issuer);
                 let entry = self.issuers.get(issuer).ok_or(Denial::TokenIssuer)?;
                 self.worth_asking(case, entry, presented, facts)?;
-                return Err(Denial::IntrospectionUnavailable);
+                if entry.opaque_by_record().is_none() {
+                    return Err(Denial::IntrospectionUnavailable);
+                }
+                let key = RecordKey::of(&entry.issuer, TokenKind::Access, credentials.token);
+                let record = self.record(key).await?.ok_or(Denial::RecordMissing)?;
+                let token = token::of_record(&record, issuer, entry, &self.rules, case.now)?;
+                return Ok(Arc::new(token));
             }
         };
         facts.issuer = Some(issuer);
@@ -152,7 +173,10 @@ impl Gate {
         let least = self.rules.least(entry.tenant, case.route);
         let shown = match presented.scheme {
             Scheme::Dpop if !self.rules.dpop_enabled => Err(Denial::DpopDisabled),
-            Scheme::Dpop => self.proof(case, &least, presented.hash, facts).map(drop),
+            Scheme::Dpop => {
+                let nonces = case.site.nonce_keys.as_ref();
+                self.proof(case, &least, nonces, Some(presented.hash), facts).map(drop)
+            }
             Scheme::Bearer => self.certificate_shown(case, &least),
         };
         match shown {

@@ -42,6 +42,18 @@ pub enum Kind {
     /// A token's sender is not the one that it is bound to.
     #[serde(rename = "sender.mismatch")]
     Mismatch,
+    /// A token was asked for without a proof while the temporary bypass lasted.
+    #[serde(rename = "dpop.bypass")]
+    Bypass,
+    /// The temporary bypass was opened or closed.
+    #[serde(rename = "bypass.change")]
+    BypassChange,
+    /// A certificate stood in for the one that a token is bound to.
+    #[serde(rename = "certificate.successor")]
+    Successor,
+    /// An authorization server issued what is not bound as it must be.
+    #[serde(rename = "authority.alarm")]
+    Alarm,
     /// Refusals that were not written down one by one.
     #[serde(rename = "suppressed")]
     Suppressed,
@@ -62,6 +74,10 @@ impl Kind {
             Self::KeyChange => "key.change",
             Self::Replay => "dpop.replay",
             Self::Mismatch => "sender.mismatch",
+            Self::Bypass => "dpop.bypass",
+            Self::BypassChange => "bypass.change",
+            Self::Successor => "certificate.successor",
+            Self::Alarm => "authority.alarm",
             Self::Suppressed => "suppressed",
             Self::Checkpoint => "checkpoint",
         }

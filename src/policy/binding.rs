@@ -1,10 +1,15 @@
 //! `cnf` × proof × certificate × rule → bound.
 
+use std::time::Duration;
+
+use super::certificate::SenderCertificate;
 use super::denial::Denial;
+use super::digest::X5tS256;
 use super::presented::Scheme;
 use super::proof::VerifiedProof;
 use super::request::Sender;
-use super::rule::Requirement;
+use super::rule::{Demand, Requirement};
+use super::time::UnixTime;
 use super::token::Confirmation;
 
 /// What an admission rests on.
@@ -22,11 +27,24 @@ pub enum BoundBy {
     Mtls,
     /// Both, both proven.
     Both,
+    /// An unbound token while the temporary bypass lasts.
+    Bypass,
     /// `mode: observe` let it pass; nothing about the sender is proven.
     Observed,
 }
 
 impl BoundBy {
+    /// What was proven of a sender: a key, a certificate.
+    #[must_use]
+    pub fn proven(key: bool, certificate: bool) -> Self {
+        match (key, certificate) {
+            (true, true) => Self::Both,
+            (true, false) => Self::Dpop,
+            (false, true) => Self::Mtls,
+            (false, false) => Self::Unbound,
+        }
+    }
+
     /// The value of `X-Holdfast-Result`; `None` on public routes and preflights.
     #[must_use]
     pub fn result_header(self) -> Option<&'static str> {
@@ -36,6 +54,7 @@ impl BoundBy {
             Self::Dpop => Some("dpop"),
             Self::Mtls => Some("mtls"),
             Self::Both => Some("dpop+mtls"),
+            Self::Bypass => Some("bypass"),
             Self::Observed => Some("observe"),
         }
     }
@@ -82,7 +101,7 @@ pub fn bind(
     proof: Option<&VerifiedProof>,
     sender: Sender<'_>,
     requirement: &Requirement,
-    allow_unbound: bool,
+    leave: Leave<'_>,
 ) -> Result<Bound, Denial> {
     if let Some(jkt) = confirmation.jkt {
         let proof = proof.ok_or(Denial::ProofMissing)?;
@@ -94,7 +113,10 @@ pub fn bind(
         match sender {
             Sender::NoContext => return Err(Denial::CertificateContextMissing),
             Sender::NoCertificate => return Err(Denial::CertificateMissing),
-            Sender::Certificate(shown) if !shown.x5t().0.same(&x5t.0) => {
+            Sender::Certificate(shown)
+                if !shown.x5t().0.same(&x5t.0)
+                    && !leave.successor.is_some_and(|it| it.vouches(x5t, shown)) =>
+            {
                 return Err(Denial::CertificateMismatch);
             }
             Sender::Certificate(_) => {}
@@ -103,11 +125,51 @@ pub fn bind(
     let (key, certificate) = (confirmation.jkt.is_some(), confirmation.x5t.is_some());
     let met = requirement.demand.met_by(key, certificate);
     let by = match (key, certificate) {
-        (true, true) if met => BoundBy::Both,
-        (true, false) if met => BoundBy::Dpop,
-        (false, true) if met => BoundBy::Mtls,
-        (false, false) if confirmation.is_unbound() && (met || allow_unbound) => BoundBy::Unbound,
+        (true, _) | (_, true) if met => BoundBy::proven(key, certificate),
+        (false, false) if confirmation.is_unbound() && (met || leave.unbound) => BoundBy::Unbound,
+        // What is in trouble is proofs; a certificate that is all that is demanded still is.
+        (false, false)
+            if confirmation.is_unbound() && leave.bypass && requirement.demand != Demand::Mtls =>
+        {
+            BoundBy::Bypass
+        }
         (true | false, true | false) => return Err(Denial::BindingTooWeak),
     };
     Ok(Bound { by })
+}
+
+/// What may pass beside what the rule demands.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Leave<'a> {
+    /// The route lets unbound tokens pass.
+    pub unbound: bool,
+    /// The temporary bypass does.
+    pub bypass: bool,
+    /// A certificate that another may stand in for.
+    pub successor: Option<&'a Successor>,
+}
+
+/// That one certificate may stand in for another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Successor {
+    old: X5tS256,
+    new: X5tS256,
+}
+
+impl Successor {
+    /// Holds `new` against the rule ([`SenderCertificate::succeeds`]); `None` where it does not succeed
+    /// `old`.
+    #[must_use]
+    pub fn of(
+        old: &SenderCertificate,
+        new: &SenderCertificate,
+        grace: Duration,
+        now: UnixTime,
+    ) -> Option<Self> {
+        new.succeeds(old, grace, now).then(|| Self { old: old.x5t(), new: new.x5t() })
+    }
+
+    fn vouches(&self, old: X5tS256, new: &SenderCertificate) -> bool {
+        self.old.0.same(&old.0) && self.new.0.same(&new.x5t().0)
+    }
 }

@@ -2,7 +2,11 @@
 
 use rustls::pki_types::CertificateRevocationListDer;
 use rustls::pki_types::pem::PemObject as _;
-use x509_parser::prelude::{CertificateRevocationList, FromDer as _, X509Certificate};
+use std::time::Duration;
+
+use x509_parser::extensions::ParsedExtension;
+use x509_parser::oid_registry::OID_X509_EXT_SUBJECT_ALT_NAME;
+use x509_parser::prelude::{CertificateRevocationList, FromDer as _, GeneralName, X509Certificate};
 
 use super::digest::{Sha256, X5tS256};
 use super::time::UnixTime;
@@ -47,6 +51,99 @@ impl SenderCertificate {
     pub fn not_after(&self) -> UnixTime {
         self.not_after
     }
+
+    /// The DNS names, in lower case, and URIs in its subjectAltName.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        let Ok((_, certificate)) = X509Certificate::from_der(&self.der) else { return Vec::new() };
+        let names = certificate.subject_alternative_name().ok().flatten();
+        let names = names.into_iter().flat_map(|extension| &extension.value.general_names);
+        let named = names.filter_map(|name| match name {
+            GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
+            GeneralName::URI(uri) => Some((*uri).to_owned()),
+            GeneralName::OtherName(..)
+            | GeneralName::RFC822Name(_)
+            | GeneralName::X400Address(_)
+            | GeneralName::DirectoryName(_)
+            | GeneralName::EDIPartyName(_)
+            | GeneralName::IPAddress(_)
+            | GeneralName::RegisteredID(_)
+            | GeneralName::Invalid(..) => None,
+        });
+        named.collect()
+    }
+
+    /// Whether it is what `old`'s holder got after it: from the same authority, with the same subject
+    /// and alternative names, and begun before `old` ended; and at `now` no more than `grace` old.
+    ///
+    /// Whether `old` was revoked is for those to say who have the lists.
+    #[must_use]
+    pub fn succeeds(&self, old: &Self, grace: Duration, now: UnixTime) -> bool {
+        let (Some(old), Some(new)) = (Identity::of(old), Identity::of(self)) else { return false };
+        let named = !old.subject.is_empty() || old.alternative_names.is_some();
+        named
+            && old.subject == new.subject
+            && old.alternative_names == new.alternative_names
+            && old.issuer == new.issuer
+            && old.authority_key == new.authority_key
+            && old.begins < new.begins
+            && new.begins <= old.ends
+            && new.begins <= now
+            && now < new.begins.plus(grace)
+    }
+
+    /// The issuer's name and this certificate's number, as revocation lists write them; `None` when it
+    /// cannot be read.
+    #[must_use]
+    pub fn number(&self) -> Option<(Vec<u8>, Vec<u8>)> {
+        let (_, certificate) = X509Certificate::from_der(&self.der).ok()?;
+        Some((certificate.issuer().as_raw().to_vec(), certificate.raw_serial().to_vec()))
+    }
+}
+
+/// What makes a certificate its holder's, and its place in time.
+#[derive(Debug)]
+struct Identity {
+    /// The subject, DER; empty where it has no name.
+    subject: Vec<u8>,
+    /// The value of subjectAltName, DER.
+    alternative_names: Option<Vec<u8>>,
+    /// The issuer, DER.
+    issuer: Vec<u8>,
+    /// The identifier of the issuer's key.
+    authority_key: Option<Vec<u8>>,
+    begins: UnixTime,
+    ends: UnixTime,
+}
+
+impl Identity {
+    fn of(certificate: &SenderCertificate) -> Option<Self> {
+        let (_, read) = X509Certificate::from_der(&certificate.der).ok()?;
+        let names = read.get_extension_unique(&OID_X509_EXT_SUBJECT_ALT_NAME).ok()?;
+        let authority_key = read.extensions().iter().find_map(|it| match it.parsed_extension() {
+            ParsedExtension::AuthorityKeyIdentifier(key) => {
+                Some(key.key_identifier.as_ref().map(|key| key.0.to_vec()))
+            }
+            _ => None,
+        });
+        let subject = read.subject();
+        Some(Self {
+            subject: subject.iter().next().map_or_else(Vec::new, |_| subject.as_raw().to_vec()),
+            alternative_names: names.map(|extension| extension.value.to_vec()),
+            issuer: read.issuer().as_raw().to_vec(),
+            authority_key: authority_key.flatten(),
+            begins: UnixTime::from_secs(read.validity().not_before.timestamp()),
+            ends: certificate.not_after,
+        })
+    }
+}
+
+/// Whether a list of this issuer has this number ([`SenderCertificate::number`]).
+#[must_use]
+pub fn is_listed(list: &CertificateRevocationListDer<'_>, issuer: &[u8], number: &[u8]) -> bool {
+    let Ok((_, list)) = CertificateRevocationList::from_der(list) else { return false };
+    list.issuer().as_raw() == issuer
+        && list.iter_revoked_certificates().any(|entry| entry.raw_serial() == number)
 }
 
 /// A certificate revocation list (RFC 5280 section 5), not verified yet: whoever uses it verifies

@@ -29,13 +29,10 @@ const MAX_NAMES: usize = 512;
 /// one without a prefix.
 #[must_use]
 pub fn issuer_of(token: &str, issuers: &[IssuerRules]) -> Option<usize> {
-    let fits = |issuer: &IssuerRules, prefixed: bool| {
-        let prefix = issuer.introspection.as_ref().map(|rules| rules.token_prefix.as_deref());
-        match prefix {
-            Some(Some(prefix)) => prefixed && token.starts_with(prefix),
-            Some(None) => !prefixed,
-            None => false,
-        }
+    let fits = |issuer: &IssuerRules, prefixed: bool| match issuer.opaque_prefix() {
+        Some(Some(prefix)) => prefixed && token.starts_with(prefix),
+        Some(None) => !prefixed,
+        None => false,
     };
     let prefixed = issuers.iter().position(|issuer| fits(issuer, true));
     prefixed.or_else(|| issuers.iter().position(|issuer| fits(issuer, false)))

@@ -4,11 +4,13 @@
 //! tokens; RFC 7515 section 4 and RFC 7519 section 4 let a reader refuse it.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde::ser::{Serialize, SerializeMap as _, Serializer};
 use serde_json::Number;
+use serde_json::value::RawValue;
 
 use super::time::UnixTime;
 
@@ -185,6 +187,20 @@ pub fn object(text: &[u8]) -> Option<Object> {
     };
     reader.end().ok()?;
     Some(object)
+}
+
+/// One JSON object with the members of `set` put in, or in the place of those of their names; every
+/// other stays to the letter. `None` for what [`object`] does not read.
+#[must_use]
+pub fn with_members(text: &[u8], set: &[(&str, serde_json::Value)]) -> Option<Vec<u8>> {
+    object(text)?;
+    let mut members: BTreeMap<&str, Box<RawValue>> = BTreeMap::new();
+    let own: BTreeMap<String, Box<RawValue>> = serde_json::from_slice(text).ok()?;
+    members.extend(own.iter().map(|(name, value)| (name.as_str(), value.clone())));
+    for (name, value) in set {
+        members.insert(name, serde_json::value::to_raw_value(value).ok()?);
+    }
+    serde_json::to_vec(&members).ok()
 }
 
 /// A claim that may be absent but, when present, has one type.

@@ -41,6 +41,7 @@ pub fn rests_on_certificate(bound_by: BoundBy) -> bool {
         | BoundBy::Preflight
         | BoundBy::Unbound
         | BoundBy::Dpop
+        | BoundBy::Bypass
         | BoundBy::Observed => false,
     }
 }

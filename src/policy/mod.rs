@@ -7,14 +7,19 @@
 #![forbid(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod audit;
+pub mod authority;
 pub mod binding;
+pub mod bypass;
 pub mod capsule;
 pub mod certificate;
+pub mod client;
 pub mod client_cert;
 pub mod cors;
 pub mod denial;
 pub mod digest;
+pub mod form;
 pub mod forwarded;
+pub mod grant;
 pub mod introspection;
 pub mod jose;
 pub mod json;

@@ -69,11 +69,12 @@ pub struct Expected<'a> {
     pub origin: &'a Origin,
     /// The request's normalised path.
     pub path: &'a str,
-    /// SHA-256 of the token that came with it.
-    pub token_hash: Sha256,
+    /// SHA-256 of the token that came with it; `None` at an authorization server, where there is none
+    /// yet and `ath` is not looked at.
+    pub token_hash: Option<Sha256>,
     /// Allowed algorithms.
     pub algorithms: AlgorithmSet,
-    /// The nonces of this origin; `None` when nonces are off.
+    /// The nonces of this origin; `None` when nonces are off, or not this edge's.
     pub nonce_keys: Option<&'a NonceKeys>,
     /// Whether a nonce must be there. One that is there must hold in any case.
     pub nonce_required: bool,
@@ -96,6 +97,8 @@ pub struct Seen {
     pub clock_offset_ms: Option<i64>,
     /// The nonce, once it was checked and holds.
     pub nonce: Option<FreshNonce>,
+    /// Whether it has a nonce, whoever issued that.
+    pub carries_nonce: bool,
 }
 
 /// A proof that passed every check that needs no memory. Whether it is new only the replay log
@@ -141,12 +144,13 @@ pub fn verify(
 ) -> Result<VerifiedProof, Denial> {
     let text = at_most_one_field(headers)?.ok_or(Denial::ProofMissing)?;
     let jws = well_formed(text, expected.max_bytes)?;
-    let claims = required_claims(&jws)?;
+    let claims = required_claims(&jws, expected.token_hash.is_some())?;
     typ(&jws)?;
     let algorithm = algorithm(&jws, expected.algorithms)?;
     let key = public_key(&jws, algorithm)?;
     signature(&jws, &key, algorithm)?;
     seen.jkt = Some(key.jkt());
+    seen.carries_nonce = claims.nonce.is_some();
     seen.clock_offset_ms = Some(expected.now.millis_since(claims.issued));
     method(&claims, expected.method)?;
     target(&claims, expected)?;
@@ -196,13 +200,13 @@ struct Claims<'a> {
     htm: &'a str,
     htu: &'a str,
     issued: UnixTime,
-    ath: &'a str,
+    ath: Option<&'a str>,
     nonce: Option<&'a str>,
 }
 
-/// Check 3: all required claims are there, each of its type. `ath` is one of them, as every proof
-/// here comes with a token.
-fn required_claims<'a>(jws: &'a CompactJws<'_>) -> Result<Claims<'a>, Denial> {
+/// Check 3: all required claims are there, each of its type. `ath` is one of them where the proof comes
+/// `with_token`.
+fn required_claims<'a>(jws: &'a CompactJws<'_>, with_token: bool) -> Result<Claims<'a>, Denial> {
     let text = |name: &str, claim: Claim| match json::string(&jws.payload, name) {
         Ok(found) => Ok(found),
         Err(json::WrongType) => Err(Denial::ProofClaim(claim)),
@@ -220,7 +224,7 @@ fn required_claims<'a>(jws: &'a CompactJws<'_>) -> Result<Claims<'a>, Denial> {
         htm: required("htm", Claim::Htm)?,
         htu: required("htu", Claim::Htu)?,
         issued: issued.ok_or(Denial::ProofClaim(Claim::Iat))?,
-        ath: required("ath", Claim::Ath)?,
+        ath: if with_token { Some(required("ath", Claim::Ath)?) } else { text("ath", Claim::Ath)? },
         nonce: text("nonce", Claim::Nonce)?,
     })
 }
@@ -318,8 +322,9 @@ fn younger_than_process(
 
 /// Check 12a: `ath` is the hash of the token.
 fn token_hash(claims: &Claims<'_>, expected: &Expected<'_>) -> Result<(), Denial> {
-    match Sha256::from_base64url(claims.ath) {
-        Some(ath) if ath.same(&expected.token_hash) => Ok(()),
+    let Some(token_hash) = expected.token_hash else { return Ok(()) };
+    match claims.ath.and_then(Sha256::from_base64url) {
+        Some(ath) if ath.same(&token_hash) => Ok(()),
         Some(_) | None => Err(Denial::ProofTokenHash),
     }
 }

@@ -139,6 +139,18 @@ impl Requirement {
         self
     }
 
+    /// What meets this meets both requirements.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        let enforce = self.mode == Mode::Enforce || other.mode == Mode::Enforce;
+        Self {
+            demand: self.demand.and(other.demand),
+            mode: if enforce { Mode::Enforce } else { Mode::Observe },
+            algorithms: self.algorithms.intersection(other.algorithms),
+            nonce: self.nonce || other.nonce,
+        }
+    }
+
     /// What meets either of two requirements need not meet more than this.
     #[must_use]
     pub fn or(self, other: Self) -> Self {
@@ -166,11 +178,61 @@ pub enum Role {
     Resource,
     /// Reads no token; credentials are removed unless the route passes them.
     Public,
+    /// An authorization server's token endpoint (RFC 6749 section 3.2).
+    Token,
+    /// Its endpoint for pushed authorization requests (RFC 9126).
+    Par,
+    /// Its introspection endpoint (RFC 7662).
+    Introspection,
+    /// Its revocation endpoint (RFC 7009).
+    Revocation,
+    /// Its metadata (RFC 8414).
+    Metadata,
 }
 
 impl Role {
     /// Every role, in label order.
-    pub const ALL: [Self; 2] = [Self::Resource, Self::Public];
+    pub const ALL: [Self; 7] = [
+        Self::Resource,
+        Self::Public,
+        Self::Token,
+        Self::Par,
+        Self::Introspection,
+        Self::Revocation,
+        Self::Metadata,
+    ];
+
+    /// Whether it reads an access token and admits by it.
+    #[must_use]
+    pub fn reads_token(self) -> bool {
+        match self {
+            Self::Resource => true,
+            Self::Public
+            | Self::Token
+            | Self::Par
+            | Self::Introspection
+            | Self::Revocation
+            | Self::Metadata => false,
+        }
+    }
+
+    /// Whether it is an authorization server's: the edge asks the server itself and answers with what
+    /// it made of the server's answer.
+    #[must_use]
+    pub fn is_authority(self) -> bool {
+        match self {
+            Self::Token | Self::Par | Self::Introspection | Self::Revocation | Self::Metadata => {
+                true
+            }
+            Self::Resource | Self::Public => false,
+        }
+    }
+
+    /// Whether its requests are held against what a sender must show when it asks for a token.
+    #[must_use]
+    pub fn asks_for_token(self) -> bool {
+        matches!(self, Self::Token | Self::Par)
+    }
 
     /// The word for it in configuration and labels.
     #[must_use]
@@ -178,6 +240,11 @@ impl Role {
         match self {
             Self::Resource => "resource",
             Self::Public => "public",
+            Self::Token => "token",
+            Self::Par => "par",
+            Self::Introspection => "introspection",
+            Self::Revocation => "revocation",
+            Self::Metadata => "metadata",
         }
     }
 }
@@ -195,6 +262,45 @@ pub struct RouteRule {
     pub audiences: Vec<String>,
     /// The token's `scope` must have all of these.
     pub scopes: Vec<String>,
+    /// What an authorization server's route does ([`Role::is_authority`]).
+    pub authority: AuthorityRule,
+}
+
+/// Who binds an authorization server's tokens to their senders.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Binding {
+    /// The server itself; the edge checks the proof before it, and what was issued after it.
+    #[default]
+    Native,
+    /// The edge: the server knows nothing of it.
+    Retrofit,
+}
+
+/// What certificate a token must come back with at its introspection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SenderCertificateCheck {
+    /// That of the connection: clients introspect their own tokens.
+    Caller,
+    /// The one in `Client-Cert` (RFC 9440): a resource server hands it on.
+    Forwarded,
+    /// None; `cnf` is only told.
+    #[default]
+    Off,
+}
+
+/// What an authorization server's route does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AuthorityRule {
+    /// Index of the issuer whose server it is.
+    pub issuer: Option<usize>,
+    /// Who binds.
+    pub binding: Binding,
+    /// Whether nonces are the server's: its challenges pass, and a proof's nonce is not looked at.
+    pub upstream_nonces: bool,
+    /// Introspection: which certificate must be the token's.
+    pub sender_certificate: SenderCertificateCheck,
+    /// Introspection: whether a token with another certificate is answered `inactive` instead of refused.
+    pub mismatch_inactive: bool,
 }
 
 /// A configured tenant.
@@ -240,11 +346,42 @@ impl Rules {
         audiences: &[String],
         route: &RouteRule,
     ) -> Requirement {
-        let mut requirement = self.default;
         let names = |listed: &[String]| audiences.iter().any(|audience| listed.contains(audience));
+        let mut default = self.default;
         if !self.nonce_audiences.is_empty() && !names(&self.nonce_audiences) {
-            requirement.nonce = false;
+            default.nonce = false;
         }
+        self.added_up(default, tenant, audiences, route)
+    }
+
+    /// What a client must show to be issued a token, which may be for other audiences than those that it
+    /// names. `known` is whether anybody knows whose client it is: if not, all that default and every
+    /// tenant demand together.
+    #[must_use]
+    pub fn grant_requirement(
+        &self,
+        tenant: Option<TenantId>,
+        known: bool,
+        audiences: &[String],
+        route: &RouteRule,
+    ) -> Requirement {
+        let of = |tenant| self.added_up(self.default, tenant, audiences, route);
+        if known {
+            return of(tenant);
+        }
+        let tenants = (0..self.tenants.len()).map(|index| of(Some(TenantId(index))));
+        tenants.fold(of(None), Requirement::and)
+    }
+
+    fn added_up(
+        &self,
+        default: Requirement,
+        tenant: Option<TenantId>,
+        audiences: &[String],
+        route: &RouteRule,
+    ) -> Requirement {
+        let names = |listed: &[String]| audiences.iter().any(|audience| listed.contains(audience));
+        let mut requirement = default;
         if let Some(tenant) = tenant.and_then(|TenantId(index)| self.tenants.get(index)) {
             requirement = requirement.with(&tenant.scope);
         }
@@ -253,6 +390,7 @@ impl Rules {
         }
         requirement.with(&route.scope)
     }
+
     /// What every token of an issuer must be shown at least, before it is known which it is: no
     /// tenant that it may turn out to have, and no audience, demands less.
     ///

@@ -4,6 +4,8 @@ use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use time::format_description::well_known;
 
 /// A point in time: milliseconds since 1970-01-01T00:00:00Z, without leap seconds
 /// (RFC 7519 section 2, `NumericDate`).
@@ -54,6 +56,13 @@ impl UnixTime {
     #[must_use]
     pub fn minus(self, duration: Duration) -> Self {
         Self { millis: self.millis.saturating_sub(millis_of(duration)) }
+    }
+
+    /// Reads a time as RFC 3339 writes it, with any offset.
+    #[must_use]
+    pub fn from_rfc3339(text: &str) -> Option<Self> {
+        let time = OffsetDateTime::parse(text, &well_known::Rfc3339).ok()?;
+        i64::try_from(time.unix_timestamp_nanos() / 1_000_000).ok().map(Self::from_millis)
     }
 
     /// As RFC 3339 writes it: UTC, milliseconds (`2026-11-26T17:42:00.000Z`).

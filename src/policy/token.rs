@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::denial::Denial;
 use super::digest::{Jkt, Sha256, X5tS256};
+use super::grant::{BindingRecord, OpaqueRules, RetrofitRules};
 use super::introspection::{self, IntrospectionRules};
 use super::jose::{Algorithm, AlgorithmSet, CompactJws, KeyFault, PublicKey};
 use super::json::{self, Object};
@@ -42,6 +43,24 @@ pub struct IssuerRules {
     pub keys: bool,
     /// How it is asked about the tokens that are no such JWT.
     pub introspection: Option<IntrospectionRules>,
+    /// How the edge binds its tokens, where it does.
+    pub retrofit: Option<RetrofitRules>,
+}
+
+impl IssuerRules {
+    /// What its opaque tokens begin with, `Some(None)` being whatever; `None` where it has none.
+    #[must_use]
+    pub fn opaque_prefix(&self) -> Option<Option<&str>> {
+        let asked = self.introspection.as_ref().map(|rules| rules.token_prefix.as_deref());
+        let recorded = self.retrofit.as_ref().and_then(|rules| rules.opaque.as_ref());
+        asked.or_else(|| recorded.map(|rules| rules.token_prefix.as_deref()))
+    }
+
+    /// Whether its opaque tokens are taken on their records alone.
+    #[must_use]
+    pub fn opaque_by_record(&self) -> Option<&OpaqueRules> {
+        self.retrofit.as_ref()?.opaque.as_ref()
+    }
 }
 
 /// What a token is bound to (`cnf`, RFC 7800).
@@ -56,10 +75,27 @@ pub struct Confirmation {
 }
 
 impl Confirmation {
+    /// What satisfies both; `None` where nothing can.
+    #[must_use]
+    pub fn and(self, other: Self) -> Option<Self> {
+        let jkt = joined(self.jkt, other.jkt)?;
+        let x5t = joined(self.x5t, other.x5t)?;
+        let foreign = (self.foreign || other.foreign) && jkt.is_none() && x5t.is_none();
+        Some(Self { jkt, x5t, foreign })
+    }
+
     /// Whether nothing binds the token.
     #[must_use]
     pub fn is_unbound(self) -> bool {
         self.jkt.is_none() && self.x5t.is_none() && !self.foreign
+    }
+}
+
+/// The one that is there, or both where they are the same.
+fn joined<T: PartialEq>(one: Option<T>, other: Option<T>) -> Option<Option<T>> {
+    match (one, other) {
+        (Some(one), Some(other)) => (one == other).then_some(Some(one)),
+        (one, other) => Some(one.or(other)),
     }
 }
 
@@ -93,6 +129,12 @@ impl VerifiedToken {
     #[must_use]
     pub fn issuer(&self) -> usize {
         self.issuer
+    }
+
+    /// Whether it is a JWT that its issuer's key has signed.
+    #[must_use]
+    pub fn is_signed(&self) -> bool {
+        matches!(self.vouched, Vouched::Key(_))
     }
 
     /// `sub`.
@@ -289,6 +331,41 @@ pub fn verify(
     claims(&jws.payload, entry, rules, told, now)
 }
 
+/// An opaque token of `issuer`, on the record that was kept when it was issued.
+///
+/// # Errors
+/// [`Denial::RecordMissing`] where such tokens are not taken, [`Denial::TokenExpired`], and
+/// [`Denial::TenantUnknown`].
+pub fn of_record(
+    record: &BindingRecord,
+    issuer: usize,
+    entry: &IssuerRules,
+    rules: &Rules,
+    now: UnixTime,
+) -> Result<VerifiedToken, Denial> {
+    let opaque = entry.opaque_by_record().ok_or(Denial::RecordMissing)?;
+    if record.expires <= now {
+        return Err(Denial::TokenExpired);
+    }
+    let named = record.tenant.as_ref();
+    let found = named.and_then(|name| rules.tenants.iter().position(|it| it.name == *name));
+    if named.is_some() && found.is_none() && !rules.unknown_tenant_allowed {
+        return Err(Denial::TenantUnknown);
+    }
+    let scope = record.scope.as_deref().unwrap_or_default();
+    Ok(VerifiedToken {
+        issuer,
+        vouched: Vouched::Word(now),
+        subject: None,
+        client: record.client.clone(),
+        tenant: found.map(TenantId).or(entry.tenant),
+        audiences: vec![opaque.audience.clone()],
+        scopes: scope.split(' ').filter(|name| !name.is_empty()).map(str::to_owned).collect(),
+        confirmation: Confirmation::default(),
+        expires: record.expires,
+    })
+}
+
 /// What of a token its claims do not say.
 pub(super) struct Told<'a> {
     pub(super) issuer: usize,
@@ -394,7 +471,7 @@ fn tenant(claims: &Object, entry: &IssuerRules, rules: &Rules) -> Result<Option<
 }
 
 /// `cnf`, when it is there, is an object; what it says of a key or certificate can be read.
-fn confirmation(claims: &Object) -> Result<Confirmation, Denial> {
+pub(super) fn confirmation(claims: &Object) -> Result<Confirmation, Denial> {
     let Some(cnf) = claims.get("cnf") else {
         return Ok(Confirmation::default());
     };

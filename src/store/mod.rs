@@ -1,5 +1,6 @@
 //! Shared state: one trait a file, each with its implementations beside it.
 
+pub mod bindings;
 pub mod budget;
 pub mod failures;
 pub mod keys;

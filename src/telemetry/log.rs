@@ -79,6 +79,20 @@ pub struct RequestRecord<'a> {
     pub latency_us: u64,
 }
 
+/// `authority.dpop.proof.bypass`: a token was asked for without a proof while the temporary bypass lasts.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct BypassRecord<'a> {
+    /// The configured tenant of the client.
+    pub tenant: Option<&'a str>,
+    /// The client.
+    #[serde(serialize_with = "cut")]
+    pub client: Option<&'a str>,
+    /// The bypass.
+    pub bypass: &'a str,
+    /// What the answer called `X-Request-Id`.
+    pub decision_id: &'a str,
+}
+
 /// `authority.security.senderConstraint`: the sender is not the one that the token is bound to.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct ConstraintRecord<'a> {
@@ -211,6 +225,11 @@ impl Log {
     /// Writes `authority.dpop.request`.
     pub fn request(&self, record: &RequestRecord<'_>) {
         self.record("authority.dpop.request", record);
+    }
+
+    /// Writes `authority.dpop.proof.bypass`.
+    pub fn bypass(&self, record: &BypassRecord<'_>) {
+        self.record("authority.dpop.proof.bypass", record);
     }
 
     /// Writes `authority.security.senderConstraint`.

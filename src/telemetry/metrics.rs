@@ -296,10 +296,7 @@ fn upstream_up<'a>(
 }
 
 fn role_index(role: Role) -> usize {
-    match role {
-        Role::Resource => 0,
-        Role::Public => 1,
-    }
+    Role::ALL.iter().position(|known| *known == role).unwrap_or_default()
 }
 
 fn count(counters: &[IntCounter], place: usize) {

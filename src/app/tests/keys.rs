@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use super::*;
 use crate::config::tests::{SMALL, site};
 use crate::edge::jwks::KeySets;
+use crate::edge::tls::WithdrawnCertificates;
 use crate::telemetry::metrics::Shape;
 
 /// A server of a JWK set that can be switched off, the URL, and how often it was asked.
@@ -69,7 +70,8 @@ async fn a_set_is_handed_on_and_its_fetches_end() {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let lasting = Lasting::new(&config, &log, provider).unwrap();
     let make = |config: &Config, previous: Option<&KeySets>| {
-        let gate = Arc::new(gate(config, &lasting));
+        let gate =
+            Arc::new(gate(config, &lasting, None, Arc::new(WithdrawnCertificates::default())));
         (KeySets::new(&config.issuers, &gate, &metrics, previous).unwrap(), gate)
     };
 

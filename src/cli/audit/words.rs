@@ -28,7 +28,16 @@ pub(super) fn one_line(text: &str) -> String {
             let count = line.data.get("count").and_then(Value::as_u64).unwrap_or_default();
             format!("{count} refusals were not written down")
         }
-        Kind::Checkpoint | Kind::Begin | Kind::Replay | Kind::Mismatch => String::new(),
+        Kind::Bypass | Kind::Alarm | Kind::Successor | Kind::Replay | Kind::Mismatch => {
+            let text = |name: &str| line.data.get(name).and_then(Value::as_str);
+            let client = text("client").map(|client| format!("client {client}"));
+            let reason = text("reason").map(str::to_owned);
+            [client, reason].into_iter().flatten().collect::<Vec<_>>().join(", ")
+        }
+        Kind::BypassChange => {
+            line.data.get("change").and_then(Value::as_str).unwrap_or("?").to_owned()
+        }
+        Kind::Checkpoint | Kind::Begin => String::new(),
     };
     let (seq, at, kind, id) = (line.seq, line.at.rfc3339(), line.kind.name(), &line.id);
     clean(format!("{seq} {at} {kind} {node} {what} [{id}]").trim())
@@ -68,6 +77,10 @@ pub(super) fn explain(line: &Line, out: &mut dyn Write) -> io::Result<()> {
         | Kind::Suppressed
         | Kind::Checkpoint
         | Kind::Begin
+        | Kind::Bypass
+        | Kind::BypassChange
+        | Kind::Alarm
+        | Kind::Successor
         | Kind::Replay
         | Kind::Mismatch => writeln!(out, "{}", clean(&format!("{:#}", line.data))),
     }

@@ -132,7 +132,7 @@ mod tests {
                 method: "GET",
                 origin: &Origin::parse("https://resource.example.org").unwrap(),
                 path: "/protectedresource",
-                token_hash: Sha256::of(token.as_bytes()),
+                token_hash: Some(Sha256::of(token.as_bytes())),
                 algorithms: AlgorithmSet::of(&[algorithm]),
                 nonce_keys: None,
                 nonce_required: false,

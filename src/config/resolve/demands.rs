@@ -1,7 +1,8 @@
 //! Whether the demands of default, tenants, audiences and routes make sense together.
 
+use crate::config::finding::Place;
 use crate::config::section::Section;
-use crate::config::{ClientCertificates, Edge, ListenerTls};
+use crate::config::{ClientCertificates, Edge, Issuer, ListenerTls};
 use crate::policy::jose::AlgorithmSet;
 use crate::policy::rule::{Demand, Mode, Requirement, Role, Rules, Scope, TenantId};
 
@@ -19,6 +20,8 @@ pub(super) struct Demands<'d, 'a> {
     pub(super) tenancy: &'d Tenancy<'a>,
     /// The routes.
     pub(super) drafts: &'d [Draft<'a>],
+    /// The issuers.
+    pub(super) issuers: &'d [(Issuer, Place)],
     /// The listeners; `None` when they could not be read.
     pub(super) edge: Option<&'d Edge>,
 }
@@ -30,7 +33,8 @@ pub(super) fn check(all: &Demands<'_, '_>) {
         check_scope(&tenant.scope, section, &default, all.rules);
     }
     let bases = bases(all.rules);
-    for draft in all.drafts.iter().filter(|draft| draft.route.rule.role == Role::Resource) {
+    let demanding = |role: Role| role.reads_token() || role.asks_for_token();
+    for draft in all.drafts.iter().filter(|draft| demanding(draft.route.rule.role)) {
         check_scope(&draft.route.rule.scope, &draft.section, &bases, all.rules);
         check_route(all, draft);
     }
@@ -156,7 +160,7 @@ fn check_route(all: &Demands<'_, '_>, draft: &Draft<'_>) {
         let requirement = all.rules.requirement(tenant, &[], &draft.route.rule);
         let name = tenant.and_then(|TenantId(index)| all.rules.tenants.get(index));
         let whom = name.map_or_else(String::new, |tenant| format!(" for tenant `{}`", tenant.name));
-        for (key, message) in route_errors(all, draft, &requirement, &whom) {
+        for (key, message) in route_errors(all, draft, &requirement, tenant, &whom) {
             // One tenant is enough to show what is wrong.
             if errors.iter().all(|(known, _)| *known != key) {
                 errors.push((key, message));
@@ -172,11 +176,13 @@ fn route_errors(
     all: &Demands<'_, '_>,
     draft: &Draft<'_>,
     requirement: &Requirement,
+    tenant: Option<TenantId>,
     whom: &str,
 ) -> Vec<(&'static str, String)> {
     let mut errors = Vec::new();
     let demand = requirement.demand;
-    if demand == Demand::None && !draft.route.rule.allow_unbound {
+    let rule = &draft.route.rule;
+    if demand == Demand::None && !rule.allow_unbound && rule.role.reads_token() {
         let message = format!(
             "nothing is demanded{whom}: demand something, or say `role: public` (reads no token) or \
              `allowUnbound: true` (for a migration)"
@@ -186,6 +192,17 @@ fn route_errors(
     if let Some(obstacle) = obstacle(all, demand) {
         let message = format!("`{}` is demanded{whom}, but {obstacle}", demand.name());
         errors.push(("require", message));
+    }
+    let issuer = rule.authority.issuer.and_then(|index| all.issuers.get(index));
+    let retrofit = issuer.and_then(|(issuer, _)| issuer.rules.retrofit.as_ref());
+    if let Some(retrofit) = retrofit.filter(|_| rule.role == Role::Token) {
+        let bind = tenant.and_then(|tenant| retrofit.by_tenant.get(&tenant));
+        let bind = bind.unwrap_or(&retrofit.bind);
+        if !demand.met_by(bind.key, bind.certificate) {
+            let message =
+                format!("`{}` is demanded{whom}, but `bind` leaves it out", demand.name());
+            errors.push(("require", message));
+        }
     }
     if all.rules.dpop_enabled && requirement.algorithms.is_empty() {
         let message =

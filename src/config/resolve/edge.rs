@@ -85,6 +85,9 @@ fn limits(section: &Section<'_>) -> Limits {
         proof_bytes: section.size("proofBytes", 8 << 10, 512..=1 << 20),
         token_cache_entries: section.size("tokenCacheEntries", 100_000, 1..=10_000_000),
         replay_entries: section.size("replayEntries", 1_000_000, 1000..=100_000_000),
+        token_replay_entries: section.size("tokenReplayEntries", 100_000, 1000..=100_000_000),
+        token_proofs_per_minute: section.count("tokenProofsPerMinute", 6000, 1..=10_000_000),
+        authority_body_bytes: section.size("authorityBodyBytes", 256 << 10, 4 << 10..=4 << 20),
     };
     let fields =
         [("authorizationBytes", limits.authorization_bytes), ("proofBytes", limits.proof_bytes)];

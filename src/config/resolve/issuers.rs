@@ -11,6 +11,7 @@ use crate::policy::target::split_authority;
 use crate::policy::token::{IssuerRules, TokenType};
 
 use super::Names;
+use super::authority;
 use super::introspection;
 use super::scope::algorithms;
 use super::security::audiences;
@@ -38,7 +39,6 @@ pub(super) fn resolve(root: &Section<'_>, tenancy: &Tenancy<'_>) -> Vec<(Issuer,
 }
 
 fn issuer(section: &Section<'_>, tenancy: &Tenancy<'_>, names: &mut Names) -> Issuer {
-    section.later(&["retrofit"]);
     let issuer = section.required("issuer");
     if let Some(text) = &issuer
         && let Some(taken) = names.take(&text.value, text.item.place.clone())
@@ -53,7 +53,6 @@ fn issuer(section: &Section<'_>, tenancy: &Tenancy<'_>, names: &mut Names) -> Is
     let asked = introspection::introspection(section, asks, &audiences);
     let rules = IssuerRules {
         issuer: issuer.map_or_else(String::new, |text| text.value),
-        audiences,
         algorithms: section
             .item("algorithms")
             .and_then(algorithms)
@@ -63,9 +62,13 @@ fn issuer(section: &Section<'_>, tenancy: &Tenancy<'_>, names: &mut Names) -> Is
         tenant: section.text("tenant").and_then(|text| tenancy.find(&text)),
         keys: has_keys,
         introspection: asked.rules,
+        retrofit: authority::retrofit(section, tenancy, &audiences),
+        audiences,
     };
-    if !has_keys && !asks {
-        let message = "is required: the issuer's keys, by `file` or `url`; or `introspection`";
+    let recorded = rules.opaque_by_record().is_some();
+    if !has_keys && !asks && !recorded {
+        let message = "is required: the issuer's keys, by `file` or `url`; or `introspection`, or \
+                       `retrofit.opaque`";
         section.error("jwks", message);
     }
     for key in JWT_KEYS.into_iter().filter(|key| !has_keys && asks && section.has(key)) {
@@ -145,11 +148,16 @@ pub(super) fn check_url(url: &str) -> Result<(), &'static str> {
 }
 
 /// Needs an issuer where tokens are read; warns of issuers where none are.
-pub(super) fn check_use(root: &Section<'_>, issuers: &[(Issuer, Place)], reads_tokens: bool) {
+pub(super) fn check_use(
+    root: &Section<'_>,
+    issuers: &[(Issuer, Place)],
+    reads_tokens: bool,
+    asks: bool,
+) {
     if reads_tokens && root.lacks("issuers") {
         root.error("issuers", "at least one is needed: a `resource` route reads tokens");
     }
-    for (_, place) in issuers.iter().filter(|_| !reads_tokens) {
+    for (_, place) in issuers.iter().filter(|_| !reads_tokens && !asks) {
         let message = "has no effect: no route reads tokens".to_owned();
         root.sink().push(Severity::Warning, place.clone(), message);
     }

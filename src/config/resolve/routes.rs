@@ -6,23 +6,34 @@ use crate::config::finding::{Place, nearest};
 use crate::config::item::{Text, Words};
 use crate::config::section::Section;
 use crate::config::value::is_token;
-use crate::config::{Edge, PathPattern, Route, RouteHost};
-use crate::policy::rule::{Role, RouteRule};
+use crate::config::{Edge, Issuer, PathPattern, Route, RouteHost};
+use crate::policy::rule::{AuthorityRule, Role, RouteRule};
 use crate::policy::target::{Origin, normalise_path, split_authority};
 
+use super::authority;
 use super::cors::cors;
 use super::scope::{SCOPE_KEYS, scope};
 use super::security::audiences;
 use super::{Names, own_name};
 
-const ROLES: Words<Role> = &[("resource", Role::Resource), ("public", Role::Public)];
+const ROLES: Words<Role> = &[
+    ("resource", Role::Resource),
+    ("public", Role::Public),
+    ("token", Role::Token),
+    ("par", Role::Par),
+    ("introspection", Role::Introspection),
+    ("revocation", Role::Revocation),
+    ("metadata", Role::Metadata),
+];
 
 /// Roles of a later version.
-const LATER_ROLES: [&str; 6] =
-    ["token", "par", "introspection", "revocation", "metadata", "freshAuth"];
+const LATER_ROLES: [&str; 1] = ["freshAuth"];
 
 /// Keys that say something about tokens, beside [`SCOPE_KEYS`].
-const TOKEN_KEYS: [&str; 4] = ["origin", "allowUnbound", "audiences", "scopes"];
+const TOKEN_KEYS: [&str; 3] = ["allowUnbound", "audiences", "scopes"];
+
+/// Keys that have no place where the edge asks the server itself.
+const STREAM_KEYS: [&str; 3] = ["methods", "streamMaxAge", "passCredentials"];
 
 /// Methods by the names that RFC 9110 gives them.
 const METHODS: [&str; 9] =
@@ -39,6 +50,7 @@ pub(super) struct Draft<'a> {
 
 /// What the routes share while they are read.
 struct Shared<'u> {
+    issuers: &'u [(Issuer, Place)],
     upstreams: &'u [&'u str],
     /// Whether a listener has port 443; `None` when the listeners could not be read.
     port_443: Option<bool>,
@@ -50,6 +62,7 @@ struct Shared<'u> {
 pub(super) fn resolve<'a>(
     root: &Section<'a>,
     upstreams: &[&str],
+    issuers: &[(Issuer, Place)],
     edge: Option<&Edge>,
 ) -> (Vec<Draft<'a>>, Vec<Origin>) {
     if root.lacks("routes") {
@@ -59,7 +72,7 @@ pub(super) fn resolve<'a>(
     let port_443 =
         edge.map(|edge| edge.listeners.iter().any(|listener| listener.address.port() == 443));
     let names = Names::default();
-    let mut shared = Shared { upstreams, port_443, names, origins: Vec::new() };
+    let mut shared = Shared { issuers, upstreams, port_443, names, origins: Vec::new() };
     let drafts: Vec<_> = items
         .into_iter()
         .map(|item| {
@@ -72,22 +85,35 @@ pub(super) fn resolve<'a>(
 }
 
 fn route(section: &Section<'_>, shared: &mut Shared<'_>) -> Route {
-    section.later(&["binding", "retrofit", "maxAge", "answer"]);
+    section.later(&["maxAge", "answer"]);
     let name = own_name(section, "name", &mut shared.names);
     let role = section.word_or_later("role", ROLES, &LATER_ROLES).unwrap_or(Role::Resource);
     let hosts = hosts(section, role, shared);
     let ambiguous_paths = section.flag("allowAmbiguousPaths").unwrap_or(false);
     let path = section.required("path").map(|text| path(&text, ambiguous_paths));
     let upstream = section.required("upstream").map(|text| upstream(&text, shared.upstreams));
+    let upstream_nonces = authority::upstream_nonces(section, role);
+    let nonce = if upstream_nonces.is_some() { None } else { section.flag("nonce") };
+    let authority = AuthorityRule {
+        upstream_nonces: upstream_nonces.unwrap_or(false),
+        ..authority::rule(section, role, shared.issuers)
+    };
     let rule = RouteRule {
         role,
-        scope: scope(section),
+        scope: scope(section, nonce),
         allow_unbound: section.flag("allowUnbound").unwrap_or(false),
         audiences: audiences(section, "audiences"),
         scopes: scopes(section),
+        authority,
     };
     check_role_keys(section, role);
-    let methods = methods(section);
+    let methods = match role {
+        Role::Resource | Role::Public => methods(section),
+        Role::Metadata => vec!["GET".to_owned()],
+        Role::Token | Role::Par | Role::Introspection | Role::Revocation => {
+            vec!["POST".to_owned()]
+        }
+    };
     let max_age = section.has("streamMaxAge");
     let stream_max_age = section.duration("streamMaxAge", "0s", ["1s", "365d"]);
     Route {
@@ -108,9 +134,16 @@ fn route(section: &Section<'_>, shared: &mut Shared<'_>) -> Route {
 fn check_role_keys(section: &Section<'_>, role: Role) {
     match role {
         Role::Public => {
-            let keys = SCOPE_KEYS.into_iter().chain(TOKEN_KEYS);
+            let keys = SCOPE_KEYS.into_iter().chain(TOKEN_KEYS).chain(["origin"]);
             for key in keys.filter(|key| section.has(key)) {
                 section.error(key, "has no place on a `public` route, which reads no token");
+            }
+        }
+        Role::Token | Role::Par | Role::Introspection | Role::Revocation | Role::Metadata => {
+            let scope = SCOPE_KEYS.into_iter().filter(|_| !role.asks_for_token());
+            let keys = TOKEN_KEYS.into_iter().chain(STREAM_KEYS).chain(scope);
+            for key in keys.filter(|key| section.has(key)) {
+                section.error(key, format!("has no place on a `{}` route", role.name()));
             }
         }
         Role::Resource if section.has("passCredentials") => {
@@ -138,7 +171,7 @@ fn hosts(section: &Section<'_>, role: Role, shared: &mut Shared<'_>) -> Vec<Rout
     });
     let configured = configured.map(|origin| shared.origin(origin));
     let texts = section.texts("hosts", 64).unwrap_or_default();
-    if section.lacks("hosts") && role == Role::Resource && !section.has("origin") {
+    if section.lacks("hosts") && role != Role::Public && !section.has("origin") {
         let message = "`hosts` or `origin` is required: the `htu` of a proof is compared with the \
                        route's own origin, never with one that a client's `Host` makes up";
         section.error("hosts", message);
@@ -153,7 +186,12 @@ fn hosts(section: &Section<'_>, role: Role, shared: &mut Shared<'_>) -> Vec<Rout
         }
         let origin = match role {
             Role::Public => None,
-            Role::Resource => configured.or_else(|| {
+            Role::Resource
+            | Role::Token
+            | Role::Par
+            | Role::Introspection
+            | Role::Revocation
+            | Role::Metadata => configured.or_else(|| {
                 let origin = origin_of(&name, port)?;
                 if port.is_none() && shared.port_443 == Some(false) && !warned {
                     warned = true;

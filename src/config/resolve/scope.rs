@@ -21,13 +21,13 @@ pub(super) const DEMANDS: Words<Demand> = &[
 pub(super) const SCOPE_KEYS: [&str; 5] =
     ["require", "mode", "allowedAlgorithms", "nonce", "overrides"];
 
-/// Reads what a tenant or route adds.
-pub(super) fn scope(section: &Section<'_>) -> Scope {
+/// Reads what a tenant or route adds; `nonce` is its `nonce`.
+pub(super) fn scope(section: &Section<'_>, nonce: Option<bool>) -> Scope {
     Scope {
         require: section.word("require", DEMANDS),
         mode: section.word("mode", MODES),
         algorithms: section.item("allowedAlgorithms").and_then(algorithms),
-        nonce: section.flag("nonce"),
+        nonce,
         overrides: section.flag("overrides").unwrap_or(false),
     }
 }

@@ -6,16 +6,20 @@ use crate::config::item::{Text, Words};
 use crate::config::section::Section;
 use crate::config::value::show_duration;
 use crate::config::{NonceKeyFile, files};
+use crate::policy::bypass::BypassRules;
 use crate::policy::jose::{Algorithm, AlgorithmSet};
 use crate::policy::proof::ProofRules;
 use crate::policy::rule::{Demand, Mode, Requirement};
 
+use super::authority;
 use super::scope::{DEMANDS, MODES, algorithms};
+use super::tenants::Tenancy;
 
 /// The algorithms allowed where the file names none.
 const ALGORITHMS: [Algorithm; 5] =
     [Algorithm::Es256, Algorithm::Es384, Algorithm::EdDsa, Algorithm::Ed25519, Algorithm::Ps256];
 
+const REPLAY_STATUSES: Words<u16> = &[("400", 400), ("401", 401)];
 const REPLAY_STORES: Words<()> = &[("memory", ())];
 const NONCE_STORES: Words<()> = &[("stateless", ())];
 
@@ -36,12 +40,18 @@ pub(super) struct Security<'a> {
     pub(super) proof: ProofRules,
     /// `dpop.nonce.keyFiles`.
     pub(super) nonce_keys: Vec<NonceKeyFile>,
+    /// `dpop.replayStatus`.
+    pub(super) replay_status: u16,
+    /// `dpop.allowTemporaryBypass` and `dpop.temporaryBypass`.
+    pub(super) bypass: BypassRules,
+    /// `mtls.rotationGrace`.
+    pub(super) rotation_grace: Duration,
     /// `mtls`, for findings.
     pub(super) mtls: Section<'a>,
 }
 
 /// Resolves `security`.
-pub(super) fn resolve<'a>(root: &Section<'a>) -> Security<'a> {
+pub(super) fn resolve<'a>(root: &Section<'a>, tenancy: &Tenancy<'_>) -> Security<'a> {
     let security = root.section("security");
     let section = security.section("senderConstraints");
     let dpop = section.section("dpop");
@@ -63,10 +73,7 @@ pub(super) fn resolve<'a>(root: &Section<'a>) -> Security<'a> {
         section.warn("mode", message);
     }
     let mtls_enabled = mtls.flag("enabled").unwrap_or(true);
-    let grace = mtls.duration("rotationGrace", "0s", ["0s", "365d"]);
-    if grace > Duration::ZERO {
-        mtls.error("rotationGrace", "anything but 0 is not available in this version");
-    }
+    let rotation_grace = mtls.duration("rotationGrace", "0s", ["0s", "90d"]);
     let certificate_audiences = audiences(&mtls, "enforceForAudiences");
     if !certificate_audiences.is_empty() && !mtls_enabled {
         let message =
@@ -81,6 +88,9 @@ pub(super) fn resolve<'a>(root: &Section<'a>) -> Security<'a> {
         nonce_audiences: nonce_audiences(&nonce, nonces),
         proof: proof(&dpop, &nonce, nonces),
         nonce_keys: nonce_keys(&nonce, nonces),
+        replay_status: dpop.word("replayStatus", REPLAY_STATUSES).unwrap_or(401),
+        bypass: authority::bypass(&dpop, tenancy),
+        rotation_grace,
         mtls,
     }
 }
@@ -136,15 +146,6 @@ fn proof(dpop: &Section<'_>, nonce: &Section<'_>, nonces: bool) -> ProofRules {
 
 /// Refuses what only a later version can serve.
 fn later(dpop: &Section<'_>, nonce: &Section<'_>) {
-    dpop.later(&["temporaryBypass"]);
-    if dpop.flag("allowTemporaryBypass") == Some(true) {
-        dpop.error("allowTemporaryBypass", "`true` is not available in this version");
-    }
-    if dpop.number("replayStatus", 401, 100..=599) != 401 {
-        let message = "anything but 401 is not available in this version: only token routes answer \
-                       otherwise";
-        dpop.error("replayStatus", message);
-    }
     let replay = dpop.section("replay");
     replay.word_or_later("store", REPLAY_STORES, &["redis"]);
     nonce.word_or_later("store", NONCE_STORES, &["memory", "redis"]);

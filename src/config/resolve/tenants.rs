@@ -3,8 +3,11 @@
 use crate::config::item::{Text, Words};
 use crate::config::section::Section;
 use crate::config::{Issuer, finding::Place, finding::nearest};
+use crate::policy::client::KnownClient;
+use crate::policy::grant::BindBy;
 use crate::policy::rule::{TenantId, TenantRule};
 
+use super::authority;
 use super::scope::scope;
 
 /// Whether a token of an unknown tenant is served under the default rule.
@@ -19,6 +22,10 @@ pub(super) struct Tenancy<'a> {
     pub(super) unknown_allowed: bool,
     /// The tenants, each with its place in the file.
     pub(super) tenants: Vec<(TenantRule, Section<'a>)>,
+    /// Clients whose tenants are known.
+    pub(super) clients: Vec<KnownClient>,
+    /// What binds the tokens of a tenant.
+    pub(super) binds: Vec<(TenantId, BindBy)>,
     section: Section<'a>,
 }
 
@@ -48,8 +55,15 @@ pub(super) fn resolve<'a>(root: &Section<'a>) -> Tenancy<'a> {
     }
     // Each is a label value of many metrics.
     let tenants = root.named("tenants", 1000).into_iter();
-    let tenants = tenants.map(|(name, section)| (tenant(name, &section), section)).collect();
-    Tenancy { claim, unknown_allowed: unknown.unwrap_or(false), tenants, section }
+    let tenants: Vec<_> =
+        tenants.map(|(name, section)| (tenant(name, &section), section)).collect();
+    let (mut clients, mut binds) = (Vec::new(), Vec::new());
+    for (index, (_, section)) in tenants.iter().enumerate() {
+        authority::clients(TenantId(index), section, &mut clients);
+        binds.extend(section.item("bind").map(|item| (TenantId(index), authority::bind(item))));
+    }
+    let unknown_allowed = unknown.unwrap_or(false);
+    Tenancy { claim, unknown_allowed, tenants, clients, binds, section }
 }
 
 fn tenant(name: String, section: &Section<'_>) -> TenantRule {
@@ -62,11 +76,16 @@ fn tenant(name: String, section: &Section<'_>) -> TenantRule {
     if name == "default" {
         section.error_here("`default` is how metrics call the lack of a tenant");
     }
-    TenantRule { name, scope: scope(section) }
+    TenantRule { name, scope: scope(section, section.flag("nonce")) }
 }
 
 /// Warns of tenants that no token can belong to, and of a claim that no token will be asked for.
-pub(super) fn check_use(tenancy: &Tenancy<'_>, issuers: &[(Issuer, Place)], reads_tokens: bool) {
+pub(super) fn check_use(
+    tenancy: &Tenancy<'_>,
+    issuers: &[(Issuer, Place)],
+    reads_tokens: bool,
+    asks: bool,
+) {
     if tenancy.claim.is_some() {
         if !reads_tokens {
             tenancy.section.warn("claim", "has no effect: no route reads tokens");
@@ -79,7 +98,8 @@ pub(super) fn check_use(tenancy: &Tenancy<'_>, issuers: &[(Issuer, Place)], read
     }
     for (index, (_, section)) in tenancy.tenants.iter().enumerate() {
         let named = |(issuer, _): &(Issuer, _)| issuer.rules.tenant == Some(TenantId(index));
-        if !issuers.iter().any(named) {
+        let has_clients = tenancy.clients.iter().any(|client| client.tenant == TenantId(index));
+        if !issuers.iter().any(named) && !(asks && has_clients) {
             section.warn_here(
                 "no token belongs to it: no issuer names it, `tenancy.claim` is not set",
             );

@@ -182,7 +182,19 @@ fn status(item: &Item<'_>) -> Option<u16> {
 
 /// Warns of upstreams that no route uses.
 pub(super) fn check_use(sink: &Sink, upstreams: &[(Upstream, Place)], drafts: &[Draft<'_>]) {
-    for (index, (_, place)) in upstreams.iter().enumerate() {
+    for (index, (upstream, place)) in upstreams.iter().enumerate() {
+        let authority = |draft: &&Draft<'_>| {
+            draft.route.upstream == index && draft.route.rule.role.is_authority()
+        };
+        if let Some(draft) = drafts.iter().find(authority)
+            && upstream.protocol != UpstreamProtocol::Http1
+        {
+            let message = format!(
+                "an authorization server is spoken to in HTTP/1.1; route `{}` is one's",
+                draft.route.name
+            );
+            sink.push(Severity::Error, place.clone(), message);
+        }
         if !drafts.iter().any(|draft| draft.route.upstream == index) {
             sink.push(Severity::Warning, place.clone(), "no route uses it".to_owned());
         }

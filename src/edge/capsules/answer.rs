@@ -5,18 +5,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, RETRY_AFTER, WWW_AUTHENTICATE,
+    ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE,
 };
-use http::{HeaderValue, Method, StatusCode, Version};
-use pingora::http::{RequestHeader, ResponseHeader};
+use http::{Method, StatusCode};
+use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
-use pingora::{Error, ErrorType};
 use serde::Serialize;
 
 use super::ask::Asking;
 use super::grant::Body;
 use super::{Capsules, Own, Told, What};
 use crate::edge::believe::Shown;
+use crate::edge::body;
 use crate::edge::headers::{DPOP_NONCE, REQUEST_ID};
 use crate::edge::parts::now;
 use crate::edge::respond;
@@ -148,7 +148,7 @@ pub(in crate::edge) async fn send(
             return Ok(None);
         }
         What::Capsule => None,
-        What::Telemetry => read_body(session).await?,
+        What::Telemetry => body::whole(session, TELEMETRY_BYTES, BODY_TIME).await?,
     };
     let asking = Asking {
         node: &own.node,
@@ -219,41 +219,6 @@ async fn finish(
         head.insert_header(CONTENT_LENGTH, body.len())?;
     }
     respond::write(session, head, body).await
-}
-
-/// The body; `None` where it is longer than telemetry can be, or does not come.
-async fn read_body(session: &mut Session) -> pingora::Result<Option<Vec<u8>>> {
-    let length = session.req_header().headers.get(CONTENT_LENGTH);
-    let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
-    if length.is_some_and(|length| length > TELEMETRY_BYTES) {
-        return Ok(None);
-    }
-    let expects = waits_to_be_asked(session.req_header());
-    let reading = async {
-        if expects {
-            session.as_downstream_mut().write_continue_response().await?;
-        }
-        let mut body = Vec::new();
-        while let Some(chunk) = session.read_request_body().await? {
-            if body.len() + chunk.len() > TELEMETRY_BYTES {
-                return Ok(None);
-            }
-            body.extend_from_slice(&chunk);
-        }
-        Ok(Some(body))
-    };
-    match tokio::time::timeout(BODY_TIME, reading).await {
-        // Whatever is wrong with it is the client's.
-        Ok(read) => read.map_err(Error::into_down),
-        Err(_) => Err(Error::new_down(ErrorType::ReadTimedout)),
-    }
-}
-
-/// RFC 9110 section 10.1.1; with HTTP/2 a client that hears nothing goes on by itself.
-fn waits_to_be_asked(head: &RequestHeader) -> bool {
-    let expects = head.headers.get(EXPECT).map(HeaderValue::as_bytes);
-    head.version == Version::HTTP_11
-        && expects.is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue"))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderValue};
 
 use super::ask::Asking;
 use super::*;
-use crate::gate::{Gate, Settings};
+use crate::gate::{Gate, Settings, Stores};
 use crate::policy::capsule::baseline::BaselinePolicy;
 use crate::policy::capsule::node::{Expectations, Node, NodeId, Status};
 use crate::policy::capsule::pipeline::{BrakePolicy, ProofDemand, SealPolicy};
@@ -54,9 +54,12 @@ fn gate(origin: Origin) -> Gate {
         introspection_cache_entries: 10,
         nonce_secrets: vec![[7; 32]],
         started: NOW,
+        clients: Vec::new(),
+        bypass: None,
+        rotation_grace: Duration::ZERO,
     };
     let replay = MemoryReplay::new(&[7; 32], Duration::from_secs(300), 1000);
-    Gate::new(settings, Arc::new(replay))
+    Gate::new(settings, Stores::of_resources(Arc::new(replay)))
 }
 
 fn settings(directory: &std::path::Path) -> config::Capsules {

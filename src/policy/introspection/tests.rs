@@ -37,6 +37,7 @@ fn entry(issuer: &str, introspection: Option<IntrospectionRules>) -> IssuerRules
         tenant: None,
         keys: false,
         introspection,
+        retrofit: None,
     }
 }
 

@@ -14,10 +14,10 @@ const KEPT_QUARANTINES_MS: i64 = 31 * 24 * 3600 * 1000;
 /// One transaction, with the head of the audit chain in it.
 #[derive(Debug)]
 pub struct Batch<'a> {
-    connection: &'a Connection,
+    pub(super) connection: &'a Connection,
     head: Head,
     /// How often something was written.
-    writes: u64,
+    pub(super) writes: u64,
 }
 
 /// A node's record with the revision that a change is compared with.

@@ -7,6 +7,7 @@
 #![expect(clippy::disallowed_methods, reason = "a store has a clock, threads and files")]
 
 pub mod batch;
+mod bindings;
 pub mod reader;
 pub mod writer;
 
@@ -27,7 +28,7 @@ const BUSY: Duration = Duration::from_secs(5);
 /// `PRAGMA application_id`: "Hldf".
 const APPLICATION: i64 = 0x486c_6466;
 /// The layout that this build reads and writes.
-const LAYOUT: i64 = 1;
+const LAYOUT: i64 = 2;
 /// Pages of the log that are moved into the database at once: 16 MiB. Fewer would make more commits
 /// wait for it.
 const CHECKPOINT_PAGES: i64 = 4096;
@@ -37,7 +38,8 @@ const CHECKPOINT_PAGES: i64 = 4096;
 const CACHE_KIB: i64 = 65_536;
 
 /// From an empty file to each layout in turn.
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = [
+    "
     CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
     CREATE TABLE nodes (
         id TEXT PRIMARY KEY,
@@ -61,7 +63,31 @@ const MIGRATIONS: [&str; 1] = ["
     ) STRICT;
     CREATE INDEX audit_by_id ON audit (id);
     CREATE INDEX audit_checkpoints ON audit (seq) WHERE kind = 'checkpoint';
-"];
+",
+    "
+    CREATE TABLE authority_tokens (
+        key BLOB PRIMARY KEY,
+        kind TEXT NOT NULL,
+        tenant TEXT,
+        client TEXT,
+        cnf_jkt BLOB,
+        sender_certificate BLOB,
+        scope TEXT,
+        expires INTEGER NOT NULL,
+        family TEXT NOT NULL,
+        bypass TEXT,
+        revoked INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX authority_tokens_by_end ON authority_tokens (expires);
+    CREATE INDEX authority_tokens_by_family ON authority_tokens (family);
+    CREATE TABLE sender_certificates (
+        x5t BLOB PRIMARY KEY,
+        der BLOB NOT NULL,
+        expires INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX sender_certificates_by_end ON sender_certificates (expires);
+",
+];
 
 /// Why the store cannot be opened.
 #[derive(Debug, thiserror::Error)]

@@ -55,7 +55,7 @@ impl Readers {
 /// One connection that only reads.
 #[derive(Debug)]
 pub struct Reader {
-    connection: Connection,
+    pub(super) connection: Connection,
 }
 
 /// A stored record, by its id, as far as it can be read.

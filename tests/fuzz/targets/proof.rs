@@ -52,7 +52,7 @@ pub(super) fn proof(input: &[u8]) {
             method: "GET",
             origin: &origin,
             path: PATH,
-            token_hash: ath,
+            token_hash: Some(ath),
             algorithms: AlgorithmSet::of(&ALGORITHMS),
             nonce_keys: Some(&nonces),
             nonce_required,

@@ -112,6 +112,7 @@ fn entry() -> IssuerRules {
             assumed_audience: None,
             assumed_lifetime: None,
         }),
+        retrofit: None,
     }
 }
 

@@ -1,0 +1,181 @@
+//! Introspection, revocation and metadata: what the edge knows is put into the server's answers.
+
+use pingora::proxy::Session;
+
+use super::call::Answered;
+use super::{Asked, Reply, Stop, is_of_type, is_success};
+use crate::edge::ctx::Ctx;
+use crate::edge::parts::now;
+use crate::gate::Granted;
+use crate::policy::authority::{self, Known};
+use crate::policy::client_cert::{self, Field, HandedOn};
+use crate::policy::denial::Denial;
+use crate::policy::grant::{BindBy, BindingRecord, RecordKey, RetrofitRules, TokenKind};
+use crate::policy::json;
+use crate::policy::request::Sender;
+use crate::policy::rule::SenderCertificateCheck;
+use crate::policy::token::{Confirmation, IssuerRules};
+
+impl Asked<'_> {
+    fn issuer(&self) -> Option<&IssuerRules> {
+        let gate = &self.parts.common().gate;
+        self.route.rule.authority.issuer.and_then(|index| gate.issuer(index))
+    }
+
+    fn retrofit(&self) -> Option<&RetrofitRules> {
+        self.issuer()?.retrofit.as_ref()
+    }
+
+    /// What the token that is asked about is found by, whatever it is.
+    fn keys(&self) -> Vec<RecordKey> {
+        let (Some(issuer), Some(token)) = (self.issuer(), self.form.get("token")) else {
+            return Vec::new();
+        };
+        let key = |kind| RecordKey::of(&issuer.issuer, kind, token);
+        [TokenKind::Access, TokenKind::Refresh].map(key).to_vec()
+    }
+
+    pub(super) async fn introspected(
+        &self,
+        session: &Session,
+        ctx: &mut Ctx,
+        answered: Answered,
+    ) -> Result<Reply, Stop> {
+        if !is_success(&answered) {
+            return Ok(Reply::error(answered));
+        }
+        if is_of_type(&answered, "application/token-introspection+jwt") {
+            let route = &self.route.name;
+            tracing::warn!(
+                decision_id = ctx.id,
+                route,
+                "a signed introspection answer (RFC 9701) cannot be added to: it says nothing of what \
+                 the edge binds"
+            );
+            return Ok(Reply::of(answered));
+        }
+        let told = json::object(&answered.body).ok_or(Denial::AnswerInvalid)?;
+        if !authority::is_active(&told)? {
+            return Ok(Reply::of(answered));
+        }
+        let record = self.record().await?;
+        let kind = record.as_ref().map(|record| record.kind);
+        let gate = &self.parts.common().gate;
+        let named = record.as_ref().and_then(|record| record.tenant.as_deref());
+        let tenant = named.and_then(|name| gate.tenant_named(name));
+        let bypass = gate.bypass(now());
+        let known = Known {
+            record: record.as_ref(),
+            rules: self.retrofit(),
+            bypass: bypass.is_some_and(|bypass| bypass.is_open(tenant, now())),
+        };
+        let confirmation = match authority::bound_to(&told, known, now()) {
+            Ok(confirmation) => confirmation,
+            Err(denial @ Denial::AnswerInvalid) => return Err(denial.into()),
+            Err(denial) => return Ok(inactive(ctx, answered, denial)),
+        };
+        if let Some(facts) = &mut ctx.facts {
+            facts.confirmation = confirmation;
+        }
+        match self.certificate(session, ctx, confirmation).await {
+            Ok(()) => {}
+            Err(denial)
+                if self.route.rule.authority.mismatch_inactive
+                    && denial != Denial::ClientCertInvalid
+                    && denial != Denial::StoreDown =>
+            {
+                return Ok(inactive(ctx, answered, denial));
+            }
+            Err(denial) => return Err(denial.into()),
+        }
+        let body = authority::with_confirmation(&answered.body, &told, confirmation, kind);
+        Ok(Reply::with(answered, body.ok_or(Denial::AnswerInvalid)?))
+    }
+
+    async fn record(&self) -> Result<Option<BindingRecord>, Denial> {
+        let Some(bindings) = self.parts.common().gate.bindings() else { return Ok(None) };
+        if self.retrofit().is_none() {
+            return Ok(None);
+        }
+        for key in self.keys() {
+            let found = bindings.record(key).await.map_err(|_| Denial::StoreDown)?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Holds the certificate that the route looks at against what the token is bound to.
+    async fn certificate(
+        &self,
+        session: &Session,
+        ctx: &mut Ctx,
+        confirmation: Confirmation,
+    ) -> Result<(), Denial> {
+        let now = now();
+        let handed_on: Option<HandedOn>;
+        let sender = match self.route.rule.authority.sender_certificate {
+            SenderCertificateCheck::Off => return Ok(()),
+            SenderCertificateCheck::Caller => ctx.shown.sender().at(now),
+            SenderCertificateCheck::Forwarded => {
+                let headers = &session.req_header().headers;
+                let read = client_cert::read(headers, Field::ClientCert);
+                handed_on = read.map_err(|_| Denial::ClientCertInvalid)?;
+                handed_on.as_ref().map_or(Sender::NoCertificate, |it| Sender::Certificate(&it.leaf))
+            }
+        };
+        let shown = match sender {
+            Sender::Certificate(certificate) => Some(certificate.x5t()),
+            Sender::NoContext | Sender::NoCertificate => None,
+        };
+        let gate = &self.parts.common().gate;
+        let successor = gate.successor(confirmation.x5t, sender, now).await?;
+        if let Some(facts) = &mut ctx.facts {
+            facts.presented_x5t = shown;
+            facts.successor = successor.is_some();
+        }
+        if successor.is_some() {
+            return Ok(());
+        }
+        authority::check_certificate(confirmation, sender)
+    }
+
+    /// The server has revoked it, or never knew it: what is kept of it goes the same way.
+    pub(super) async fn revoked(
+        &self,
+        granted: &Granted,
+        answered: Answered,
+    ) -> Result<Reply, Stop> {
+        if !is_success(&answered) {
+            return Ok(Reply::error(answered));
+        }
+        if self.retrofit().is_some() {
+            let bindings = self.parts.common().gate.bindings().ok_or(Denial::StoreDown)?;
+            let revoked = bindings.revoke(self.keys(), granted.asker().id.clone()).await;
+            revoked.map_err(|_| Denial::StoreDown)?;
+        }
+        Ok(Reply::of(answered))
+    }
+
+    pub(super) fn described(&self, answered: Answered) -> Result<Reply, Stop> {
+        let Some(rules) = self.retrofit().filter(|_| is_success(&answered)) else {
+            return Ok(Reply::of(answered));
+        };
+        let others = rules.by_tenant.values().chain(rules.by_client.values());
+        let bind = others.fold(rules.bind, |all, one| BindBy {
+            key: all.key || one.key,
+            certificate: all.certificate || one.certificate,
+        });
+        let (algorithms, certificates) = self.parts.common().gate.can_bind_by();
+        let bind = BindBy { certificate: bind.certificate && certificates, ..bind };
+        let body = authority::metadata(&answered.body, algorithms, bind);
+        Ok(Reply::with(answered, body.ok_or(Denial::AnswerInvalid)?))
+    }
+}
+
+/// The answer about a token that is not to be used; why stays with the edge.
+fn inactive(ctx: &mut Ctx, answered: Answered, denial: Denial) -> Reply {
+    ctx.refused = Some(denial);
+    Reply::with(answered, authority::INACTIVE)
+}

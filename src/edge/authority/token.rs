@@ -1,0 +1,188 @@
+//! What a token endpoint has issued: checked where the server binds, bound and kept where the edge does.
+
+use http::StatusCode;
+use serde::Serialize;
+
+use super::call::Answered;
+use super::{Asked, Reply, Stop, is_of_type};
+use crate::edge::ctx::Ctx;
+use crate::edge::parts::now;
+use crate::gate::{Granted, Terms};
+use crate::policy::audit::{Draft, Kind};
+use crate::policy::denial::Denial;
+use crate::policy::grant::{self, Inherited, Issue, TokenAnswer};
+use crate::policy::json;
+use crate::policy::token::Confirmation;
+use crate::store::bindings::{BindFault, Issued};
+use crate::telemetry::log::BypassRecord;
+
+/// A line of the audit log about a request for a token.
+#[derive(Serialize)]
+struct Line<'a> {
+    tenant: Option<&'a str>,
+    client: Option<&'a str>,
+    route: &'a str,
+    grant_type: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bypass: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+}
+
+impl Asked<'_> {
+    pub(super) async fn issued(
+        &self,
+        ctx: &mut Ctx,
+        granted: &Granted,
+        answered: Answered,
+    ) -> Result<Reply, Stop> {
+        let status = answered.head.status;
+        if *granted.terms() == Terms::AsReceived {
+            return Ok(Reply::of(answered));
+        }
+        if status.is_client_error() || status.is_server_error() {
+            self.challenged(ctx, &answered);
+            return Ok(Reply::error(answered));
+        }
+        match self.bound(ctx, granted, &answered).await {
+            Ok(Some(body)) => Ok(Reply::with(answered, body)),
+            Ok(None) => Ok(Reply::of(answered)),
+            // The client may have it as it came; that it could not be kept is told.
+            Err(denial) if *granted.terms() == Terms::Unbound => {
+                tracing::warn!(decision_id = ctx.id, reason = denial.code(), "not kept");
+                Ok(Reply::of(answered))
+            }
+            Err(denial) => {
+                self.alarm(ctx, granted, denial);
+                Err(denial.into())
+            }
+        }
+    }
+
+    /// The body that the client is told, where it is another.
+    async fn bound(
+        &self,
+        ctx: &Ctx,
+        granted: &Granted,
+        answered: &Answered,
+    ) -> Result<Option<Vec<u8>>, Denial> {
+        let readable =
+            answered.head.status == StatusCode::OK && is_of_type(answered, "application/json");
+        let members = json::object(&answered.body).filter(|_| readable);
+        let members = members.ok_or(Denial::AnswerInvalid)?;
+        let answer = TokenAnswer::read(&members)?;
+        match granted.terms() {
+            Terms::Native { shown, demand } => {
+                let confirmation = grant::check_issued(&answer, *shown, *demand)?;
+                self.keep(ctx, granted, Issued::default(), confirmation).await?;
+                Ok(None)
+            }
+            Terms::Retrofit { confirmation, inherited } => {
+                let issued = self.records(ctx, granted, &answer, *confirmation, inherited)?;
+                self.keep(ctx, granted, issued, *confirmation).await?;
+                let told = grant::told(&answered.body, &answer, *confirmation);
+                told.map(Some).ok_or(Denial::AnswerInvalid)
+            }
+            Terms::Unbound | Terms::AsReceived => {
+                let (nobody, nothing) = (Confirmation::default(), Inherited::default());
+                let issued = self.records(ctx, granted, &answer, nobody, &nothing)?;
+                self.keep(ctx, granted, issued, nobody).await?;
+                Ok(None)
+            }
+        }
+    }
+
+    fn records(
+        &self,
+        ctx: &Ctx,
+        granted: &Granted,
+        answer: &TokenAnswer<'_>,
+        confirmation: Confirmation,
+        inherited: &Inherited,
+    ) -> Result<Issued, Denial> {
+        let gate = &self.parts.common().gate;
+        let issuer = self.route.rule.authority.issuer.and_then(|index| gate.issuer(index));
+        let (issuer, rules) = issuer
+            .and_then(|issuer| Some((issuer, issuer.retrofit.as_ref()?)))
+            .ok_or(Denial::StoreDown)?;
+        let refreshes = self.form.get("grant_type") == Some("refresh_token");
+        let issue = Issue {
+            asker: granted.asker(),
+            tenant: self.parts.tenant(granted.tenant()),
+            confirmation,
+            inherited,
+            redeemed: self.form.get("refresh_token").filter(|_| refreshes),
+            // Of 128 random bits, as the decision's id is.
+            family: inherited.family.as_deref().unwrap_or(&ctx.id),
+            bypass: granted.bypass(),
+        };
+        let records = grant::records(answer, &issue, issuer, rules, now());
+        Ok(Issued { records, ..Issued::default() })
+    }
+
+    /// Keeps what must be known of it later, durably.
+    async fn keep(
+        &self,
+        ctx: &Ctx,
+        granted: &Granted,
+        mut issued: Issued,
+        confirmation: Confirmation,
+    ) -> Result<(), Denial> {
+        let gate = &self.parts.common().gate;
+        if gate.follows_certificates() {
+            let shown = ctx.shown.leaf().filter(|leaf| Some(leaf.x5t()) == confirmation.x5t);
+            issued.certificate = shown.cloned();
+        }
+        if let Some(bypass) = granted.bypass() {
+            issued.line = Some(self.line(ctx, granted, Kind::Bypass, None));
+            self.parts.common().log.bypass(&BypassRecord {
+                tenant: self.parts.tenant(granted.tenant()),
+                client: granted.asker().id.as_deref(),
+                bypass,
+                decision_id: &ctx.id,
+            });
+        }
+        if issued.is_empty() {
+            return Ok(());
+        }
+        let bindings = gate.bindings().ok_or(Denial::StoreDown)?;
+        bindings.keep(issued, now()).await.map_err(|fault| match fault {
+            BindFault::Conflict => Denial::BindingConflict,
+            BindFault::Down => Denial::StoreDown,
+        })
+    }
+
+    fn line(&self, ctx: &Ctx, granted: &Granted, kind: Kind, reason: Option<Denial>) -> Draft {
+        let line = Line {
+            tenant: self.parts.tenant(granted.tenant()),
+            client: granted.asker().id.as_deref(),
+            route: &self.route.name,
+            grant_type: self.form.get("grant_type"),
+            bypass: granted.bypass(),
+            reason: reason.map(Denial::code),
+        };
+        Draft::new(kind, now(), &ctx.id, None, &line)
+    }
+
+    /// Somebody must look at a server that issues what it should not.
+    fn alarm(&self, ctx: &Ctx, granted: &Granted, denial: Denial) {
+        let route = &self.route.name;
+        tracing::error!(decision_id = ctx.id, route, reason = denial.code(), "not to be issued");
+        if let Some(audit) = &self.parts.common().audit
+            && denial != Denial::StoreDown
+        {
+            let line = self.line(ctx, granted, Kind::Alarm, Some(denial));
+            audit.note(ctx.whence.address, denial.code(), line);
+        }
+    }
+
+    /// A server that issues nonces asks for one: that is counted as the edge's own challenges are.
+    fn challenged(&self, ctx: &mut Ctx, answered: &Answered) {
+        let told = json::object(&answered.body);
+        let error = told.as_ref().and_then(|told| json::string(told, "error").ok().flatten());
+        if self.route.rule.authority.upstream_nonces && error == Some("use_dpop_nonce") {
+            let had = ctx.facts.as_ref().is_some_and(|facts| facts.carried_nonce);
+            ctx.refused = Some(if had { Denial::NonceUnknown } else { Denial::NonceAbsent });
+        }
+    }
+}

@@ -1,0 +1,380 @@
+//! Whether a client may ask its authorization server for a token, and what the token will be bound to.
+//!
+//! ```text
+//! rule ─► proof ─► certificate ─► PKCE ─► refresh token × record ─► what binds      as on a resource
+//!                                                               ─► replay, of token routes alone
+//! ```
+
+use super::{Admitted, Case, Facts, Gate};
+use crate::policy::authority;
+use crate::policy::binding::BoundBy;
+use crate::policy::client::{self, Asker};
+use crate::policy::denial::Denial;
+use crate::policy::digest::{Jkt, Sha256, X5tS256};
+use crate::policy::form::Form;
+use crate::policy::grant::{self, BindBy, Inherited, RecordKey, ShownBy, TokenKind};
+use crate::policy::proof::{self, VerifiedProof};
+use crate::policy::request::{RequestView, Sender};
+use crate::policy::rule::{Binding, Demand, Mode, Requirement, Role, RouteRule, TenantId};
+use crate::policy::time::UnixTime;
+use crate::policy::token::Confirmation;
+
+/// A request to an authorization server, as the gate sees it.
+#[derive(Clone, Copy)]
+pub struct Asking<'a> {
+    /// The request.
+    pub view: &'a RequestView<'a>,
+    /// Its route.
+    pub route: &'a RouteRule,
+    /// Index of the external origin that it came to.
+    pub origin: Option<usize>,
+    /// Its body.
+    pub form: &'a Form,
+    /// The time.
+    pub now: UnixTime,
+}
+
+/// What may become of a request that goes to the server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Terms {
+    /// It goes as it came and so does the answer: it is no token that is asked for, or `observe` lets it
+    /// pass.
+    AsReceived,
+    /// The server binds; what it issues must meet this.
+    Native {
+        /// What was shown.
+        shown: ShownBy,
+        /// What must be bound.
+        demand: Demand,
+    },
+    /// The edge binds.
+    Retrofit {
+        /// What the tokens are bound to.
+        confirmation: Confirmation,
+        /// What was redeemed, if it was known.
+        inherited: Inherited,
+    },
+    /// The edge binds, and `observe` lets pass what would have been refused: the answer goes as it comes,
+    /// its tokens are kept as bound to nobody.
+    Unbound,
+}
+
+/// A permit to ask the server. Only [`Gate::admit_grant`] makes one.
+#[derive(Clone, Debug)]
+pub struct Granted {
+    admitted: Admitted,
+    terms: Terms,
+    asker: Asker,
+    tenant: Option<TenantId>,
+    bypass: Option<String>,
+    native: bool,
+}
+
+impl Granted {
+    /// The permit to forward.
+    #[must_use]
+    pub fn admitted(&self) -> &Admitted {
+        &self.admitted
+    }
+
+    /// What may become of it.
+    #[must_use]
+    pub fn terms(&self) -> &Terms {
+        &self.terms
+    }
+
+    /// Who asks.
+    #[must_use]
+    pub fn asker(&self) -> &Asker {
+        &self.asker
+    }
+
+    /// The tenant.
+    #[must_use]
+    pub fn tenant(&self) -> Option<TenantId> {
+        self.tenant
+    }
+
+    /// The temporary bypass that it passes by.
+    #[must_use]
+    pub fn bypass(&self) -> Option<&str> {
+        self.bypass.as_deref()
+    }
+
+    /// Whether the server sees the proof: it does where it binds, and where it is all the same to us.
+    #[must_use]
+    pub fn passes_proof(&self) -> bool {
+        match (&self.terms, self.admitted.bound_by) {
+            (_, BoundBy::Observed) => true,
+            (Terms::Retrofit { .. } | Terms::Unbound, _) => false,
+            (Terms::Native { .. }, _) => self.bypass.is_none(),
+            (Terms::AsReceived, _) => self.native,
+        }
+    }
+}
+
+/// One request, with what is known of who makes it.
+struct Matter<'a> {
+    case: Case<'a>,
+    form: &'a Form,
+    asker: Asker,
+    tenant: Option<TenantId>,
+    requirement: Requirement,
+}
+
+/// What a request comes to before its proof is used up.
+struct Weighed {
+    terms: Terms,
+    shown: ShownBy,
+    proof: Option<VerifiedProof>,
+    bypass: Option<String>,
+}
+
+/// A decision and what it rests on.
+#[derive(Clone, Debug)]
+pub struct GrantDecision {
+    /// A permit, or why not.
+    pub verdict: Result<Granted, Denial>,
+    /// What is known.
+    pub facts: Facts,
+}
+
+impl Gate {
+    /// Decides about a request to an authorization server. A refused one leaves nothing behind.
+    pub async fn admit_grant(&self, asking: &Asking<'_>) -> GrantDecision {
+        let requirement = self.rules.grant_requirement(None, false, &[], asking.route);
+        let challenge = self.challenge(&requirement, asking.route);
+        let mut facts = Facts::new(asking.view, asking.route, challenge);
+        facts.issuer = asking.route.authority.issuer;
+        let verdict = self.grant(asking, &mut facts).await;
+        GrantDecision { verdict, facts }
+    }
+
+    async fn grant(&self, asking: &Asking<'_>, facts: &mut Facts) -> Result<Granted, Denial> {
+        let Asking { view, route, form, now, .. } = *asking;
+        let site = asking.origin.and_then(|index| self.sites.get(index));
+        let case = Case { view, route, site: site.ok_or(Denial::HostInvalid)?, told: None, now };
+        let certificate = match view.sender.at(now) {
+            Sender::Certificate(certificate) => Some(certificate),
+            Sender::NoContext | Sender::NoCertificate => None,
+        };
+        let asker = match route.role {
+            Role::Metadata => Asker::default(),
+            _ => client::asker(view.headers, form, certificate, &self.clients)?,
+        };
+        let own = facts.issuer.and_then(|issuer| self.issuers.get(issuer)?.tenant);
+        let tenant = own.or(asker.tenant);
+        facts.client.clone_from(&asker.id);
+        facts.tenant = tenant;
+        let asked = ["resource", "audience"].map(|name| form.values(name));
+        let audiences: Vec<_> = asked.into_iter().flatten().map(str::to_owned).collect();
+        let known = tenant.is_some();
+        let mut requirement = self.rules.grant_requirement(tenant, known, &audiences, route);
+        requirement.nonce &= !route.authority.upstream_nonces;
+        facts.challenge = self.challenge(&requirement, route);
+        facts.refresh = form.get("grant_type") == Some("refresh_token");
+        let matter = Matter { case, form, asker, tenant, requirement };
+        if !route.role.asks_for_token() {
+            return Ok(matter.granted(Terms::AsReceived, BoundBy::Public, None));
+        }
+        let verdict = self.weigh(matter, facts).await;
+        let ours = !route.authority.upstream_nonces;
+        facts.wants_nonce = ours && self.wants_nonce(&requirement, &verdict, facts);
+        verdict
+    }
+
+    /// Holds what was shown against the rule; `observe` lets pass what it may.
+    async fn weigh(&self, matter: Matter<'_>, facts: &mut Facts) -> Result<Granted, Denial> {
+        let weighed = match self.terms(&matter, facts).await {
+            Ok(weighed) => {
+                let (log, proof) = (&*self.stores.grants, weighed.proof.clone());
+                self.first_use(log, proof, matter.case.now).await.map(|()| weighed)
+            }
+            Err(denial) => Err(denial),
+        };
+        match weighed {
+            Ok(Weighed { terms, shown, bypass, .. }) => {
+                let by = match &bypass {
+                    Some(_) => BoundBy::Bypass,
+                    None => BoundBy::proven(shown.jkt.is_some(), shown.x5t.is_some()),
+                };
+                facts.bypass.clone_from(&bypass);
+                Ok(matter.granted(terms, by, bypass))
+            }
+            Err(denial) if matter.requirement.mode == Mode::Observe && denial.observable() => {
+                facts.observed = Some(denial);
+                let route = matter.case.route;
+                let binds = route.authority.binding == Binding::Retrofit;
+                let kept = binds && route.role == Role::Token;
+                let terms = if kept { Terms::Unbound } else { Terms::AsReceived };
+                Ok(matter.granted(terms, BoundBy::Observed, None))
+            }
+            Err(denial) => Err(denial),
+        }
+    }
+
+    async fn terms(&self, matter: &Matter<'_>, facts: &mut Facts) -> Result<Weighed, Denial> {
+        let (case, route) = (&matter.case, matter.case.route);
+        let proof = self.grant_proof(matter, facts)?;
+        let named = matter.form.get("dpop_jkt").map(Sha256::from_base64url);
+        if named.is_some()
+            && proof.is_some()
+            && named.flatten() != proof.as_ref().map(|it| it.jkt().0)
+        {
+            return Err(Denial::ThumbprintParameter);
+        }
+        let x5t = self.certificate(case);
+        let shown = ShownBy { jkt: proof.as_ref().map(VerifiedProof::jkt), x5t };
+        facts.confirmation.jkt = shown.jkt;
+        match (route.role, route.authority.binding) {
+            (Role::Par, binding) => {
+                if binding == Binding::Retrofit {
+                    challenge_is_s256(matter.form)?;
+                }
+                // A code may be tied to a key by its name alone (RFC 9449 section 10).
+                let jkt = shown.jkt.or(named.flatten().map(Jkt));
+                let meant = ShownBy { jkt, x5t };
+                self.met(matter, meant, BindBy::BOTH, Confirmation::default())?;
+                Ok(Weighed { terms: Terms::AsReceived, shown, proof, bypass: None })
+            }
+            (_, Binding::Native) => {
+                let met = self.met(matter, shown, BindBy::BOTH, Confirmation::default());
+                let bypass = self.let_by(matter, met.err(), proof.as_ref())?;
+                let demand = matter.requirement.demand;
+                let demand = if bypass.is_some() { Demand::None } else { demand };
+                Ok(Weighed { terms: Terms::Native { shown, demand }, shown, proof, bypass })
+            }
+            (_, Binding::Retrofit) => {
+                let inherited = self.redeemed(matter, shown, facts).await?;
+                let issuer = self.issuers.get(facts.issuer.ok_or(Denial::StoreDown)?);
+                let rules = issuer.and_then(|it| it.retrofit.as_ref()).ok_or(Denial::StoreDown)?;
+                let bind = rules.bind_of(&matter.asker, matter.tenant);
+                let met = self.met(matter, shown, bind, inherited.next);
+                let bypass = self.let_by(matter, met.err(), proof.as_ref())?;
+                let confirmation = met.unwrap_or(inherited.next);
+                facts.confirmation = confirmation;
+                let terms = Terms::Retrofit { confirmation, inherited };
+                Ok(Weighed { terms, shown, proof, bypass })
+            }
+        }
+    }
+
+    /// The proof, if there is one: whether one is needed is the rule's to say.
+    fn grant_proof(
+        &self,
+        matter: &Matter<'_>,
+        facts: &mut Facts,
+    ) -> Result<Option<VerifiedProof>, Denial> {
+        let case = &matter.case;
+        if proof::at_most_one_field(case.view.headers)?.is_none() {
+            return Ok(None);
+        }
+        if !self.rules.dpop_enabled {
+            return Err(Denial::DpopDisabled);
+        }
+        let ours = !case.route.authority.upstream_nonces;
+        let nonces = case.site.nonce_keys.as_ref().filter(|_| ours);
+        self.proof(case, &matter.requirement, nonces, None, facts).map(Some)
+    }
+
+    fn certificate(&self, case: &Case<'_>) -> Option<X5tS256> {
+        match case.view.sender.at(case.now) {
+            Sender::Certificate(shown) if self.rules.mtls_enabled => Some(shown.x5t()),
+            Sender::Certificate(_) | Sender::NoCertificate | Sender::NoContext => None,
+        }
+    }
+
+    /// What the token will be bound to, if that meets the rule.
+    fn met(
+        &self,
+        matter: &Matter<'_>,
+        shown: ShownBy,
+        bind: BindBy,
+        inherited: Confirmation,
+    ) -> Result<Confirmation, Denial> {
+        let bind = BindBy {
+            key: bind.key && self.rules.dpop_enabled,
+            certificate: bind.certificate && self.rules.mtls_enabled,
+        };
+        let met = grant::bound_to(shown, bind, inherited, matter.requirement.demand);
+        met.map_err(|denial| match (denial, matter.case.view.sender) {
+            (Denial::CertificateMissing, Sender::NoContext) => Denial::CertificateContextMissing,
+            (denial, _) => denial,
+        })
+    }
+
+    /// The bypass, where it lets by who has shown no proof; `missing` is what would be refused.
+    fn let_by(
+        &self,
+        matter: &Matter<'_>,
+        missing: Option<Denial>,
+        proof: Option<&VerifiedProof>,
+    ) -> Result<Option<String>, Denial> {
+        let Some(missing) = missing else { return Ok(None) };
+        let now = matter.case.now;
+        let bypass = self.bypass(now).filter(|it| it.is_open(matter.tenant, now));
+        match bypass {
+            Some(bypass) if missing == Denial::ProofMissing && proof.is_none() => {
+                Ok(Some(bypass.id.clone()))
+            }
+            Some(_) | None => Err(missing),
+        }
+    }
+
+    /// Holds the sender against what ties a grant to it: the record of a refresh token, PKCE for a code.
+    async fn redeemed(
+        &self,
+        matter: &Matter<'_>,
+        shown: ShownBy,
+        facts: &mut Facts,
+    ) -> Result<Inherited, Denial> {
+        let (case, form) = (&matter.case, matter.form);
+        match form.get("grant_type").ok_or(Denial::ParameterMissing)? {
+            "authorization_code" if form.get("code_verifier").is_none() => {
+                return Err(Denial::PkceMissing);
+            }
+            "refresh_token" => {}
+            _ => return Ok(Inherited::default()),
+        }
+        let token = form.get("refresh_token").ok_or(Denial::ParameterMissing)?;
+        let issuer = facts.issuer.and_then(|issuer| self.issuers.get(issuer));
+        let issuer = issuer.ok_or(Denial::StoreDown)?;
+        let rules = issuer.retrofit.as_ref().ok_or(Denial::StoreDown)?;
+        let key = RecordKey::of(&issuer.issuer, TokenKind::Refresh, token);
+        let record = self.record(key).await?;
+        let mut inherited = grant::redeem(record.as_ref(), &matter.asker, rules, case.now)?;
+        let bound = inherited.confirmation;
+        facts.confirmation = bound;
+        if let Some(jkt) = bound.jkt {
+            let key = shown.jkt.ok_or(Denial::ProofMissing)?;
+            if !key.0.same(&jkt.0) {
+                return Err(Denial::KeyMismatch);
+            }
+        }
+        let sender = case.view.sender.at(case.now);
+        if self.successor(bound.x5t, sender, case.now).await?.is_some() {
+            facts.successor = true;
+            inherited.next.x5t = shown.x5t;
+        } else {
+            authority::check_certificate(bound, sender)?;
+        }
+        Ok(inherited)
+    }
+}
+
+impl Matter<'_> {
+    fn granted(self, terms: Terms, bound_by: BoundBy, bypass: Option<String>) -> Granted {
+        let native = self.case.route.authority.binding == Binding::Native;
+        let admitted = Admitted::without_token(bound_by);
+        Granted { admitted, terms, asker: self.asker, tenant: self.tenant, bypass, native }
+    }
+}
+
+/// PKCE with S256 in a pushed request (RFC 7636 section 4.3); what is in a request object is the
+/// server's to read.
+fn challenge_is_s256(form: &Form) -> Result<(), Denial> {
+    let said =
+        form.get("code_challenge").is_some() && form.get("code_challenge_method") == Some("S256");
+    let needed = form.get("response_type").is_some_and(|it| it.split(' ').any(|it| it == "code"));
+    if said || !needed || form.get("request").is_some() { Ok(()) } else { Err(Denial::PkceMissing) }
+}

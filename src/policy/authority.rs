@@ -1,0 +1,129 @@
+//! What the edge makes of an authorization server's other answers: introspection (RFC 7662) and metadata
+//! (RFC 8414).
+
+use super::denial::Denial;
+use super::grant::{BindBy, BindingRecord, RetrofitRules, TokenKind};
+use super::jose::AlgorithmSet;
+use super::json::{self, Object};
+use super::request::Sender;
+use super::time::UnixTime;
+use super::token::{self, Confirmation};
+
+/// What the edge knows of a token that somebody asks about.
+#[derive(Clone, Copy, Debug)]
+pub struct Known<'a> {
+    /// Its record.
+    pub record: Option<&'a BindingRecord>,
+    /// The rules of its issuer, where the edge binds.
+    pub rules: Option<&'a RetrofitRules>,
+    /// Whether the temporary bypass lasts, for its tenant.
+    pub bypass: bool,
+}
+
+impl Known<'_> {
+    /// What the token is bound to besides what its issuer says.
+    ///
+    /// # Errors
+    /// [`Denial::RecordMissing`], [`Denial::TokenRevoked`], and [`Denial::BindingTooWeak`] for a token of
+    /// a bypass that is over.
+    pub fn confirmation(&self, now: UnixTime) -> Result<Confirmation, Denial> {
+        let Some(rules) = self.rules else { return Ok(Confirmation::default()) };
+        let Some(record) = self.record.filter(|record| now < record.expires) else {
+            let allowed = rules.unrecorded_until.is_some_and(|until| now < until);
+            return if allowed { Ok(Confirmation::default()) } else { Err(Denial::RecordMissing) };
+        };
+        if record.revoked {
+            return Err(Denial::TokenRevoked);
+        }
+        if record.bypass.is_some() && !self.bypass {
+            return Err(Denial::BindingTooWeak);
+        }
+        Ok(record.confirmation())
+    }
+}
+
+/// Whether an introspection answer vouches for its token.
+///
+/// # Errors
+/// [`Denial::AnswerInvalid`] where it does not say.
+pub fn is_active(told: &Object) -> Result<bool, Denial> {
+    match told.get("active") {
+        Some(json::Value::Bool(active)) => Ok(*active),
+        Some(_) | None => Err(Denial::AnswerInvalid),
+    }
+}
+
+/// What an active token is bound to, by its issuer's word and by what the edge knows.
+///
+/// # Errors
+/// Those of [`Known::confirmation`], [`Denial::AnswerInvalid`] for a `cnf` that cannot be read, and
+/// [`Denial::IssuedMismatch`] where nobody can satisfy both.
+pub fn bound_to(told: &Object, known: Known<'_>, now: UnixTime) -> Result<Confirmation, Denial> {
+    let own = token::confirmation(told).map_err(|_| Denial::AnswerInvalid)?;
+    own.and(known.confirmation(now)?).ok_or(Denial::IssuedMismatch)
+}
+
+/// Holds the certificate that came with a token against what it is bound to.
+///
+/// # Errors
+/// The three certificate denials (RFC 8705 section 3).
+pub fn check_certificate(confirmation: Confirmation, shown: Sender<'_>) -> Result<(), Denial> {
+    let Some(x5t) = confirmation.x5t else { return Ok(()) };
+    match shown {
+        Sender::NoContext => Err(Denial::CertificateContextMissing),
+        Sender::NoCertificate => Err(Denial::CertificateMissing),
+        Sender::Certificate(shown) if shown.x5t().0.same(&x5t.0) => Ok(()),
+        Sender::Certificate(_) => Err(Denial::CertificateMismatch),
+    }
+}
+
+/// The answer with `cnf` (RFC 9449 section 6.2, RFC 8705 section 3.2), and for an access token the
+/// `token_type` that goes with it.
+#[must_use]
+pub fn with_confirmation(
+    body: &[u8],
+    told: &Object,
+    confirmation: Confirmation,
+    kind: Option<TokenKind>,
+) -> Option<Vec<u8>> {
+    if confirmation.jkt.is_none() && confirmation.x5t.is_none() {
+        return Some(body.to_vec());
+    }
+    let mut cnf = match told.get("cnf").map(serde_json::to_value) {
+        Some(Ok(serde_json::Value::Object(own))) => own,
+        Some(_) | None => serde_json::Map::new(),
+    };
+    let members = [
+        ("jkt", confirmation.jkt.map(|it| it.to_string())),
+        ("x5t#S256", confirmation.x5t.map(|it| it.to_string())),
+    ];
+    for (name, value) in members {
+        if let Some(value) = value {
+            cnf.insert(name.to_owned(), value.into());
+        }
+    }
+    let mut set = vec![("cnf", serde_json::Value::Object(cnf))];
+    if kind != Some(TokenKind::Refresh) {
+        let of_key = confirmation.jkt.is_some();
+        set.push(("token_type", if of_key { "DPoP" } else { "Bearer" }.into()));
+    }
+    json::with_members(body, &set)
+}
+
+/// What a token is answered with that is not to be used.
+pub const INACTIVE: &[u8] = br#"{"active":false}"#;
+
+/// A server's metadata with what the edge adds to what it can do (RFC 9449 section 5.1, RFC 8705
+/// section 3.3). `None` when it is no JSON object.
+#[must_use]
+pub fn metadata(body: &[u8], algorithms: Option<AlgorithmSet>, bind: BindBy) -> Option<Vec<u8>> {
+    let mut set = Vec::new();
+    if let Some(algorithms) = algorithms.filter(|_| bind.key) {
+        let names: Vec<_> = algorithms.iter().map(|algorithm| algorithm.name()).collect();
+        set.push(("dpop_signing_alg_values_supported", serde_json::Value::from(names)));
+    }
+    if bind.certificate {
+        set.push(("tls_client_certificate_bound_access_tokens", true.into()));
+    }
+    json::with_members(body, &set)
+}

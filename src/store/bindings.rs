@@ -1,0 +1,155 @@
+//! What the edge binds: records of tokens, the certificates among them, and the temporary bypass.
+
+use async_trait::async_trait;
+
+use super::registry::Registry;
+use super::sqlite::Fault;
+use crate::policy::audit::{Draft, Kind};
+use crate::policy::bypass::Seen;
+use crate::policy::certificate::SenderCertificate;
+use crate::policy::digest::X5tS256;
+use crate::policy::grant::{BindingRecord, RecordKey, Records};
+use crate::policy::time::UnixTime;
+
+/// What was issued, to be kept as a whole.
+#[derive(Clone, Debug, Default)]
+pub struct Issued {
+    /// The tokens.
+    pub records: Records,
+    /// The certificate that they are bound to.
+    pub certificate: Option<SenderCertificate>,
+    /// A line for the audit log.
+    pub line: Option<Draft>,
+}
+
+impl Issued {
+    /// Whether there is nothing to keep.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty() && self.certificate.is_none() && self.line.is_none()
+    }
+}
+
+/// Why it is not kept. Nothing of it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BindFault {
+    /// One of the tokens is another sender's already.
+    Conflict,
+    /// The store is down.
+    Down,
+}
+
+/// Knows what tokens are bound to.
+#[async_trait]
+pub trait Bindings: std::fmt::Debug + Send + Sync {
+    /// Whether something could be kept now, as far as is known.
+    fn is_up(&self) -> bool;
+
+    /// The record of a token, revoked and outlived ones too.
+    ///
+    /// # Errors
+    /// [`Fault`]; then nothing is known.
+    async fn record(&self, key: RecordKey) -> Result<Option<BindingRecord>, Fault>;
+
+    /// A certificate that a token was bound to.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    async fn certificate(&self, x5t: X5tS256) -> Result<Option<SenderCertificate>, Fault>;
+
+    /// Keeps what was issued. It is durable when this returns `Ok`.
+    ///
+    /// # Errors
+    /// [`BindFault`]; then none of it is kept.
+    async fn keep(&self, issued: Issued, now: UnixTime) -> Result<(), BindFault>;
+
+    /// Revokes the token with one of `keys`, if it is `client`'s: a refresh token with all that came from
+    /// its grant. Whether there was one.
+    ///
+    /// # Errors
+    /// [`Fault`]; then nothing is revoked.
+    async fn revoke(&self, keys: Vec<RecordKey>, client: Option<String>) -> Result<bool, Fault>;
+}
+
+#[async_trait]
+impl Bindings for Registry {
+    fn is_up(&self) -> bool {
+        Self::is_up(self)
+    }
+
+    async fn record(&self, key: RecordKey) -> Result<Option<BindingRecord>, Fault> {
+        self.read(move |reader| reader.record(key)).await
+    }
+
+    async fn certificate(&self, x5t: X5tS256) -> Result<Option<SenderCertificate>, Fault> {
+        self.read(move |reader| reader.sender_certificate(x5t)).await
+    }
+
+    async fn keep(&self, issued: Issued, now: UnixTime) -> Result<(), BindFault> {
+        let kept = self.transact(move |batch| {
+            let Issued { records, certificate, line } = issued;
+            // What is refused must not be half there.
+            for (key, record) in &records {
+                batch.may_bind(*key, record, now)?;
+            }
+            for (key, record) in &records {
+                batch.bind(*key, record)?;
+            }
+            if let Some(certificate) = &certificate {
+                batch.keep_certificate(certificate, &records)?;
+            }
+            if let Some(line) = &line {
+                batch.append(line)?;
+            }
+            batch.forget_outlived(now)
+        });
+        kept.await.map_err(|fault| match fault {
+            Fault::Conflict => BindFault::Conflict,
+            Fault::Busy | Fault::Failed(_) | Fault::Malformed | Fault::Replaced | Fault::Closed => {
+                BindFault::Down
+            }
+        })
+    }
+
+    async fn revoke(&self, keys: Vec<RecordKey>, client: Option<String>) -> Result<bool, Fault> {
+        self.transact(move |batch| {
+            let mut any = false;
+            for key in keys {
+                any |= batch.revoke(key, client.as_deref())?;
+            }
+            Ok(any)
+        })
+        .await
+    }
+}
+
+/// Takes note of the bypass's flag: when it was first seen, as long as it stays.
+///
+/// # Errors
+/// [`Fault`].
+pub fn note_bypass(
+    database: &mut super::sqlite::Database,
+    allowed: bool,
+    now: UnixTime,
+    fresh_id: &str,
+) -> Result<Option<Seen>, Fault> {
+    database.transact(|batch| {
+        let kept = batch.bypass()?;
+        let (next, change) = match (allowed, kept) {
+            (true, Some(seen)) => return Ok(Some(seen)),
+            (false, None) => return Ok(None),
+            (true, None) => (Some(Seen { id: fresh_id.to_owned(), since: now }), "opened"),
+            (false, Some(seen)) => {
+                let data = serde_json::json!({ "change": "closed", "since": seen.since });
+                batch.append(&Draft::new(Kind::BypassChange, now, &seen.id, None, &data))?;
+                batch.set_bypass(None)?;
+                return Ok(None);
+            }
+        };
+        let id = next.as_ref().map_or("", |seen| seen.id.as_str());
+        let data = serde_json::json!({ "change": change });
+        batch.append(&Draft::new(Kind::BypassChange, now, id, None, &data))?;
+        batch.set_bypass(next.as_ref())?;
+        Ok(next)
+    })
+}

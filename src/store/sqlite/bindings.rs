@@ -1,0 +1,201 @@
+//! Records of tokens, and the certificates among them.
+
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
+
+use super::Fault;
+use super::batch::Batch;
+use super::reader::Reader;
+use crate::policy::bypass::Seen;
+use crate::policy::certificate::SenderCertificate;
+use crate::policy::digest::{Jkt, Sha256, X5tS256};
+use crate::policy::grant::{BindingRecord, RecordKey, Records, TokenKind};
+use crate::policy::time::UnixTime;
+
+/// Outlived rows that one transaction takes out: more than it puts in, so that they do not pile up, and
+/// few enough that it does not grow.
+const OUTLIVED: i64 = 16;
+
+impl Batch<'_> {
+    /// Whether a record may be kept.
+    ///
+    /// # Errors
+    /// [`Fault::Conflict`] where the token is another sender's already.
+    pub fn may_bind(
+        &self,
+        key: RecordKey,
+        record: &BindingRecord,
+        now: UnixTime,
+    ) -> Result<(), Fault> {
+        let kept = self::record(self.connection, key)?;
+        match kept.filter(|kept| now < kept.expires) {
+            Some(kept) if !record.may_replace(&kept) => Err(Fault::Conflict),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Keeps a record, in the place of the one that is there. It never ends before that one would.
+    ///
+    /// # Errors
+    /// [`Fault::Failed`].
+    pub fn bind(&mut self, key: RecordKey, record: &BindingRecord) -> Result<(), Fault> {
+        let sql = "INSERT INTO authority_tokens (key, kind, tenant, client, cnf_jkt,
+                       sender_certificate, scope, expires, family, bypass, revoked)
+                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
+                   ON CONFLICT DO UPDATE SET kind = excluded.kind, tenant = excluded.tenant,
+                       client = excluded.client, cnf_jkt = excluded.cnf_jkt,
+                       sender_certificate = excluded.sender_certificate, scope = excluded.scope,
+                       expires = max(expires, excluded.expires), family = excluded.family,
+                       bypass = excluded.bypass, revoked = excluded.revoked";
+        self.connection.prepare_cached(sql)?.execute(params![
+            key.0.0,
+            record.kind.name(),
+            record.tenant,
+            record.client,
+            record.cnf_jkt.map(|it| it.0.0),
+            record.sender_certificate.map(|it| it.0.0),
+            record.scope,
+            record.expires.millis(),
+            record.family,
+            record.bypass,
+            record.revoked,
+        ])?;
+        self.writes += 1;
+        Ok(())
+    }
+
+    /// Keeps a certificate for as long as the last of `records` is bound to it.
+    ///
+    /// # Errors
+    /// [`Fault::Failed`].
+    pub fn keep_certificate(
+        &mut self,
+        certificate: &SenderCertificate,
+        records: &Records,
+    ) -> Result<(), Fault> {
+        let last = records.iter().map(|(_, record)| record.expires).max();
+        let last = last.unwrap_or(UnixTime::MAX).max(certificate.not_after());
+        let sql = "INSERT INTO sender_certificates (x5t, der, expires) VALUES (?1, ?2, ?3)
+                   ON CONFLICT DO UPDATE SET expires = max(expires, excluded.expires)";
+        self.connection.prepare_cached(sql)?.execute(params![
+            certificate.x5t().0.0,
+            certificate.der(),
+            last.millis(),
+        ])?;
+        self.writes += 1;
+        Ok(())
+    }
+
+    /// Revokes a token if it is `client`'s, a refresh token with all of its grant. Whether it was there.
+    ///
+    /// # Errors
+    /// [`Fault::Failed`].
+    pub fn revoke(&mut self, key: RecordKey, client: Option<&str>) -> Result<bool, Fault> {
+        let found = record(self.connection, key)?;
+        let Some(found) = found.filter(|it| it.client.as_deref() == client) else {
+            return Ok(false);
+        };
+        let (sql, value): (_, &dyn rusqlite::ToSql) = match found.kind {
+            TokenKind::Access => {
+                ("UPDATE authority_tokens SET revoked = 1 WHERE key = ?1", &key.0.0)
+            }
+            TokenKind::Refresh => {
+                ("UPDATE authority_tokens SET revoked = 1 WHERE family = ?1", &found.family)
+            }
+        };
+        self.connection.prepare_cached(sql)?.execute([value])?;
+        self.writes += 1;
+        Ok(true)
+    }
+
+    /// Takes out some of what is of no use any more.
+    ///
+    /// # Errors
+    /// [`Fault::Failed`].
+    pub fn forget_outlived(&mut self, now: UnixTime) -> Result<(), Fault> {
+        for sql in [
+            "DELETE FROM authority_tokens WHERE key IN
+                 (SELECT key FROM authority_tokens WHERE expires < ?1 LIMIT ?2)",
+            "DELETE FROM sender_certificates WHERE x5t IN
+                 (SELECT x5t FROM sender_certificates WHERE expires < ?1 LIMIT ?2)",
+        ] {
+            self.connection.prepare_cached(sql)?.execute([now.millis(), OUTLIVED])?;
+        }
+        Ok(())
+    }
+
+    /// The bypass, since its flag was first seen.
+    ///
+    /// # Errors
+    /// [`Fault::Malformed`].
+    pub fn bypass(&self) -> Result<Option<Seen>, Fault> {
+        let sql = "SELECT value FROM meta WHERE name = 'bypass'";
+        let text: Option<String> =
+            self.connection.query_row(sql, [], |row| row.get(0)).optional()?;
+        text.map(|text| serde_json::from_str(&text).map_err(|_| Fault::Malformed)).transpose()
+    }
+
+    /// Keeps the bypass, or that there is none.
+    ///
+    /// # Errors
+    /// [`Fault::Failed`].
+    pub fn set_bypass(&mut self, seen: Option<&Seen>) -> Result<(), Fault> {
+        self.connection.execute("DELETE FROM meta WHERE name = 'bypass'", [])?;
+        if let Some(seen) = seen {
+            let text = serde_json::to_string(seen).map_err(|_| Fault::Malformed)?;
+            let sql = "INSERT INTO meta (name, value) VALUES ('bypass', ?1)";
+            self.connection.execute(sql, [text])?;
+        }
+        self.writes += 1;
+        Ok(())
+    }
+}
+
+impl Reader {
+    /// The record of a token.
+    ///
+    /// # Errors
+    /// [`Fault::Malformed`] for one that cannot be read.
+    pub fn record(&self, key: RecordKey) -> Result<Option<BindingRecord>, Fault> {
+        record(&self.connection, key)
+    }
+
+    /// A certificate that a token was bound to.
+    ///
+    /// # Errors
+    /// [`Fault::Malformed`] for one that cannot be read.
+    pub fn sender_certificate(&self, x5t: X5tS256) -> Result<Option<SenderCertificate>, Fault> {
+        let sql = "SELECT der FROM sender_certificates WHERE x5t = ?1";
+        let mut statement = self.connection.prepare_cached(sql)?;
+        let der: Option<Vec<u8>> = statement.query_row([x5t.0.0], |row| row.get(0)).optional()?;
+        let Some(der) = der else { return Ok(None) };
+        let certificate = SenderCertificate::new(der).filter(|it| it.x5t() == x5t);
+        certificate.map(Some).ok_or(Fault::Malformed)
+    }
+}
+
+fn record(connection: &Connection, key: RecordKey) -> Result<Option<BindingRecord>, Fault> {
+    let sql = "SELECT kind, tenant, client, cnf_jkt, sender_certificate, scope, expires, family,
+                   bypass, revoked FROM authority_tokens WHERE key = ?1";
+    let mut statement = connection.prepare_cached(sql)?;
+    let found = statement.query_row([key.0.0], |row| Ok(read(row))).optional()?;
+    // A value of another type or length than was written is a record of nothing.
+    found.transpose().map_err(|_| Fault::Malformed)?.map_or(Ok(None), |it| it.map(Some))
+}
+
+fn read(row: &Row<'_>) -> rusqlite::Result<Result<BindingRecord, Fault>> {
+    let digest = |index| row.get::<_, Option<[u8; 32]>>(index).map(|it| it.map(Sha256));
+    let kind: String = row.get(0)?;
+    let Some(kind) = TokenKind::from_name(&kind) else { return Ok(Err(Fault::Malformed)) };
+    Ok(Ok(BindingRecord {
+        kind,
+        tenant: row.get(1)?,
+        client: row.get(2)?,
+        cnf_jkt: digest(3)?.map(Jkt),
+        sender_certificate: digest(4)?.map(X5tS256),
+        scope: row.get(5)?,
+        expires: UnixTime::from_millis(row.get(6)?),
+        family: row.get(7)?,
+        bypass: row.get(8)?,
+        revoked: row.get(9)?,
+    }))
+}
