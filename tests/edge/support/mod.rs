@@ -1,6 +1,7 @@
 //! What the tests over real sockets share: a world of keys, tokens, certificates, an upstream that
 //! remembers and the real program between them.
 
+pub(crate) mod authority;
 pub(crate) mod client;
 pub(crate) mod keys;
 pub(crate) mod node;
