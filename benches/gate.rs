@@ -17,6 +17,7 @@ use holdfast::policy::nonce::NonceKeys;
 use holdfast::policy::proof::{self, Expected, ProofRules, Seen};
 use holdfast::policy::request::{RequestView, Sender};
 use holdfast::policy::rule::{Demand, Mode, Requirement, Role, RouteRule, Rules, Scope};
+use holdfast::policy::step_up::StepUp;
 use holdfast::policy::target::Origin;
 use holdfast::policy::time::UnixTime;
 use holdfast::policy::token::{IssuerRules, KeySet, TokenType};
@@ -130,6 +131,7 @@ fn route() -> RouteRule {
         allow_unbound: false,
         audiences: Vec::new(),
         scopes: Vec::new(),
+        step_up: StepUp::default(),
     }
 }
 

@@ -1,8 +1,8 @@
 //! The admission sequence. Read this first.
 //!
 //! ```text
-//! presented → token → rule → proof → binding → scope      pure, in policy
-//!                                      → replay           one atomic step, last
+//! presented → token → rule → proof → binding → scope → step-up   pure, in policy
+//!                                                → replay         one atomic step, last
 //! ```
 //!
 //! Invariant: only [`Gate`] makes an [`Admitted`]; `edge` forwards nothing without one.
@@ -26,7 +26,7 @@ use crate::policy::nonce::NonceKeys;
 use crate::policy::presented::Scheme;
 use crate::policy::proof::{self, ProofRules, VerifiedProof};
 use crate::policy::request::{RequestView, Sender};
-use crate::policy::rule::{Demand, Mode, Requirement, Role, RouteRule, Rules, TenantId};
+use crate::policy::rule::{Demand, Mode, Requirement, RouteRule, Rules, TenantId};
 use crate::policy::target::Origin;
 use crate::policy::time::UnixTime;
 use crate::policy::token::{IssuerRules, KeySet, VerifiedToken};
@@ -115,7 +115,7 @@ impl Facts {
         Self {
             tenant: None,
             token: None,
-            dpop: route.role != Role::Public && proof::is_presented(view.headers),
+            dpop: route.role.reads_token() && proof::is_presented(view.headers),
             scheme: None,
             presented_jkt: None,
             presented_x5t,
@@ -261,7 +261,7 @@ impl Gate {
     ) -> Decision {
         let requirement = self.rules.requirement(None, &[], route);
         let mut facts = Facts::new(view, route, self.challenge(&requirement, route));
-        if route.role == Role::Public {
+        if !route.role.reads_token() {
             let verdict = Ok(Admitted { bound_by: BoundBy::Public, token: None });
             return Decision { verdict, facts };
         }
@@ -310,7 +310,7 @@ impl Gate {
     ) -> Result<Admitted, Denial> {
         let held = match self.sender(case, requirement, presented, &token, facts) {
             Ok((by, proof)) => {
-                scopes(case.route, &token)?;
+                self.allows(case, &token)?;
                 self.first_use(proof, case.now).await.map(|()| by)
             }
             Err(denial) => Err(denial),
@@ -318,7 +318,7 @@ impl Gate {
         match held {
             Ok(bound_by) => Ok(Admitted { bound_by, token: Some(token) }),
             Err(denial) if requirement.mode == Mode::Observe && denial.observable() => {
-                scopes(case.route, &token)?;
+                self.allows(case, &token)?;
                 facts.observed = Some(denial);
                 Ok(Admitted { bound_by: BoundBy::Observed, token: Some(token) })
             }
@@ -387,6 +387,13 @@ impl Gate {
             (Ok(_) | Err(_), None) => NonceStatus::NotChecked,
         };
         verified
+    }
+
+    /// Whether the token is one for this route, whoever shows it: no mode relaxes it.
+    fn allows(&self, case: &Case<'_>, token: &VerifiedToken) -> Result<(), Denial> {
+        scopes(case.route, token)?;
+        let skew = self.issuers.get(token.issuer()).map_or(Duration::ZERO, |it| it.clock_skew);
+        case.route.step_up.check(token.authentication(), skew, case.now)
     }
 
     async fn first_use(&self, proof: Option<VerifiedProof>, now: UnixTime) -> Result<(), Denial> {

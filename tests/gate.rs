@@ -23,6 +23,7 @@ use holdfast::policy::request::{RequestView, Sender};
 use holdfast::policy::rule::{
     Demand, Mode, Requirement, Role, RouteRule, Rules, Scope, TenantId, TenantRule,
 };
+use holdfast::policy::step_up::StepUp;
 use holdfast::policy::target::Origin;
 use holdfast::policy::time::UnixTime;
 use holdfast::policy::token::{IssuerRules, KeySet, TokenType};
@@ -118,6 +119,7 @@ fn world(change: impl FnOnce(&mut Settings)) -> World {
         allow_unbound: false,
         audiences: Vec::new(),
         scopes: Vec::new(),
+        step_up: StepUp::default(),
     };
     World { issuer, client, gate, route }
 }

@@ -4,6 +4,7 @@ mod capsules;
 mod cors;
 mod demands;
 mod edge;
+mod fresh_auth;
 mod introspection;
 mod issuers;
 mod proxies;
@@ -19,7 +20,7 @@ use super::finding::Place;
 use super::item::Words;
 use super::section::Section;
 use super::{Config, Telemetry};
-use crate::policy::rule::{Role, Rules};
+use crate::policy::rule::Rules;
 
 /// The version of the file's layout that this build reads.
 const SCHEMA_VERSION: u64 = 1;
@@ -58,7 +59,7 @@ pub(super) fn resolve(root: Section<'_>) -> Option<Config> {
     let store = capsules::store(&root, root.has("capsules"));
     let audit = capsules::audit(&root);
 
-    let reads_tokens = drafts.iter().any(|draft| draft.route.rule.role == Role::Resource);
+    let reads_tokens = drafts.iter().any(|draft| draft.route.rule.role.reads_token());
     issuers::check_use(&root, &issuers, reads_tokens);
     upstreams::check_use(root.sink(), &upstreams, &drafts);
     tenants::check_use(&tenancy, &issuers, reads_tokens);

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use http::{HeaderMap, Method};
+use http::Method;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use pingora::{Error, ErrorSource};
@@ -18,6 +18,7 @@ use super::ctx::Ctx;
 use super::headers::Onward;
 use super::introspect::Introspectors;
 use super::jwks::KeySets;
+use super::resource_metadata::ResourceMetadata;
 use super::respond::{self, Answer, Asked};
 use super::route::{Miss, RouteTable};
 use super::stream;
@@ -25,14 +26,14 @@ use super::trust::{Standing, Trust};
 use super::upstream::{self, Servers};
 use super::view::{self, Target};
 use super::{record, record::Told};
-use crate::config::{ClientCertificateTold, Config, Cors, Limits, Listener, Route, Upstream};
+use crate::config::{ClientCertificateTold, Config, Limits, Listener, Route, Upstream};
 use crate::gate::{Admitted, Decision, Gate};
-use crate::policy::cors::{self, Grant, Preflight};
+use crate::policy::cors::{self, Grant};
 use crate::policy::denial::Denial;
 use crate::policy::lifetime;
-use crate::policy::presented::{self, names_access_token};
+use crate::policy::presented;
 use crate::policy::request::RequestView;
-use crate::policy::rule::{Role, TenantId};
+use crate::policy::rule::TenantId;
 use crate::policy::target::{Origin, split_authority};
 use crate::policy::time::UnixTime;
 use crate::telemetry::log::Log;
@@ -64,8 +65,9 @@ pub struct Parts {
     pub(super) listeners: Vec<Listener>,
     origins: Vec<Origin>,
     trust: Vec<Arc<Trust>>,
-    table: RouteTable,
-    routes: Vec<Route>,
+    pub(super) table: RouteTable,
+    pub(super) routes: Vec<Route>,
+    pub(super) metadata: ResourceMetadata,
     upstreams: Vec<(Upstream, Arc<Servers>)>,
     tenants: Vec<String>,
     limits: Limits,
@@ -82,6 +84,10 @@ pub(super) enum Permit {
     Preflight(Grant),
     /// Be answered: it is for the edge itself.
     Own(Own),
+    /// Be answered: the route asks no more than whether the authentication is fresh.
+    Fresh(Admitted),
+    /// Be answered with this document of [`ResourceMetadata`].
+    Metadata(usize),
 }
 
 impl Parts {
@@ -100,6 +106,7 @@ impl Parts {
             trust,
             table: RouteTable::new(&config.routes),
             routes: config.routes.clone(),
+            metadata: ResourceMetadata::new(config),
             upstreams: config.upstreams.iter().cloned().zip(servers).collect(),
             tenants: config.rules.tenants.iter().map(|tenant| tenant.name.clone()).collect(),
             limits: config.edge.limits,
@@ -119,7 +126,7 @@ impl Parts {
     }
 
     pub(super) fn upstream(&self, ctx: &Ctx) -> Option<&(Upstream, Arc<Servers>)> {
-        self.upstreams.get(self.route(ctx)?.upstream)
+        self.upstreams.get(self.route(ctx)?.upstream?)
     }
 
     /// The servers of each upstream.
@@ -164,6 +171,13 @@ impl Parts {
             self.spoke_as_asked(ctx)?;
             return Ok(Permit::Own(own));
         }
+        if let Some((document, origin)) =
+            self.metadata.find(&self.table, &target.authority, &target.path)
+        {
+            ctx.origin = Some(origin);
+            self.spoke_as_asked(ctx)?;
+            return Ok(Permit::Metadata(document));
+        }
         let method = request.method.as_str();
         let preflight = preflight.then(|| cors::preflight(method, &request.headers)).flatten();
         let asked = preflight.and_then(|preflight| self.asked_for(&target, &preflight, ctx));
@@ -179,7 +193,7 @@ impl Parts {
             ctx.target = Some(target);
             return permit;
         }
-        if route.rule.role == Role::Resource {
+        if route.rule.role.reads_token() {
             self.spoke_as_asked(ctx)?;
         }
         let view = view::request(request, &target, &ctx.shown);
@@ -189,7 +203,8 @@ impl Parts {
             ctx.nonce = ctx.origin.and_then(|origin| self.nonce(origin));
         }
         ctx.facts = Some(decision.facts);
-        decision.verdict.map(Permit::Forward)
+        let answered = route.upstream.is_none();
+        decision.verdict.map(if answered { Permit::Fresh } else { Permit::Forward })
     }
 
     /// The target. A node's name that cannot be read is one that is wrong, and told from no other.
@@ -203,43 +218,6 @@ impl Parts {
             }
             target => target,
         }
-    }
-
-    /// The route that a preflight asks for, where it has a `cors`: `methods` need not list OPTIONS.
-    fn asked_for(
-        &self,
-        target: &Target,
-        preflight: &Preflight<'_>,
-        ctx: &mut Ctx,
-    ) -> Option<&Route> {
-        let found = self.table.find(&target.authority, &target.path, preflight.method).ok()?;
-        let route = self.routes.get(found.route).filter(|route| route.cors != Cors::Off)?;
-        ctx.route = Some(found.route);
-        Some(route)
-    }
-
-    fn preflight(
-        &self,
-        preflight: &Preflight<'_>,
-        route: &Route,
-        target: &Target,
-        headers: &HeaderMap,
-    ) -> Result<Permit, Denial> {
-        match &route.cors {
-            Cors::Edge(rules) => rules.grant(preflight, headers).map(Permit::Preflight),
-            Cors::Off | Cors::Upstream => {
-                let query = target.query.as_deref();
-                if route.rule.role == Role::Resource && query.is_some_and(names_access_token) {
-                    return Err(Denial::TokenInQuery);
-                }
-                Ok(Permit::Forward(self.common.gate.admit_preflight(preflight)))
-            }
-        }
-    }
-
-    /// The `cors` of the request's route.
-    pub(super) fn cors(&self, ctx: &Ctx) -> &Cors {
-        self.route(ctx).map_or(&Cors::Off, |route| &route.cors)
     }
 
     /// Sets how long an admitted exchange may go on, and has it watched unless it is known to be
@@ -366,12 +344,15 @@ impl Parts {
     pub(super) fn refusal(&self, ctx: &Ctx, denial: Denial) -> Answer {
         let facts = ctx.facts.as_ref();
         let scopes = self.route(ctx).map_or(&[][..], |route| &route.rule.scopes);
+        let url = facts.and_then(|_| self.metadata_url(ctx));
         let asked = Asked {
             challenge: facts.map(|facts| facts.challenge),
             scheme: facts.and_then(|facts| facts.scheme),
             nonce: ctx.nonce.as_deref(),
             allow: &ctx.allow,
             scopes,
+            step_up: self.route(ctx).map(|route| &route.rule.step_up),
+            resource_metadata: url.as_deref(),
         };
         respond::answer(denial, &asked)
     }
@@ -379,7 +360,7 @@ impl Parts {
     /// Whether the edge issues this route's nonces. A service behind a public route may be one that
     /// issues its own, such as an authorization server.
     pub(super) fn issues(&self, ctx: &Ctx) -> bool {
-        self.nonces && self.route(ctx).is_some_and(|route| route.rule.role == Role::Resource)
+        self.nonces && self.route(ctx).is_some_and(|route| route.rule.role.reads_token())
     }
 
     pub(super) fn tell(&self, ctx: &Ctx, status: u16) {

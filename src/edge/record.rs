@@ -44,7 +44,7 @@ pub fn tell(told: &Told<'_>, metrics: &Metrics, log: &Log) {
         count(role, facts, fault, result, metrics);
     }
     // Without facts nothing was decided: a preflight.
-    let decided = told.role == Some(Role::Resource) && told.facts.is_some();
+    let decided = told.role.is_some_and(Role::reads_token) && told.facts.is_some();
     let concerns = told.refused.is_some() || decided;
     if concerns && (result != DpopResult::Ok || sampled(told.id, told.ok_sample)) {
         log.request(&request(told, fault, result));

@@ -1,6 +1,7 @@
 //! What a request must present. Demands of default, tenant, audience and route add up.
 
 use super::jose::AlgorithmSet;
+use super::step_up::StepUp;
 
 /// What a token must be bound to, at least: `none` < `any` < `dpop`, `mtls` < `both`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -166,11 +167,13 @@ pub enum Role {
     Resource,
     /// Reads no token; credentials are removed unless the route passes them.
     Public,
+    /// Reads a token as a resource does, and admits only one with a recent authentication.
+    FreshAuth,
 }
 
 impl Role {
     /// Every role, in label order.
-    pub const ALL: [Self; 2] = [Self::Resource, Self::Public];
+    pub const ALL: [Self; 3] = [Self::Resource, Self::Public, Self::FreshAuth];
 
     /// The word for it in configuration and labels.
     #[must_use]
@@ -178,6 +181,16 @@ impl Role {
         match self {
             Self::Resource => "resource",
             Self::Public => "public",
+            Self::FreshAuth => "freshAuth",
+        }
+    }
+
+    /// Whether requests are admitted by an access token that they bring.
+    #[must_use]
+    pub fn reads_token(self) -> bool {
+        match self {
+            Self::Resource | Self::FreshAuth => true,
+            Self::Public => false,
         }
     }
 }
@@ -195,6 +208,8 @@ pub struct RouteRule {
     pub audiences: Vec<String>,
     /// The token's `scope` must have all of these.
     pub scopes: Vec<String>,
+    /// What it must say of the authentication behind it.
+    pub step_up: StepUp,
 }
 
 /// A configured tenant.
@@ -260,12 +275,17 @@ impl Rules {
     #[must_use]
     pub fn least(&self, own: Option<TenantId>, route: &RouteRule) -> Requirement {
         let of = |tenant: Option<TenantId>| self.requirement(tenant, &[], route);
-        let alone = own.is_some() || self.tenant_claim.is_none();
-        if alone {
-            return of(own);
-        }
-        let tenants = (0..self.tenants.len()).map(|index| of(Some(TenantId(index))));
-        let tenants = tenants.chain(self.unknown_tenant_allowed.then(|| of(None)));
+        let tenants = self.tenants_of(own).into_iter().map(of);
         tenants.reduce(Requirement::or).unwrap_or_else(|| of(None))
+    }
+
+    /// The tenants that tokens of an issuer can have whose entry names `own`.
+    #[must_use]
+    pub fn tenants_of(&self, own: Option<TenantId>) -> Vec<Option<TenantId>> {
+        if own.is_some() || self.tenant_claim.is_none() {
+            return vec![own];
+        }
+        let tenants = (0..self.tenants.len()).map(|index| Some(TenantId(index)));
+        tenants.chain(self.unknown_tenant_allowed.then_some(None)).collect()
     }
 }

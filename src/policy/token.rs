@@ -10,6 +10,7 @@ use super::introspection::{self, IntrospectionRules};
 use super::jose::{Algorithm, AlgorithmSet, CompactJws, KeyFault, PublicKey};
 use super::json::{self, Object};
 use super::rule::{Rules, TenantId};
+use super::step_up::Authentication;
 use super::time::UnixTime;
 
 /// Which `typ` an issuer's tokens have.
@@ -76,6 +77,7 @@ pub struct VerifiedToken {
     pub(super) audiences: Vec<String>,
     pub(super) scopes: Vec<String>,
     pub(super) confirmation: Confirmation,
+    pub(super) authentication: Authentication,
     pub(super) expires: UnixTime,
 }
 
@@ -129,6 +131,12 @@ impl VerifiedToken {
     #[must_use]
     pub fn confirmation(&self) -> Confirmation {
         self.confirmation
+    }
+
+    /// How and when whoever it speaks for was authenticated.
+    #[must_use]
+    pub fn authentication(&self) -> &Authentication {
+        &self.authentication
     }
 
     /// `exp`, the issuer's skew added: the time from which it is refused.
@@ -328,6 +336,7 @@ pub(super) fn claims(
     };
     text("jti")?;
     let scope = text("scope")?.unwrap_or_default();
+    let time = json::numeric_date(claims, "auth_time").map_err(|_| Denial::TokenClaim)?;
     Ok(VerifiedToken {
         issuer: told.issuer,
         vouched: told.vouched,
@@ -337,6 +346,7 @@ pub(super) fn claims(
         audiences,
         scopes: scope.split(' ').filter(|name| !name.is_empty()).map(str::to_owned).collect(),
         confirmation: confirmation(claims)?,
+        authentication: Authentication { time, acr: text("acr")? },
         expires,
     })
 }

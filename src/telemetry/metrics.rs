@@ -299,6 +299,7 @@ fn role_index(role: Role) -> usize {
     match role {
         Role::Resource => 0,
         Role::Public => 1,
+        Role::FreshAuth => 2,
     }
 }
 

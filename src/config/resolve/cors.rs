@@ -28,7 +28,7 @@ pub(super) fn cors(section: &Section<'_>, role: Role, methods: &[String]) -> Cor
     if !block.has("allowedHeaders") {
         headers.push("content-type".to_owned());
     }
-    if role == Role::Resource {
+    if role.reads_token() {
         headers.extend(["authorization".to_owned(), "dpop".to_owned()]);
     }
     Cors::Edge(CorsRules {

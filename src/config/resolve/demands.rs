@@ -3,7 +3,7 @@
 use crate::config::section::Section;
 use crate::config::{ClientCertificates, Edge, ListenerTls};
 use crate::policy::jose::AlgorithmSet;
-use crate::policy::rule::{Demand, Mode, Requirement, Role, Rules, Scope, TenantId};
+use crate::policy::rule::{Demand, Mode, Requirement, Rules, Scope, TenantId};
 
 use super::routes::Draft;
 use super::security::Security;
@@ -30,7 +30,7 @@ pub(super) fn check(all: &Demands<'_, '_>) {
         check_scope(&tenant.scope, section, &default, all.rules);
     }
     let bases = bases(all.rules);
-    for draft in all.drafts.iter().filter(|draft| draft.route.rule.role == Role::Resource) {
+    for draft in all.drafts.iter().filter(|draft| draft.route.rule.role.reads_token()) {
         check_scope(&draft.route.rule.scope, &draft.section, &bases, all.rules);
         check_route(all, draft);
     }

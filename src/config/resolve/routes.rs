@@ -11,18 +11,20 @@ use crate::policy::rule::{Role, RouteRule};
 use crate::policy::target::{Origin, normalise_path, split_authority};
 
 use super::cors::cors;
+use super::fresh_auth::{self, Answers};
 use super::scope::{SCOPE_KEYS, scope};
 use super::security::audiences;
 use super::{Names, own_name};
 
-const ROLES: Words<Role> = &[("resource", Role::Resource), ("public", Role::Public)];
+const ROLES: Words<Role> =
+    &[("resource", Role::Resource), ("public", Role::Public), ("freshAuth", Role::FreshAuth)];
 
 /// Roles of a later version.
-const LATER_ROLES: [&str; 6] =
-    ["token", "par", "introspection", "revocation", "metadata", "freshAuth"];
+const LATER_ROLES: [&str; 5] = ["token", "par", "introspection", "revocation", "metadata"];
 
 /// Keys that say something about tokens, beside [`SCOPE_KEYS`].
-const TOKEN_KEYS: [&str; 4] = ["origin", "allowUnbound", "audiences", "scopes"];
+const TOKEN_KEYS: [&str; 7] =
+    ["origin", "allowUnbound", "audiences", "scopes", "maxAge", "acrValues", "resourceMetadata"];
 
 /// Methods by the names that RFC 9110 gives them.
 const METHODS: [&str; 9] =
@@ -72,22 +74,32 @@ pub(super) fn resolve<'a>(
 }
 
 fn route(section: &Section<'_>, shared: &mut Shared<'_>) -> Route {
-    section.later(&["binding", "retrofit", "maxAge", "answer"]);
+    section.later(&["binding", "retrofit"]);
     let name = own_name(section, "name", &mut shared.names);
     let role = section.word_or_later("role", ROLES, &LATER_ROLES).unwrap_or(Role::Resource);
     let hosts = hosts(section, role, shared);
     let ambiguous_paths = section.flag("allowAmbiguousPaths").unwrap_or(false);
     let path = section.required("path").map(|text| path(&text, ambiguous_paths));
-    let upstream = section.required("upstream").map(|text| upstream(&text, shared.upstreams));
+    let upstream = match fresh_auth::answers(section, role) {
+        Answers::Edge => {
+            fresh_auth::check_edge(section);
+            section.text("upstream");
+            None
+        }
+        Answers::Upstream => {
+            section.required("upstream").and_then(|text| upstream(&text, shared.upstreams))
+        }
+    };
     let rule = RouteRule {
         role,
         scope: scope(section),
         allow_unbound: section.flag("allowUnbound").unwrap_or(false),
         audiences: audiences(section, "audiences"),
         scopes: scopes(section),
+        step_up: fresh_auth::step_up(section, role),
     };
     check_role_keys(section, role);
-    let methods = methods(section);
+    let methods = fresh_auth::methods(methods(section), role);
     let max_age = section.has("streamMaxAge");
     let stream_max_age = section.duration("streamMaxAge", "0s", ["1s", "365d"]);
     Route {
@@ -97,9 +109,10 @@ fn route(section: &Section<'_>, shared: &mut Shared<'_>) -> Route {
         cors: cors(section, role, &methods),
         stream_max_age: max_age.then_some(stream_max_age),
         methods,
-        upstream: upstream.flatten().unwrap_or(usize::MAX),
+        upstream,
         rule,
         pass_credentials: section.flag("passCredentials").unwrap_or(false),
+        resource_metadata: section.flag("resourceMetadata").unwrap_or(true),
         ambiguous_paths,
         line: section.place().line,
     }
@@ -113,17 +126,17 @@ fn check_role_keys(section: &Section<'_>, role: Role) {
                 section.error(key, "has no place on a `public` route, which reads no token");
             }
         }
-        Role::Resource if section.has("passCredentials") => {
+        Role::Resource | Role::FreshAuth if section.has("passCredentials") => {
             let message =
                 "belongs to `public` routes; `authorization` of the upstream decides here";
             section.error("passCredentials", message);
         }
-        Role::Resource if section.flag("allowUnbound") == Some(true) => {
+        Role::Resource | Role::FreshAuth if section.flag("allowUnbound") == Some(true) => {
             let message = "a token that is bound to nothing passes, whatever default, tenant, audience \
                            and route require";
             section.warn("allowUnbound", message);
         }
-        Role::Resource => {}
+        Role::Resource | Role::FreshAuth => {}
     }
 }
 
@@ -138,7 +151,7 @@ fn hosts(section: &Section<'_>, role: Role, shared: &mut Shared<'_>) -> Vec<Rout
     });
     let configured = configured.map(|origin| shared.origin(origin));
     let texts = section.texts("hosts", 64).unwrap_or_default();
-    if section.lacks("hosts") && role == Role::Resource && !section.has("origin") {
+    if section.lacks("hosts") && role.reads_token() && !section.has("origin") {
         let message = "`hosts` or `origin` is required: the `htu` of a proof is compared with the \
                        route's own origin, never with one that a client's `Host` makes up";
         section.error("hosts", message);
@@ -153,7 +166,7 @@ fn hosts(section: &Section<'_>, role: Role, shared: &mut Shared<'_>) -> Vec<Rout
         }
         let origin = match role {
             Role::Public => None,
-            Role::Resource => configured.or_else(|| {
+            Role::Resource | Role::FreshAuth => configured.or_else(|| {
                 let origin = origin_of(&name, port)?;
                 if port.is_none() && shared.port_443 == Some(false) && !warned {
                     warned = true;

@@ -183,7 +183,7 @@ fn status(item: &Item<'_>) -> Option<u16> {
 /// Warns of upstreams that no route uses.
 pub(super) fn check_use(sink: &Sink, upstreams: &[(Upstream, Place)], drafts: &[Draft<'_>]) {
     for (index, (_, place)) in upstreams.iter().enumerate() {
-        if !drafts.iter().any(|draft| draft.route.upstream == index) {
+        if !drafts.iter().any(|draft| draft.route.upstream == Some(index)) {
             sink.push(Severity::Warning, place.clone(), "no route uses it".to_owned());
         }
     }
