@@ -136,23 +136,17 @@ async fn nothing_else_is_answered_there() {
     let answer = world.send(&get(&target, &text, "nonsense")).await.expect("an answer");
     table.row("credentials", expect_eq("status", &answer.status(), &200));
     // Every check of the listener comes before.
-    for (name, request, code) in [
-        ("another host", Request::new("GET", &target).host("b.example"), "misdirected"),
-        ("two hosts", Request::new("GET", &target).field("Host", "b.example"), "host_invalid"),
+    for (name, request, expect) in [
+        ("another host", Request::new("GET", &target).host("b.example"), refused("route_unknown")),
+        ("two hosts", Request::new("GET", &target).field("Host", "b.example"), Expect::Rejected),
         (
             "a head past its limit",
             Request::new("GET", &target).field("X-Long", "x".repeat(40_000)),
-            "head_too_large",
+            refused("head_too_large"),
         ),
-        ("dots", Request::new("GET", &format!("{target}/..;/x")), "path_invalid"),
+        ("dots", Request::new("GET", &format!("{target}/..;/x")), refused("path_invalid")),
     ] {
-        let answer = world.send(&request).await;
-        let expect = match code {
-            "misdirected" => refused("route_unknown"),
-            "host_invalid" | "head_too_large" => Expect::Rejected,
-            code => refused(code),
-        };
-        table.row(name, world.judge(answer, expect).await);
+        table.row(name, world.judge(world.send(&request).await, expect).await);
     }
 }
 
@@ -221,5 +215,24 @@ async fn a_client_in_clear_is_told_nothing() {
         let request = Request::new("GET", &target).field("X-Forwarded-Proto", scheme);
         let answer = world.send(&request).await.expect("an answer");
         table.row(scheme, expect_eq("status", &answer.status(), &status));
+    }
+}
+
+/// A connection that was made under another host's policy is told to make a new one.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_hosts_own_policy_comes_first() {
+    let world = World::start_with(|config| {
+        let certificates = json!([{"certificate": "server.pem", "key": "server.key"}]);
+        config["edge"]["listeners"][0]["tls"]["policies"] =
+            json!([{"name": "own", "hosts": ["api.example"], "certificates": certificates}]);
+    })
+    .await;
+    let mut table = Table::default();
+    let request = Request::new("GET", &format!("{WELL_KNOWN}/orders"));
+    for (sni, status) in [("api.example", 200), ("localhost", 421)] {
+        let mut client = world.client.clone();
+        client.name = sni;
+        let answer = client.send(None, &request).await.expect("an answer");
+        table.row(sni, expect_eq("status", &answer.status(), &status));
     }
 }
