@@ -43,7 +43,7 @@ pub enum ErrorCode {
     /// `insufficient_scope`
     InsufficientScope,
     /// `insufficient_user_authentication` (RFC 9470)
-    InsufficientUserAuthentication,
+    StepUpNeeded,
     /// `invalid_dpop_proof`
     InvalidDpopProof,
     /// `use_dpop_nonce`
@@ -81,7 +81,7 @@ impl ErrorCode {
             Self::InsufficientScope => {
                 ("insufficient_scope", "the access token lacks a scope that is needed here")
             }
-            Self::InsufficientUserAuthentication => (
+            Self::StepUpNeeded => (
                 "insufficient_user_authentication",
                 "a more recent or another authentication of the user is needed here",
             ),
@@ -114,7 +114,7 @@ impl ErrorCode {
         match self {
             Self::Unauthorized
             | Self::InvalidToken
-            | Self::InsufficientUserAuthentication
+            | Self::StepUpNeeded
             | Self::InvalidDpopProof
             | Self::UseDpopNonce => StatusCode::UNAUTHORIZED,
             Self::InvalidRequest => StatusCode::BAD_REQUEST,
@@ -223,9 +223,7 @@ fn error_of(denial: Denial, nonce: bool) -> ErrorCode {
         | Denial::CertificateMissing
         | Denial::CertificateMismatch => ErrorCode::InvalidToken,
         Denial::ScopeMissing => ErrorCode::InsufficientScope,
-        Denial::AuthenticationStale | Denial::AcrInsufficient => {
-            ErrorCode::InsufficientUserAuthentication
-        }
+        Denial::AuthenticationStale | Denial::AcrInsufficient => ErrorCode::StepUpNeeded,
         Denial::ProofMissing if nonce => ErrorCode::UseDpopNonce,
         Denial::NonceAbsent | Denial::NonceExpired | Denial::NonceUnknown => {
             ErrorCode::UseDpopNonce
@@ -309,7 +307,7 @@ fn attributes(error: ErrorCode, asked: Option<&Asked<'_>>) -> String {
     if error == ErrorCode::InsufficientScope {
         attributes.push_str(&format!(", scope=\"{}\"", asked.scopes.join(" ")));
     }
-    if error == ErrorCode::InsufficientUserAuthentication {
+    if error == ErrorCode::StepUpNeeded {
         for (name, value) in asked.step_up.map(StepUp::parameters).unwrap_or_default() {
             attributes.push_str(&format!(", {name}=\"{value}\""));
         }

@@ -116,7 +116,10 @@ async fn nothing_else_is_answered_there() {
         table.row(path, world.judge(answer, refused("token_missing")).await);
     }
     let said = world.send(&Request::new("GET", &format!("{WELL_KNOWN}/said"))).await;
+    let seen = said.clone().expect("an answer").seen().start;
+    let line = format!("GET {WELL_KNOWN}/said HTTP/1.1");
     table.row("a route for the path", world.judge(said, Expect::Public).await);
+    table.row("a route for the path", expect_eq("upstream", &seen, &line));
 
     let target = format!("{WELL_KNOWN}/orders");
     let answer = world.send(&Request::new("HEAD", &target)).await.expect("an answer");
