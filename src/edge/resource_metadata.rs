@@ -208,3 +208,6 @@ fn asks_for_certificates(config: &Config) -> bool {
             || listener.proxies.iter().any(|proxy| proxy.certificate.is_some())
     })
 }
+
+#[cfg(test)]
+mod tests;
