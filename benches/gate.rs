@@ -19,6 +19,7 @@ use holdfast::policy::request::{RequestView, Sender};
 use holdfast::policy::rule::{
     AuthorityRule, Demand, Mode, Requirement, Role, RouteRule, Rules, Scope,
 };
+use holdfast::policy::step_up::StepUp;
 use holdfast::policy::target::Origin;
 use holdfast::policy::time::UnixTime;
 use holdfast::policy::token::{IssuerRules, KeySet, TokenType};
@@ -137,6 +138,7 @@ fn route() -> RouteRule {
         audiences: Vec::new(),
         scopes: Vec::new(),
         authority: AuthorityRule::default(),
+        step_up: StepUp::default(),
     }
 }
 

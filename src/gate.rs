@@ -1,8 +1,8 @@
 //! The admission sequence. Read this first.
 //!
 //! ```text
-//! presented → token → rule → proof → binding → scope      pure, in policy
-//!                                      → replay           one atomic step, last
+//! presented → token → rule → proof → binding → scope → step-up   pure, in policy
+//!                                                → replay         one atomic step, last
 //! ```
 //!
 //! Invariant: only [`Gate`] makes an [`Admitted`]; `edge` forwards nothing without one.
@@ -396,7 +396,7 @@ impl Gate {
     ) -> Result<Admitted, Denial> {
         let held = match self.sender(case, requirement, presented, &token, facts).await {
             Ok((by, proof)) => {
-                scopes(case.route, &token)?;
+                self.allows(case, &token)?;
                 self.first_use(&*self.stores.replay, proof, case.now).await.map(|()| by)
             }
             Err(denial) => Err(denial),
@@ -408,13 +408,20 @@ impl Gate {
         match held {
             Ok(bound_by) => Ok(admitted(bound_by, token)),
             Err(denial) if requirement.mode == Mode::Observe && denial.observable() => {
-                scopes(case.route, &token)?;
+                self.allows(case, &token)?;
                 let admitted = admitted(BoundBy::Observed, token);
                 facts.observed = Some(denial);
                 Ok(admitted)
             }
             Err(denial) => Err(denial),
         }
+    }
+
+    /// Whether the token is one for this route, whoever shows it: no mode relaxes it.
+    fn allows(&self, case: &Case<'_>, token: &VerifiedToken) -> Result<(), Denial> {
+        scopes(case.route, token)?;
+        let skew = self.issuers.get(token.issuer()).map_or(Duration::ZERO, |it| it.clock_skew);
+        case.route.step_up.check(token.authentication(), skew, case.now)
     }
 
     async fn first_use(

@@ -23,6 +23,7 @@ use holdfast::policy::request::{RequestView, Sender};
 use holdfast::policy::rule::{
     AuthorityRule, Demand, Mode, Requirement, Role, RouteRule, Rules, Scope, TenantId, TenantRule,
 };
+use holdfast::policy::step_up::StepUp;
 use holdfast::policy::target::Origin;
 use holdfast::policy::time::UnixTime;
 use holdfast::policy::token::{IssuerRules, KeySet, TokenType};
@@ -123,6 +124,7 @@ fn world(change: impl FnOnce(&mut Settings)) -> World {
         audiences: Vec::new(),
         scopes: Vec::new(),
         authority: AuthorityRule::default(),
+        step_up: StepUp::default(),
     };
     World { issuer, client, gate, route }
 }

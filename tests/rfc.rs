@@ -41,7 +41,7 @@ fn verify(text: &str, origin: &str, path: &str, now: i64) -> (Result<String, Den
         method: "GET",
         origin: &origin,
         path,
-        token_hash: Sha256::of(TOKEN.as_bytes()),
+        token_hash: Some(Sha256::of(TOKEN.as_bytes())),
         algorithms: AlgorithmSet::of(&[Algorithm::Es256]),
         nonce_keys: None,
         nonce_required: false,

@@ -17,6 +17,7 @@ use super::check;
 use crate::config::{
     self, ClientCertificates, Config, Cors, Listener, ListenerTls, Route, Severity, show_duration,
 };
+use crate::edge::resource_metadata::ResourceMetadata;
 use crate::edge::route::{Miss, RouteTable};
 use crate::edge::trust::ByName;
 use crate::policy::denial::Denial;
@@ -134,13 +135,19 @@ fn fill(config: &Config, query: &Query<'_>, shown: &mut Explanation) -> Result<(
         shown.own = Some(own);
         return Ok(());
     }
-    let found = RouteTable::new(&config.routes).find(target.authority, path, query.method);
+    let (table, metadata) = (RouteTable::new(&config.routes), ResourceMetadata::new(config));
+    if let Some((document, _)) = metadata.find(&table, target.authority, path) {
+        shown.own = Some(own::metadata(query.method, metadata.identifier(document))?);
+        return Ok(());
+    }
+    let found = table.find(target.authority, path, query.method);
     let found = found.map_err(|miss| missed(&miss, target.authority, path))?;
     let Some(route) = config.routes.get(found.route) else { return Ok(()) };
     shown.route = Some(RouteShown {
         name: route.name.clone(),
         line: route.line,
         role: route.rule.role.name(),
+        answer: route.upstream.is_none().then_some("edge"),
         allow_unbound: route.rule.allow_unbound,
         cors: match &route.cors {
             Cors::Off => None,
@@ -153,6 +160,10 @@ fn fill(config: &Config, query: &Query<'_>, shown: &mut Explanation) -> Result<(
             Cors::Edge(rules) => rules.origins.clone(),
         },
         stream_max_age: route.stream_max_age.map(show_duration),
+        resource_metadata: route
+            .hosts
+            .get(found.host)
+            .and_then(|host| metadata.url(&table, target.authority, found.route, host.origin?)),
     });
     shown.upstream = upstream(config, route);
     if normal.ambiguous && !route.ambiguous_paths {
@@ -234,7 +245,7 @@ fn tls_policy<'a>(listener: &'a Listener, host: &str) -> Option<(Option<String>,
 
 fn upstream(config: &Config, route: &Route) -> Option<UpstreamShown> {
     use config::AuthorizationPolicy::{Bearer, Forward, Strip};
-    let upstream = config.upstreams.get(route.upstream)?;
+    let upstream = config.upstreams.get(route.upstream?)?;
     let credentials = match (route.rule.role, upstream.authorization) {
         (Role::Public, _) if route.pass_credentials => "passed on as received, unread",
         (Role::Public, _) => "removed",
@@ -244,9 +255,9 @@ fn upstream(config: &Config, route: &Route) -> Option<UpstreamShown> {
         (Role::Token | Role::Par | Role::Introspection | Role::Revocation | Role::Metadata, _) => {
             "as received"
         }
-        (Role::Resource, Forward) => "forwarded as received",
-        (Role::Resource, Bearer) => "forwarded as Bearer, without the proof",
-        (Role::Resource, Strip) => "removed",
+        (Role::Resource | Role::FreshAuth, Forward) => "forwarded as received",
+        (Role::Resource | Role::FreshAuth, Bearer) => "forwarded as Bearer, without the proof",
+        (Role::Resource | Role::FreshAuth, Strip) => "removed",
     };
     let scheme = if upstream.tls.is_some() { "https://" } else { "" };
     let servers = upstream.servers.iter().map(|server| format!("{scheme}{}", server.name));
@@ -298,6 +309,8 @@ fn rule(
             .collect(),
         audiences: route.rule.audiences.clone(),
         scopes: route.rule.scopes.clone(),
+        max_age: route.rule.step_up.max_age.map(show_duration),
+        acr_values: route.rule.step_up.acr_values.clone(),
     });
     if let Some(audience) = query.audience {
         let listed = &route.rule.audiences;

@@ -390,8 +390,8 @@ pub struct Route {
     pub path: PathPattern,
     /// Methods it takes; empty: all.
     pub methods: Vec<String>,
-    /// Index into [`Config::upstreams`].
-    pub upstream: usize,
+    /// Index into [`Config::upstreams`]; `None` where the edge answers itself.
+    pub upstream: Option<usize>,
     /// What it demands.
     pub rule: RouteRule,
     /// `public` only: credentials are passed on instead of removed.
@@ -403,6 +403,8 @@ pub struct Route {
     /// The longest time from an admission to the end of the exchange; `None`: as long as the token
     /// and the certificate stand.
     pub stream_max_age: Option<Duration>,
+    /// Whether the edge publishes what the resource demands (RFC 9728).
+    pub resource_metadata: bool,
     /// Where it stands in the file, for messages.
     pub line: usize,
 }

@@ -5,6 +5,7 @@ mod capsules;
 mod cors;
 mod demands;
 mod edge;
+mod fresh_auth;
 mod introspection;
 mod issuers;
 mod proxies;

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use http::{HeaderMap, Method, StatusCode};
+use http::{Method, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use pingora::{Error, ErrorSource};
@@ -19,6 +19,7 @@ use super::ctx::Ctx;
 use super::headers::Onward;
 use super::introspect::Introspectors;
 use super::jwks::KeySets;
+use super::resource_metadata::ResourceMetadata;
 use super::respond::{self, Answer, Asked, AskedOfAuthority};
 use super::route::{Miss, RouteTable};
 use super::stream;
@@ -26,12 +27,12 @@ use super::trust::{Standing, Trust};
 use super::upstream::{self, Servers};
 use super::view::{self, Target};
 use super::{record, record::Told};
-use crate::config::{ClientCertificateTold, Config, Cors, Limits, Listener, Route, Upstream};
+use crate::config::{ClientCertificateTold, Config, Limits, Listener, Route, Upstream};
 use crate::gate::{Admitted, Decision, Gate};
-use crate::policy::cors::{self, Grant, Preflight};
+use crate::policy::cors::{self, Grant};
 use crate::policy::denial::Denial;
 use crate::policy::lifetime;
-use crate::policy::presented::{self, names_access_token};
+use crate::policy::presented;
 use crate::policy::request::RequestView;
 use crate::policy::rule::{Binding, Role, RouteRule, TenantId};
 use crate::policy::target::{Origin, split_authority};
@@ -67,8 +68,9 @@ pub struct Parts {
     pub(super) listeners: Vec<Listener>,
     origins: Vec<Origin>,
     trust: Vec<Arc<Trust>>,
-    table: RouteTable,
-    routes: Vec<Route>,
+    pub(super) table: RouteTable,
+    pub(super) routes: Vec<Route>,
+    pub(super) metadata: ResourceMetadata,
     upstreams: Vec<(Upstream, Arc<Servers>)>,
     tenants: Vec<String>,
     limits: Limits,
@@ -88,6 +90,10 @@ pub(super) enum Permit {
     Own(Own),
     /// Be read: it is for an authorization server.
     Authority,
+    /// Be answered: the route asks no more than whether the authentication is fresh.
+    Fresh(Admitted),
+    /// Be answered with this document of [`ResourceMetadata`].
+    Metadata(usize),
 }
 
 impl Parts {
@@ -106,6 +112,7 @@ impl Parts {
             trust,
             table: RouteTable::new(&config.routes),
             routes: config.routes.clone(),
+            metadata: ResourceMetadata::new(config),
             upstreams: config.upstreams.iter().cloned().zip(servers).collect(),
             tenants: config.rules.tenants.iter().map(|tenant| tenant.name.clone()).collect(),
             limits: config.edge.limits,
@@ -127,7 +134,7 @@ impl Parts {
     }
 
     pub(super) fn upstream(&self, ctx: &Ctx) -> Option<&(Upstream, Arc<Servers>)> {
-        self.upstreams.get(self.route(ctx)?.upstream)
+        self.upstreams.get(self.route(ctx)?.upstream?)
     }
 
     /// The servers of each upstream.
@@ -172,6 +179,13 @@ impl Parts {
             self.spoke_as_asked(ctx)?;
             return Ok(Permit::Own(own));
         }
+        if let Some((document, origin)) =
+            self.metadata.find(&self.table, &target.authority, &target.path)
+        {
+            ctx.origin = Some(origin);
+            self.spoke_as_asked(ctx)?;
+            return Ok(Permit::Metadata(document));
+        }
         let method = request.method.as_str();
         let preflight = preflight.then(|| cors::preflight(method, &request.headers)).flatten();
         let asked = preflight.and_then(|preflight| self.asked_for(&target, &preflight, ctx));
@@ -201,7 +215,8 @@ impl Parts {
             ctx.nonce = ctx.origin.and_then(|origin| self.nonce(origin));
         }
         ctx.facts = Some(decision.facts);
-        decision.verdict.map(Permit::Forward)
+        let answered = route.upstream.is_none();
+        decision.verdict.map(if answered { Permit::Fresh } else { Permit::Forward })
     }
 
     /// The target. A node's name that cannot be read is one that is wrong, and told from no other.
@@ -215,43 +230,6 @@ impl Parts {
             }
             target => target,
         }
-    }
-
-    /// The route that a preflight asks for, where it has a `cors`: `methods` need not list OPTIONS.
-    fn asked_for(
-        &self,
-        target: &Target,
-        preflight: &Preflight<'_>,
-        ctx: &mut Ctx,
-    ) -> Option<&Route> {
-        let found = self.table.find(&target.authority, &target.path, preflight.method).ok()?;
-        let route = self.routes.get(found.route).filter(|route| route.cors != Cors::Off)?;
-        ctx.route = Some(found.route);
-        Some(route)
-    }
-
-    fn preflight(
-        &self,
-        preflight: &Preflight<'_>,
-        route: &Route,
-        target: &Target,
-        headers: &HeaderMap,
-    ) -> Result<Permit, Denial> {
-        match &route.cors {
-            Cors::Edge(rules) => rules.grant(preflight, headers).map(Permit::Preflight),
-            Cors::Off | Cors::Upstream => {
-                let query = target.query.as_deref();
-                if route.rule.role != Role::Public && query.is_some_and(names_access_token) {
-                    return Err(Denial::TokenInQuery);
-                }
-                Ok(Permit::Forward(self.common.gate.admit_preflight(preflight)))
-            }
-        }
-    }
-
-    /// The `cors` of the request's route.
-    pub(super) fn cors(&self, ctx: &Ctx) -> &Cors {
-        self.route(ctx).map_or(&Cors::Off, |route| &route.cors)
     }
 
     /// Sets how long an admitted exchange may go on, and has it watched unless it is known to be
@@ -378,6 +356,7 @@ impl Parts {
     pub(super) fn refusal(&self, ctx: &Ctx, denial: Denial) -> Answer {
         let facts = ctx.facts.as_ref();
         let scopes = self.route(ctx).map_or(&[][..], |route| &route.rule.scopes);
+        let url = facts.and_then(|_| self.metadata_url(ctx));
         let asked = Asked {
             challenge: facts.map(|facts| facts.challenge),
             scheme: facts.and_then(|facts| facts.scheme),
@@ -391,6 +370,8 @@ impl Parts {
                     replay_status: self.replay_status,
                 }
             }),
+            step_up: self.route(ctx).map(|route| &route.rule.step_up),
+            resource_metadata: url.as_deref(),
         };
         respond::answer(denial, &asked)
     }

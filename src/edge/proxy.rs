@@ -100,6 +100,14 @@ impl ProxyHttp for Edge {
                 parts.answer(session, ctx, &own).await?;
                 Ok(true)
             }
+            Ok(Permit::Fresh(admitted)) => {
+                parts.answer_fresh(session, ctx, &admitted).await?;
+                Ok(true)
+            }
+            Ok(Permit::Metadata(document)) => {
+                parts.metadata.send(session, document, &ctx.id).await?;
+                Ok(true)
+            }
             Ok(Permit::Forward(admitted)) => {
                 parts.set_term(session, ctx, &admitted);
                 ctx.admitted = Some(admitted);

@@ -22,6 +22,7 @@ use crate::config::Cors;
 use crate::gate::{self, Challenge};
 use crate::policy::denial::Denial;
 use crate::policy::presented::Scheme;
+use crate::policy::step_up::StepUp;
 
 /// Bytes of a refused request's body that are read, so that the connection can be kept and the
 /// answer is not lost to a reset.
@@ -41,6 +42,8 @@ pub enum ErrorCode {
     InvalidToken,
     /// `insufficient_scope`
     InsufficientScope,
+    /// `insufficient_user_authentication` (RFC 9470)
+    StepUpNeeded,
     /// `invalid_dpop_proof`
     InvalidDpopProof,
     /// `use_dpop_nonce`
@@ -86,6 +89,10 @@ impl ErrorCode {
             Self::InsufficientScope => {
                 ("insufficient_scope", "the access token lacks a scope that is needed here")
             }
+            Self::StepUpNeeded => (
+                "insufficient_user_authentication",
+                "a more recent or another authentication of the user is needed here",
+            ),
             Self::InvalidDpopProof => ("invalid_dpop_proof", "the DPoP proof is not valid here"),
             Self::UseDpopNonce => {
                 ("use_dpop_nonce", "a DPoP proof with the nonce of this answer is needed")
@@ -119,6 +126,7 @@ impl ErrorCode {
         match self {
             Self::Unauthorized
             | Self::InvalidToken
+            | Self::StepUpNeeded
             | Self::InvalidDpopProof
             | Self::InvalidClient
             | Self::UseDpopNonce => StatusCode::UNAUTHORIZED,
@@ -154,6 +162,10 @@ pub struct Asked<'a> {
     pub scopes: &'a [String],
     /// What a request to an authorization server was, where it was one.
     pub authority: Option<AskedOfAuthority>,
+    /// What the route demands of the authentication behind a token.
+    pub step_up: Option<&'a StepUp>,
+    /// Where the resource's metadata is (RFC 9728 section 5.1), if anywhere.
+    pub resource_metadata: Option<&'a str>,
 }
 
 /// What of a request to an authorization server its refusal depends on.
@@ -246,7 +258,7 @@ fn authority_challenges(
     if status != StatusCode::UNAUTHORIZED {
         return Vec::new();
     }
-    let attributes = attributes(error, &[]);
+    let attributes = attributes(error, None);
     match asked.challenge {
         Some(challenge) if error == ErrorCode::InvalidDpopProof => {
             vec![dpop_challenge(Some(&attributes), challenge)]
@@ -316,6 +328,7 @@ fn error_of(denial: Denial, nonce: bool) -> ErrorCode {
         | Denial::CertificateMissing
         | Denial::CertificateMismatch => ErrorCode::InvalidToken,
         Denial::ScopeMissing => ErrorCode::InsufficientScope,
+        Denial::AuthenticationStale | Denial::AcrInsufficient => ErrorCode::StepUpNeeded,
         Denial::ProofMissing if nonce => ErrorCode::UseDpopNonce,
         Denial::NonceAbsent | Denial::NonceExpired | Denial::NonceUnknown => {
             ErrorCode::UseDpopNonce
@@ -356,7 +369,7 @@ fn challenges(denial: Denial, error: ErrorCode, asked: &Asked<'_>) -> Vec<String
         || denial == Denial::Downgrade
         || asked.scheme == Some(Scheme::Dpop)
         || !challenge.bearer;
-    let attributes = (error != ErrorCode::Unauthorized).then(|| attributes(error, asked.scopes));
+    let attributes = (error != ErrorCode::Unauthorized).then(|| attributes(error, Some(asked)));
     let on = |dpop: bool| attributes.as_deref().filter(|_| dpop == on_dpop);
     let mut values = Vec::with_capacity(2);
     if challenge.dpop || on_dpop {
@@ -368,12 +381,18 @@ fn challenges(denial: Denial, error: ErrorCode, asked: &Asked<'_>) -> Vec<String
             None => "Bearer".to_owned(),
         });
     }
+    if let Some(url) = asked.resource_metadata {
+        for value in &mut values {
+            let joint = if value.contains(' ') { ", " } else { " " };
+            *value = format!("{value}{joint}resource_metadata=\"{url}\"");
+        }
+    }
     values
 }
 
 /// The DPoP challenge with an error, or without.
 pub(super) fn dpop_challenge_of(error: Option<ErrorCode>, challenge: Challenge) -> String {
-    let attributes = error.map(|error| attributes(error, &[]));
+    let attributes = error.map(|error| attributes(error, None));
     dpop_challenge(attributes.as_deref(), challenge)
 }
 
@@ -387,14 +406,19 @@ fn dpop_challenge(attributes: Option<&str>, challenge: Challenge) -> String {
     }
 }
 
-fn attributes(error: ErrorCode, scopes: &[String]) -> String {
+fn attributes(error: ErrorCode, asked: Option<&Asked<'_>>) -> String {
     let (name, description) = error.words();
-    let attributes = format!("error=\"{name}\", error_description=\"{description}\"");
+    let mut attributes = format!("error=\"{name}\", error_description=\"{description}\"");
+    let Some(asked) = asked else { return attributes };
     if error == ErrorCode::InsufficientScope {
-        format!("{attributes}, scope=\"{}\"", scopes.join(" "))
-    } else {
-        attributes
+        attributes.push_str(&format!(", scope=\"{}\"", asked.scopes.join(" ")));
     }
+    if error == ErrorCode::StepUpNeeded {
+        for (name, value) in asked.step_up.map(StepUp::parameters).unwrap_or_default() {
+            attributes.push_str(&format!(", {name}=\"{value}\""));
+        }
+    }
+    attributes
 }
 
 #[derive(Serialize)]
@@ -527,6 +551,8 @@ mod tests {
             allow: &[],
             scopes: &[],
             authority: None,
+            step_up: None,
+            resource_metadata: None,
         }
     }
 
@@ -563,6 +589,8 @@ mod tests {
         (Denial::TenantUnknown, 401, "invalid_token"),
         (Denial::RouteAudience, 401, "invalid_token"),
         (Denial::ScopeMissing, 403, "insufficient_scope"),
+        (Denial::AuthenticationStale, 401, "insufficient_user_authentication"),
+        (Denial::AcrInsufficient, 401, "insufficient_user_authentication"),
         (Denial::ProofMissing, 401, "invalid_dpop_proof"),
         (Denial::ProofRepeated, 401, "invalid_dpop_proof"),
         (Denial::ProofTooLarge, 401, "invalid_dpop_proof"),
@@ -682,6 +710,43 @@ mod tests {
         let answer = answer(Denial::ProofMissing, &asked);
         assert_eq!(answer.error, ErrorCode::UseDpopNonce);
         assert_eq!(head(&answer, "id", 0).unwrap().headers.get(DPOP_NONCE).unwrap(), "n-1");
+    }
+
+    #[test]
+    fn every_challenge_says_where_the_metadata_is() {
+        let url = "https://a.example/.well-known/oauth-protected-resource/x";
+        let asked = Asked {
+            resource_metadata: Some(url),
+            ..asked(challenge(true, true), Some(Scheme::Bearer), None)
+        };
+        let refused = answer(Denial::TokenMissing, &asked);
+        let dpop = format!("DPoP algs=\"ES256 EdDSA\", resource_metadata=\"{url}\"");
+        assert_eq!(refused.challenges, [dpop, format!("Bearer resource_metadata=\"{url}\"")]);
+        let refused = answer(Denial::TokenExpired, &asked);
+        assert!(refused.challenges.iter().all(|one| one.ends_with(&format!("=\"{url}\""))));
+    }
+
+    #[test]
+    fn a_stale_authentication_is_told_all_that_is_needed() {
+        let step_up = StepUp {
+            max_age: Some(Duration::from_secs(300)),
+            acr_values: vec!["phr".to_owned(), "urn:mfa".to_owned()],
+        };
+        let asked = Asked {
+            step_up: Some(&step_up),
+            ..asked(challenge(true, true), Some(Scheme::Bearer), None)
+        };
+        for denial in [Denial::AuthenticationStale, Denial::AcrInsufficient] {
+            let refused = answer(denial, &asked);
+            assert_eq!(
+                refused.challenges[1],
+                "Bearer error=\"insufficient_user_authentication\", error_description=\"a more recent \
+                 or another authentication of the user is needed here\", max_age=\"300\", \
+                 acr_values=\"phr urn:mfa\""
+            );
+        }
+        let refused = answer(Denial::TokenExpired, &asked);
+        assert!(refused.challenges.iter().all(|one| !one.contains("max_age")));
     }
 
     #[test]

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 
-use crate::config::{PathPattern, Route};
+use crate::config::{PathPattern, Route, RouteHost};
 use crate::policy::target::split_authority;
 
 /// Where a request goes.
@@ -64,21 +64,30 @@ impl RouteTable {
         let mut table = Self::default();
         for (index, route) in routes.iter().enumerate() {
             for (host_index, host) in route.hosts.iter().enumerate() {
-                let paths = match (&host.name, host.port) {
-                    (None, _) => &mut table.any,
-                    (Some(name), None) => {
-                        &mut table.hosts.entry(name.clone()).or_default().any_port
-                    }
-                    (Some(name), Some(port)) => {
-                        let host = table.hosts.entry(name.clone()).or_default();
-                        host.ports.entry(port).or_default()
-                    }
-                };
                 let found = Found { route: index, host: host_index };
-                paths.add(&route.path, Candidate { found, methods: route.methods.clone() });
+                table.add(host, &route.path, found, &route.methods);
             }
         }
         table
+    }
+
+    /// Adds what is found at this host and path; of several with one method, the first is.
+    pub(super) fn add(
+        &mut self,
+        host: &RouteHost,
+        path: &PathPattern,
+        found: Found,
+        methods: &[String],
+    ) {
+        let paths = match (&host.name, host.port) {
+            (None, _) => &mut self.any,
+            (Some(name), None) => &mut self.hosts.entry(name.clone()).or_default().any_port,
+            (Some(name), Some(port)) => {
+                let host = self.hosts.entry(name.clone()).or_default();
+                host.ports.entry(port).or_default()
+            }
+        };
+        paths.add(path, Candidate { found, methods: methods.to_vec() });
     }
 
     /// The route of a request.
@@ -91,12 +100,22 @@ impl RouteTable {
     /// # Errors
     /// When no route takes the request.
     pub fn find(&self, authority: &str, path: &str, method: &str) -> Result<Found, Miss> {
-        let (host, port) = split_authority(authority).ok_or(Miss::Unknown)?;
+        choose(self.candidates(authority, path).ok_or(Miss::Unknown)?, method)
+    }
+
+    /// A route that requests for this path are held to, whatever their method; `None` where there is
+    /// none.
+    #[must_use]
+    pub fn owner(&self, authority: &str, path: &str) -> Option<usize> {
+        self.candidates(authority, path)?.first().map(|candidate| candidate.found.route)
+    }
+
+    fn candidates(&self, authority: &str, path: &str) -> Option<&[Candidate]> {
+        let (host, port) = split_authority(authority)?;
         let host = self.hosts.get(host.strip_suffix('.').unwrap_or(&host));
         let on_port = host.and_then(|host| host.ports.get(&port.unwrap_or(443)));
         let levels = [on_port, host.map(|host| &host.any_port), Some(&self.any)];
-        let candidates = levels.into_iter().flatten().find_map(|paths| paths.find(path));
-        choose(candidates.ok_or(Miss::Unknown)?, method)
+        levels.into_iter().flatten().find_map(|paths| paths.find(path))
     }
 }
 
@@ -156,8 +175,8 @@ fn allowed(candidates: &[Candidate]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::RouteHost;
     use crate::policy::rule::{AuthorityRule, Role, RouteRule, Scope};
+    use crate::policy::step_up::StepUp;
 
     /// A route from `NAME METHODS HOSTS PATH`, lists by commas, `-` for none.
     fn route(line: &str) -> Route {
@@ -184,18 +203,20 @@ mod tests {
             audiences: Vec::new(),
             scopes: Vec::new(),
             authority: AuthorityRule::default(),
+            step_up: StepUp::default(),
         };
         Route {
             name: words[0].to_owned(),
             hosts,
             path,
             methods: list(words[1]),
-            upstream: 0,
+            upstream: Some(0),
             rule,
             pass_credentials: false,
             ambiguous_paths: false,
             cors: crate::config::Cors::Off,
             stream_max_age: None,
+            resource_metadata: true,
             line: 0,
         }
     }

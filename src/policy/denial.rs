@@ -78,6 +78,11 @@ pub enum Denial {
     RouteAudience,
     /// The token lacks a scope that the route needs.
     ScopeMissing,
+    /// The authentication behind the token is older than the route allows, or the token does not say
+    /// when it was.
+    AuthenticationStale,
+    /// `acr` is none of the route's.
+    AcrInsufficient,
 
     // The proof: RFC 9449 section 4.3, by its numbers.
     /// A proof is required and none was sent.
@@ -278,6 +283,8 @@ impl Denial {
             Self::TenantUnknown => "tenant_unknown",
             Self::RouteAudience => "route_audience",
             Self::ScopeMissing => "scope_missing",
+            Self::AuthenticationStale => "authentication_stale",
+            Self::AcrInsufficient => "acr_insufficient",
             Self::ProofMissing => "proof_missing",
             Self::ProofRepeated => "proof_repeated",
             Self::ProofTooLarge => "proof_too_large",
@@ -418,7 +425,9 @@ impl Denial {
             | Self::GrantRevoked
             | Self::AnswerInvalid
             | Self::TokenRevoked
-            | Self::ScopeMissing => false,
+            | Self::ScopeMissing
+            | Self::AuthenticationStale
+            | Self::AcrInsufficient => false,
         }
     }
 

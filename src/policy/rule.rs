@@ -1,6 +1,7 @@
 //! What a request must present. Demands of default, tenant, audience and route add up.
 
 use super::jose::AlgorithmSet;
+use super::step_up::StepUp;
 
 /// What a token must be bound to, at least: `none` < `any` < `dpop`, `mtls` < `both`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -188,11 +189,13 @@ pub enum Role {
     Revocation,
     /// Its metadata (RFC 8414).
     Metadata,
+    /// Reads a token as a resource does, and admits only one with a recent authentication.
+    FreshAuth,
 }
 
 impl Role {
     /// Every role, in label order.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Resource,
         Self::Public,
         Self::Token,
@@ -200,13 +203,14 @@ impl Role {
         Self::Introspection,
         Self::Revocation,
         Self::Metadata,
+        Self::FreshAuth,
     ];
 
     /// Whether it reads an access token and admits by it.
     #[must_use]
     pub fn reads_token(self) -> bool {
         match self {
-            Self::Resource => true,
+            Self::Resource | Self::FreshAuth => true,
             Self::Public
             | Self::Token
             | Self::Par
@@ -224,7 +228,7 @@ impl Role {
             Self::Token | Self::Par | Self::Introspection | Self::Revocation | Self::Metadata => {
                 true
             }
-            Self::Resource | Self::Public => false,
+            Self::Resource | Self::Public | Self::FreshAuth => false,
         }
     }
 
@@ -245,6 +249,7 @@ impl Role {
             Self::Introspection => "introspection",
             Self::Revocation => "revocation",
             Self::Metadata => "metadata",
+            Self::FreshAuth => "freshAuth",
         }
     }
 }
@@ -262,6 +267,8 @@ pub struct RouteRule {
     pub audiences: Vec<String>,
     /// The token's `scope` must have all of these.
     pub scopes: Vec<String>,
+    /// What it must say of the authentication behind it.
+    pub step_up: StepUp,
     /// What an authorization server's route does ([`Role::is_authority`]).
     pub authority: AuthorityRule,
 }
@@ -398,12 +405,17 @@ impl Rules {
     #[must_use]
     pub fn least(&self, own: Option<TenantId>, route: &RouteRule) -> Requirement {
         let of = |tenant: Option<TenantId>| self.requirement(tenant, &[], route);
-        let alone = own.is_some() || self.tenant_claim.is_none();
-        if alone {
-            return of(own);
-        }
-        let tenants = (0..self.tenants.len()).map(|index| of(Some(TenantId(index))));
-        let tenants = tenants.chain(self.unknown_tenant_allowed.then(|| of(None)));
+        let tenants = self.tenants_of(own).into_iter().map(of);
         tenants.reduce(Requirement::or).unwrap_or_else(|| of(None))
+    }
+
+    /// The tenants that tokens of an issuer can have whose entry names `own`.
+    #[must_use]
+    pub fn tenants_of(&self, own: Option<TenantId>) -> Vec<Option<TenantId>> {
+        if own.is_some() || self.tenant_claim.is_none() {
+            return vec![own];
+        }
+        let tenants = (0..self.tenants.len()).map(|index| Some(TenantId(index)));
+        tenants.chain(self.unknown_tenant_allowed.then_some(None)).collect()
     }
 }

@@ -11,6 +11,7 @@ use super::introspection::{self, IntrospectionRules};
 use super::jose::{Algorithm, AlgorithmSet, CompactJws, KeyFault, PublicKey};
 use super::json::{self, Object};
 use super::rule::{Rules, TenantId};
+use super::step_up::Authentication;
 use super::time::UnixTime;
 
 /// Which `typ` an issuer's tokens have.
@@ -112,6 +113,7 @@ pub struct VerifiedToken {
     pub(super) audiences: Vec<String>,
     pub(super) scopes: Vec<String>,
     pub(super) confirmation: Confirmation,
+    pub(super) authentication: Authentication,
     pub(super) expires: UnixTime,
 }
 
@@ -171,6 +173,12 @@ impl VerifiedToken {
     #[must_use]
     pub fn confirmation(&self) -> Confirmation {
         self.confirmation
+    }
+
+    /// How and when whoever it speaks for was authenticated.
+    #[must_use]
+    pub fn authentication(&self) -> &Authentication {
+        &self.authentication
     }
 
     /// `exp`, the issuer's skew added: the time from which it is refused.
@@ -362,6 +370,7 @@ pub fn of_record(
         audiences: vec![opaque.audience.clone()],
         scopes: scope.split(' ').filter(|name| !name.is_empty()).map(str::to_owned).collect(),
         confirmation: Confirmation::default(),
+        authentication: Authentication::default(),
         expires: record.expires,
     })
 }
@@ -405,6 +414,7 @@ pub(super) fn claims(
     };
     text("jti")?;
     let scope = text("scope")?.unwrap_or_default();
+    let time = json::numeric_date(claims, "auth_time").map_err(|_| Denial::TokenClaim)?;
     Ok(VerifiedToken {
         issuer: told.issuer,
         vouched: told.vouched,
@@ -414,6 +424,7 @@ pub(super) fn claims(
         audiences,
         scopes: scope.split(' ').filter(|name| !name.is_empty()).map(str::to_owned).collect(),
         confirmation: confirmation(claims)?,
+        authentication: Authentication { time, acr: text("acr")? },
         expires,
     })
 }

@@ -37,6 +37,8 @@ mod cors;
 #[cfg(test)]
 mod end_to_end;
 #[cfg(test)]
+mod fresh_auth;
+#[cfg(test)]
 mod headers;
 #[cfg(test)]
 mod hostile;
@@ -58,6 +60,8 @@ mod real_upstreams;
 mod reload;
 #[cfg(test)]
 mod replay;
+#[cfg(test)]
+mod resource_metadata;
 #[cfg(test)]
 mod rules;
 #[cfg(test)]

@@ -278,6 +278,28 @@ async fn both_libraries_with_tokens_of_each_binding() {
     }
 }
 
+/// A client that knows no more than the resource finds out who issues tokens for it (RFC 9728).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_library_discovers_the_server_by_the_resource() {
+    if !is_possible() {
+        return;
+    }
+    let site = Site::start(false).await;
+    let mut table = Table::default();
+    for client in ["dpop", "mtls"] {
+        let found = &site.party("oauth4webapi", client, RESOURCES[0].1)["resource"];
+        let origin = format!("https://localhost:{}", site.port);
+        let url = format!("{origin}/.well-known/oauth-protected-resource/orders");
+        table.row(client, expect_eq("challenges", &found["urls"], &json!([url, url])));
+        table.row(client, expect_eq("issuer", &found["issuer"], &json!(site.authority.issuer)));
+        let metadata = &found["metadata"];
+        let resource = format!("{origin}/orders");
+        table.row(client, expect_eq("resource", &metadata["resource"], &json!(resource)));
+        let certificates = &metadata["tls_client_certificate_bound_access_tokens"];
+        table.row(client, expect_eq("certificates", certificates, &json!(true)));
+    }
+}
+
 /// The Authorization Server is asked once for each token, and what it says binds the token.
 #[tokio::test(flavor = "multi_thread")]
 async fn both_libraries_with_opaque_tokens() {

@@ -85,6 +85,20 @@ async function oauth4webapi() {
           ...hook,
           DPoP: handle,
         })),
+    // What one learns who knows no more than the resource (RFC 9728): from a challenge, then from
+    // the resource's own word, then from the server that it names.
+    async describe(identifier) {
+      const challenges = await oauth
+        .protectedResourceRequest('nonsense', 'GET', new URL(url), undefined, null, hook)
+        .catch((error) => error.cause)
+      const told = await oauth.resourceDiscoveryRequest(identifier, hook)
+      const metadata = await oauth.processResourceDiscoveryResponse(identifier, told)
+      const named = new URL(metadata.authorization_servers[0])
+      const answer = await oauth.discoveryRequest(named, hook)
+      const { issuer } = await oauth.processDiscoveryResponse(named, answer)
+      const urls = challenges.map(({ parameters }) => parameters.resource_metadata)
+      return { urls, metadata, issuer }
+    },
   }
 }
 
@@ -128,5 +142,7 @@ if (certified) {
   const thief = await party.handle()
   outcome.stolen = await result(() => party.use(text, thief))
 }
+sender = agents.nobody
+outcome.resource = await party.describe?.(new URL('/orders', url))
 console.log(JSON.stringify(outcome))
 await Promise.all(Object.values(agents).map((one) => one.close()))

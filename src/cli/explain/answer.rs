@@ -28,9 +28,14 @@ pub(super) struct Explanation {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct OwnShown {
-    /// `capsule`, `telemetry` or `keys`.
+    /// `capsule`, `telemetry`, `keys` or `metadata`.
     pub(super) what: &'static str,
-    pub(super) cluster: String,
+    /// Of nodes: their cluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) cluster: Option<String>,
+    /// Of a protected resource: its identifier.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) resource: Option<String>,
     /// What must be presented, a line each.
     pub(super) present: Vec<String>,
 }
@@ -63,6 +68,9 @@ pub(super) struct RouteShown {
     pub(super) name: String,
     pub(super) line: usize,
     pub(super) role: &'static str,
+    /// `edge` where no service answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) answer: Option<&'static str>,
     pub(super) allow_unbound: bool,
     /// Who answers cross-origin preflights: `edge` or `upstream`.
     pub(super) cors: Option<&'static str>,
@@ -70,6 +78,9 @@ pub(super) struct RouteShown {
     pub(super) cors_origins: Vec<String>,
     /// `streamMaxAge`.
     pub(super) stream_max_age: Option<String>,
+    /// Where the resource's metadata is (RFC 9728).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) resource_metadata: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -105,6 +116,12 @@ pub(super) struct TokenShown {
     /// `aud` must name one of these too; empty: no more than the issuer's entry demands.
     pub(super) audiences: Vec<String>,
     pub(super) scopes: Vec<String>,
+    /// How old `auth_time` may be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) max_age: Option<String>,
+    /// `acr` must be one of these.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) acr_values: Vec<String>,
 }
 
 #[derive(Clone, Debug, Serialize)]

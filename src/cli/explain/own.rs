@@ -48,7 +48,17 @@ pub(super) fn find(
         };
         present.push(seal.to_owned());
     }
-    Ok(Some(OwnShown { what, cluster: capsules.cluster.clone(), present }))
+    let cluster = Some(capsules.cluster.clone());
+    Ok(Some(OwnShown { what, cluster, resource: None, present }))
+}
+
+/// The metadata of a protected resource.
+pub(super) fn metadata(method: &str, resource: Option<String>) -> Result<OwnShown, Refused> {
+    if !["GET", "HEAD"].contains(&method) {
+        return Err(refused(405, Denial::MethodNotAllowed, "it takes only GET, HEAD"));
+    }
+    let present = vec!["nothing: it is for everybody".to_owned()];
+    Ok(OwnShown { what: "metadata", cluster: None, resource, present })
 }
 
 fn sender(demand: ProofDemand, method: &str, htu: &str) -> Vec<String> {

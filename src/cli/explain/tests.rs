@@ -25,6 +25,14 @@ const MORE: &str = r#"  - name: health
     scopes: [reports.read, reports.list]
     cors: {allowedOrigins: ["https://app.example.com"]}
     streamMaxAge: 1h
+  - name: fresh
+    hosts: ["localhost:8443"]
+    path: /fresh
+    role: freshAuth
+    require: dpop
+    maxAge: 5m
+    acrValues: [phr, phrh]
+    resourceMetadata: false
 tenancy: {claim: tenant}
 tenants:
   acme: {require: mtls, mode: observe, allowedAlgorithms: [ES256]}

@@ -18,7 +18,9 @@ pub(super) fn write(out: &mut impl Write, shown: &Explanation, file: &str) -> io
         writeln!(out, "listener   {name} ({address}, {said})")?;
     }
     if let Some(own) = &shown.own {
-        writeln!(out, "answered   by the edge itself: {} of cluster {}", own.what, own.cluster)?;
+        let cluster = own.cluster.iter().map(|cluster| format!("cluster {cluster}"));
+        let of: String = cluster.chain(own.resource.clone()).collect();
+        writeln!(out, "answered   by the edge itself: {} of {of}", own.what)?;
         for (index, line) in own.present.iter().enumerate() {
             writeln!(out, "{:<10} {line}", if index == 0 { "present" } else { "" })?;
         }
@@ -26,7 +28,11 @@ pub(super) fn write(out: &mut impl Write, shown: &Explanation, file: &str) -> io
     if let Some(route) = &shown.route {
         let unbound = if route.allow_unbound { ", unbound tokens pass" } else { "" };
         let (name, line, role) = (&route.name, route.line, route.role);
-        writeln!(out, "route      {name} ({file}:{line}), {role}{unbound}")?;
+        let answered = if route.answer.is_some() { ", answered by the edge itself" } else { "" };
+        writeln!(out, "route      {name} ({file}:{line}), {role}{answered}{unbound}")?;
+        if let Some(url) = &route.resource_metadata {
+            writeln!(out, "metadata   {url}")?;
+        }
         write_browsers_and_streams(out, route)?;
     }
     if let Some(upstream) = &shown.upstream {
@@ -122,6 +128,12 @@ fn write_token(out: &mut impl Write, token: &TokenShown) -> io::Result<()> {
     }
     if !token.scopes.is_empty() {
         writeln!(out, "{:10} scope with {}", "", token.scopes.join(" and "))?;
+    }
+    if let Some(max_age) = &token.max_age {
+        writeln!(out, "{:10} auth_time at most {max_age} ago", "")?;
+    }
+    if !token.acr_values.is_empty() {
+        writeln!(out, "{:10} acr {}", "", token.acr_values.join(" or "))?;
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use crate::policy::target::{Origin, normalise_path, split_authority};
 
 use super::authority;
 use super::cors::cors;
+use super::fresh_auth::{self, Answers};
 use super::scope::{SCOPE_KEYS, scope};
 use super::security::audiences;
 use super::{Names, own_name};
@@ -24,13 +25,12 @@ const ROLES: Words<Role> = &[
     ("introspection", Role::Introspection),
     ("revocation", Role::Revocation),
     ("metadata", Role::Metadata),
+    ("freshAuth", Role::FreshAuth),
 ];
 
-/// Roles of a later version.
-const LATER_ROLES: [&str; 1] = ["freshAuth"];
-
 /// Keys that say something about tokens, beside [`SCOPE_KEYS`].
-const TOKEN_KEYS: [&str; 3] = ["allowUnbound", "audiences", "scopes"];
+const TOKEN_KEYS: [&str; 6] =
+    ["allowUnbound", "audiences", "scopes", "maxAge", "acrValues", "resourceMetadata"];
 
 /// Keys that have no place where the edge asks the server itself.
 const STREAM_KEYS: [&str; 3] = ["methods", "streamMaxAge", "passCredentials"];
@@ -85,13 +85,21 @@ pub(super) fn resolve<'a>(
 }
 
 fn route(section: &Section<'_>, shared: &mut Shared<'_>) -> Route {
-    section.later(&["maxAge", "answer"]);
     let name = own_name(section, "name", &mut shared.names);
-    let role = section.word_or_later("role", ROLES, &LATER_ROLES).unwrap_or(Role::Resource);
+    let role = section.word("role", ROLES).unwrap_or(Role::Resource);
     let hosts = hosts(section, role, shared);
     let ambiguous_paths = section.flag("allowAmbiguousPaths").unwrap_or(false);
     let path = section.required("path").map(|text| path(&text, ambiguous_paths));
-    let upstream = section.required("upstream").map(|text| upstream(&text, shared.upstreams));
+    let upstream = match fresh_auth::answers(section, role) {
+        Answers::Edge => {
+            fresh_auth::check_edge(section);
+            section.text("upstream");
+            None
+        }
+        Answers::Upstream => {
+            section.required("upstream").and_then(|text| upstream(&text, shared.upstreams))
+        }
+    };
     let upstream_nonces = authority::upstream_nonces(section, role);
     let nonce = if upstream_nonces.is_some() { None } else { section.flag("nonce") };
     let authority = AuthorityRule {
@@ -104,11 +112,14 @@ fn route(section: &Section<'_>, shared: &mut Shared<'_>) -> Route {
         allow_unbound: section.flag("allowUnbound").unwrap_or(false),
         audiences: audiences(section, "audiences"),
         scopes: scopes(section),
+        step_up: fresh_auth::step_up(section, role),
         authority,
     };
     check_role_keys(section, role);
     let methods = match role {
-        Role::Resource | Role::Public => methods(section),
+        Role::Resource | Role::Public | Role::FreshAuth => {
+            fresh_auth::methods(methods(section), role)
+        }
         Role::Metadata => vec!["GET".to_owned()],
         Role::Token | Role::Par | Role::Introspection | Role::Revocation => {
             vec!["POST".to_owned()]
@@ -123,9 +134,10 @@ fn route(section: &Section<'_>, shared: &mut Shared<'_>) -> Route {
         cors: cors(section, role, &methods),
         stream_max_age: max_age.then_some(stream_max_age),
         methods,
-        upstream: upstream.flatten().unwrap_or(usize::MAX),
+        upstream,
         rule,
         pass_credentials: section.flag("passCredentials").unwrap_or(false),
+        resource_metadata: section.flag("resourceMetadata").unwrap_or(true),
         ambiguous_paths,
         line: section.place().line,
     }
@@ -146,17 +158,17 @@ fn check_role_keys(section: &Section<'_>, role: Role) {
                 section.error(key, format!("has no place on a `{}` route", role.name()));
             }
         }
-        Role::Resource if section.has("passCredentials") => {
+        Role::Resource | Role::FreshAuth if section.has("passCredentials") => {
             let message =
                 "belongs to `public` routes; `authorization` of the upstream decides here";
             section.error("passCredentials", message);
         }
-        Role::Resource if section.flag("allowUnbound") == Some(true) => {
+        Role::Resource | Role::FreshAuth if section.flag("allowUnbound") == Some(true) => {
             let message = "a token that is bound to nothing passes, whatever default, tenant, audience \
                            and route require";
             section.warn("allowUnbound", message);
         }
-        Role::Resource => {}
+        Role::Resource | Role::FreshAuth => {}
     }
 }
 
@@ -187,6 +199,7 @@ fn hosts(section: &Section<'_>, role: Role, shared: &mut Shared<'_>) -> Vec<Rout
         let origin = match role {
             Role::Public => None,
             Role::Resource
+            | Role::FreshAuth
             | Role::Token
             | Role::Par
             | Role::Introspection

@@ -184,7 +184,7 @@ fn status(item: &Item<'_>) -> Option<u16> {
 pub(super) fn check_use(sink: &Sink, upstreams: &[(Upstream, Place)], drafts: &[Draft<'_>]) {
     for (index, (upstream, place)) in upstreams.iter().enumerate() {
         let authority = |draft: &&Draft<'_>| {
-            draft.route.upstream == index && draft.route.rule.role.is_authority()
+            draft.route.upstream == Some(index) && draft.route.rule.role.is_authority()
         };
         if let Some(draft) = drafts.iter().find(authority)
             && upstream.protocol != UpstreamProtocol::Http1
@@ -195,7 +195,7 @@ pub(super) fn check_use(sink: &Sink, upstreams: &[(Upstream, Place)], drafts: &[
             );
             sink.push(Severity::Error, place.clone(), message);
         }
-        if !drafts.iter().any(|draft| draft.route.upstream == index) {
+        if !drafts.iter().any(|draft| draft.route.upstream == Some(index)) {
             sink.push(Severity::Warning, place.clone(), "no route uses it".to_owned());
         }
     }

@@ -112,7 +112,7 @@ pub(super) async fn serve(
         Role::Introspection => asked.introspected(session, ctx, answered).await,
         Role::Revocation => asked.revoked(&granted, answered).await,
         Role::Metadata => asked.described(answered),
-        Role::Par | Role::Resource | Role::Public => Ok(Reply::of(answered)),
+        Role::Par | Role::Resource | Role::Public | Role::FreshAuth => Ok(Reply::of(answered)),
     }
 }
 

@@ -86,6 +86,16 @@ impl Faults {
 }
 
 #[test]
+fn an_answer_says_how_the_user_was_authenticated() {
+    let entry = entry("https://as.example", Some(asked(None)));
+    let body = answer(&json!({"auth_time": NOW - 9, "acr": "phr"}));
+    let token = read(body.as_bytes(), 0, &entry, &rules(), UnixTime::from_secs(NOW)).unwrap();
+    let shown = token.authentication();
+    assert_eq!(shown.time, Some(UnixTime::from_secs(NOW - 9)));
+    assert_eq!(shown.acr.as_deref(), Some("phr"));
+}
+
+#[test]
 fn answers() {
     let table: &[(&str, Value, Result<(), Denial>)] = &[
         ("ok/as it should be", json!({}), Ok(())),
@@ -118,6 +128,8 @@ fn answers() {
         ("fail/client_id list", json!({"client_id": ["a"]}), Err(Denial::TokenClaim)),
         ("fail/scope list", json!({"scope": ["read"]}), Err(Denial::TokenClaim)),
         ("fail/jti number", json!({"jti": 1}), Err(Denial::TokenClaim)),
+        ("fail/auth_time text", json!({"auth_time": "1"}), Err(Denial::TokenClaim)),
+        ("fail/acr list", json!({"acr": ["phr"]}), Err(Denial::TokenClaim)),
         ("fail/cnf text", json!({"cnf": JKT}), Err(Denial::TokenConfirmation)),
         ("fail/jkt number", json!({"cnf": {"jkt": 1}}), Err(Denial::TokenConfirmation)),
         ("fail/jkt short", json!({"cnf": {"jkt": "AAAA"}}), Err(Denial::TokenConfirmation)),

@@ -273,6 +273,9 @@ impl World {
             "scope_missing" => (403, Some("insufficient_scope")),
             "nonce_absent" | "nonce_expired" | "nonce_unknown" => (401, Some("use_dpop_nonce")),
             "proof_missing" if nonces => (401, Some("use_dpop_nonce")),
+            "authentication_stale" | "acr_insufficient" => {
+                (401, Some("insufficient_user_authentication"))
+            }
             "introspection_unavailable" | "replay_capacity" | "store_down" => (503, None),
             code if code.starts_with("proof_") => (401, Some("invalid_dpop_proof")),
             _ => (401, Some("invalid_token")),
