@@ -20,7 +20,6 @@ use super::headers::Onward;
 use super::introspect::Introspectors;
 use super::jwks::KeySets;
 use super::resource_metadata::ResourceMetadata;
-use super::respond::{self, Answer, Asked, AskedOfAuthority};
 use super::route::{Miss, RouteTable};
 use super::stream;
 use super::trust::{Standing, Trust};
@@ -34,7 +33,7 @@ use crate::policy::denial::Denial;
 use crate::policy::lifetime;
 use crate::policy::presented;
 use crate::policy::request::RequestView;
-use crate::policy::rule::{Binding, Role, RouteRule, TenantId};
+use crate::policy::rule::{Role, TenantId};
 use crate::policy::target::{Origin, split_authority};
 use crate::policy::time::UnixTime;
 use crate::telemetry::log::Log;
@@ -155,11 +154,7 @@ impl Parts {
         let preflight = session.req_header().method == Method::OPTIONS && session.is_body_empty();
         let session = &*session;
         let request = session.req_header();
-        if view::head_bytes(request) > self.limits.head_bytes
-            || request.headers.len() > self.limits.head_fields
-        {
-            return Err(Denial::HeadTooLarge);
-        }
+        self.is_within_limits(request)?;
         let connection = connection::of(session).ok_or(Denial::Misdirected)?;
         let listener = self.listeners.get(ctx.listener).ok_or(Denial::Misdirected)?;
         ctx.whence = believe::whence(&listener.proxies, connection, &request.headers)?;
@@ -217,6 +212,12 @@ impl Parts {
         ctx.facts = Some(decision.facts);
         let answered = route.upstream.is_none();
         decision.verdict.map(if answered { Permit::Fresh } else { Permit::Forward })
+    }
+
+    fn is_within_limits(&self, request: &RequestHeader) -> Result<(), Denial> {
+        let within = view::head_bytes(request) <= self.limits.head_bytes
+            && request.headers.len() <= self.limits.head_fields;
+        if within { Ok(()) } else { Err(Denial::HeadTooLarge) }
     }
 
     /// The target. A node's name that cannot be read is one that is wrong, and told from no other.
@@ -353,48 +354,6 @@ impl Parts {
         self.common.gate.nonce(origin, now(), random)
     }
 
-    pub(super) fn refusal(&self, ctx: &Ctx, denial: Denial) -> Answer {
-        let facts = ctx.facts.as_ref();
-        let scopes = self.route(ctx).map_or(&[][..], |route| &route.rule.scopes);
-        let url = facts.and_then(|_| self.metadata_url(ctx));
-        let asked = Asked {
-            challenge: facts.map(|facts| facts.challenge),
-            scheme: facts.and_then(|facts| facts.scheme),
-            nonce: ctx.nonce.as_deref(),
-            allow: &ctx.allow,
-            scopes,
-            authority: self.route(ctx).filter(|route| route.rule.role.is_authority()).map(|_| {
-                AskedOfAuthority {
-                    refresh: facts.is_some_and(|facts| facts.refresh),
-                    basic: ctx.basic,
-                    replay_status: self.replay_status,
-                }
-            }),
-            step_up: self.route(ctx).map(|route| &route.rule.step_up),
-            resource_metadata: url.as_deref(),
-        };
-        respond::answer(denial, &asked)
-    }
-
-    /// Whether the edge issues this route's nonces. A service behind a public route may be one that
-    /// issues its own, such as an authorization server.
-    pub(super) fn issues(&self, ctx: &Ctx) -> bool {
-        let ours = |rule: &RouteRule| {
-            rule.role.reads_token()
-                || (rule.role.asks_for_token() && !rule.authority.upstream_nonces)
-        };
-        self.nonces && self.route(ctx).is_some_and(|route| ours(&route.rule))
-    }
-
-    pub(super) fn limits(&self) -> &Limits {
-        &self.limits
-    }
-
-    /// Whether the edge binds what is issued on `route`.
-    pub(super) fn retrofits(&self, route: &Route) -> bool {
-        route.rule.authority.binding == Binding::Retrofit
-    }
-
     pub(super) fn tell(&self, ctx: &Ctx, status: u16) {
         let role = self.route(ctx).map(|route| route.rule.role);
         self.common.metrics.response(role, status);
@@ -494,6 +453,8 @@ impl Parts {
         })
     }
 }
+
+mod refusal;
 
 /// The time.
 pub(super) fn now() -> UnixTime {

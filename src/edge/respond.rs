@@ -3,6 +3,8 @@
 //! A stranger learns the error code of the standard that applies and a decision id. Which check
 //! failed is in the log under that id.
 
+mod authority;
+
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +16,8 @@ use pingora::http::ResponseHeader;
 use pingora::protocols::http::HttpTask;
 use pingora::proxy::Session;
 use serde::Serialize;
+
+pub use authority::AskedOfAuthority;
 
 use super::cors;
 use super::grpc;
@@ -168,17 +172,6 @@ pub struct Asked<'a> {
     pub resource_metadata: Option<&'a str>,
 }
 
-/// What of a request to an authorization server its refusal depends on.
-#[derive(Clone, Copy, Debug)]
-pub struct AskedOfAuthority {
-    /// Whether a token was to be refreshed.
-    pub refresh: bool,
-    /// Whether the client came with `Authorization: Basic`.
-    pub basic: bool,
-    /// What a replayed proof is answered with.
-    pub replay_status: StatusCode,
-}
-
 /// An answer of the edge's own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
@@ -209,63 +202,12 @@ pub fn answer(denial: Denial, asked: &Asked<'_>) -> Answer {
     let allow = (error == ErrorCode::MethodNotAllowed).then(|| asked.allow.join(", "));
     let nonce = asked.nonce.map(str::to_owned);
     if let Some(authority) = &asked.authority {
-        let (error, status) = error_of_authority(denial, error, authority);
-        let challenges = authority_challenges(error, status, asked, authority);
+        let (error, status) = authority::error_of(denial, error, authority);
+        let challenges = authority::challenges(error, status, asked, authority);
         return Answer { error, status, challenges, nonce, allow };
     }
     let challenges = challenges(denial, error, asked);
     Answer { error, status: error.status(), challenges, nonce, allow }
-}
-
-/// CONTRACT section 4, the column of token endpoints: `error` is that of a resource.
-#[expect(clippy::wildcard_enum_match_arm, reason = "all others are as on a resource")]
-fn error_of_authority(
-    denial: Denial,
-    error: ErrorCode,
-    asked: &AskedOfAuthority,
-) -> (ErrorCode, StatusCode) {
-    let error = match denial {
-        Denial::KeyMismatch => ErrorCode::InvalidGrant,
-        Denial::CertificateContextMissing
-        | Denial::CertificateMissing
-        | Denial::CertificateMismatch
-            if asked.refresh =>
-        {
-            ErrorCode::InvalidGrant
-        }
-        Denial::CertificateContextMissing
-        | Denial::CertificateMissing
-        | Denial::CertificateMismatch => ErrorCode::InvalidClient,
-        Denial::DpopDisabled => ErrorCode::InvalidDpopProof,
-        Denial::BindingTooWeak | Denial::MtlsDisabled => ErrorCode::InvalidRequest,
-        _ => error,
-    };
-    let status = match (denial, error) {
-        (Denial::Replayed, _) => asked.replay_status,
-        (_, ErrorCode::InvalidDpopProof | ErrorCode::UseDpopNonce) => StatusCode::BAD_REQUEST,
-        (_, error) => error.status(),
-    };
-    (error, status)
-}
-
-/// A 401 names the scheme that the client came with (RFC 6749 section 5.2).
-fn authority_challenges(
-    error: ErrorCode,
-    status: StatusCode,
-    asked: &Asked<'_>,
-    authority: &AskedOfAuthority,
-) -> Vec<String> {
-    if status != StatusCode::UNAUTHORIZED {
-        return Vec::new();
-    }
-    let attributes = attributes(error, None);
-    match asked.challenge {
-        Some(challenge) if error == ErrorCode::InvalidDpopProof => {
-            vec![dpop_challenge(Some(&attributes), challenge)]
-        }
-        Some(_) | None if authority.basic => vec!["Basic realm=\"client\"".to_owned()],
-        Some(_) | None => vec![format!("Bearer {attributes}")],
-    }
 }
 
 /// CONTRACT section 4, the column of resources.
@@ -279,23 +221,8 @@ fn error_of(denial: Denial, nonce: bool) -> ErrorCode {
         | Denial::OriginScheme
         | Denial::TokenInQuery
         | Denial::AuthorizationRepeated
-        | Denial::FormInvalid
-        | Denial::ParameterRepeated
-        | Denial::ParameterInQuery
-        | Denial::ParameterMissing
-        | Denial::AssertionMalformed
-        | Denial::ClientsDiffer
-        | Denial::PkceMissing
         | Denial::AuthorizationMalformed => ErrorCode::InvalidRequest,
-        Denial::BodyTooLarge => ErrorCode::ContentTooLarge,
-        Denial::GrantUnknown | Denial::GrantRevoked | Denial::GrantClient => {
-            ErrorCode::InvalidGrant
-        }
-        Denial::ProofRate => ErrorCode::TooManyRequests,
-        Denial::AnswerInvalid
-        | Denial::IssuedUnbound
-        | Denial::IssuedMismatch
-        | Denial::BindingConflict => ErrorCode::BadGateway,
+        Denial::Authority(fault) => authority::error_of_fault(fault),
         Denial::Misdirected => ErrorCode::MisdirectedRequest,
         Denial::RouteUnknown => ErrorCode::NotFound,
         Denial::MethodNotAllowed => ErrorCode::MethodNotAllowed,
@@ -314,8 +241,6 @@ fn error_of(denial: Denial, nonce: bool) -> ErrorCode {
         | Denial::TokenNotYetValid
         | Denial::TokenConfirmation
         | Denial::TokenInactive
-        | Denial::RecordMissing
-        | Denial::TokenRevoked
         | Denial::TenantUnknown
         | Denial::RouteAudience
         | Denial::Downgrade
@@ -350,7 +275,6 @@ fn error_of(denial: Denial, nonce: bool) -> ErrorCode {
         | Denial::ProofFuture
         | Denial::ProofBeforeStart
         | Denial::ProofTokenHash
-        | Denial::ThumbprintParameter
         | Denial::Replayed => ErrorCode::InvalidDpopProof,
         Denial::IntrospectionUnavailable | Denial::ReplayCapacity | Denial::StoreDown => {
             ErrorCode::TemporarilyUnavailable

@@ -9,7 +9,7 @@ use super::{Admitted, Case, Facts, Gate};
 use crate::policy::authority;
 use crate::policy::binding::BoundBy;
 use crate::policy::client::{self, Asker};
-use crate::policy::denial::Denial;
+use crate::policy::denial::{AuthorityFault, Denial};
 use crate::policy::digest::{Jkt, Sha256, X5tS256};
 use crate::policy::form::Form;
 use crate::policy::grant::{self, BindBy, Inherited, RecordKey, ShownBy, TokenKind};
@@ -158,9 +158,10 @@ impl Gate {
             Sender::Certificate(certificate) => Some(certificate),
             Sender::NoContext | Sender::NoCertificate => None,
         };
-        let asker = match route.role {
-            Role::Metadata => Asker::default(),
-            _ => client::asker(view.headers, form, certificate, &self.clients)?,
+        let asker = if route.role == Role::Metadata {
+            Asker::default()
+        } else {
+            client::asker(view.headers, form, certificate, &self.clients)?
         };
         let own = facts.issuer.and_then(|issuer| self.issuers.get(issuer)?.tenant);
         let tenant = own.or(asker.tenant);
@@ -221,7 +222,7 @@ impl Gate {
             && proof.is_some()
             && named.flatten() != proof.as_ref().map(|it| it.jkt().0)
         {
-            return Err(Denial::ThumbprintParameter);
+            return Err(Denial::Authority(AuthorityFault::ThumbprintParameter));
         }
         let x5t = self.certificate(case);
         let shown = ShownBy { jkt: proof.as_ref().map(VerifiedProof::jkt), x5t };
@@ -329,14 +330,15 @@ impl Gate {
         facts: &mut Facts,
     ) -> Result<Inherited, Denial> {
         let (case, form) = (&matter.case, matter.form);
-        match form.get("grant_type").ok_or(Denial::ParameterMissing)? {
+        match form.get("grant_type").ok_or(Denial::Authority(AuthorityFault::ParameterMissing))? {
             "authorization_code" if form.get("code_verifier").is_none() => {
-                return Err(Denial::PkceMissing);
+                return Err(Denial::Authority(AuthorityFault::PkceMissing));
             }
             "refresh_token" => {}
             _ => return Ok(Inherited::default()),
         }
-        let token = form.get("refresh_token").ok_or(Denial::ParameterMissing)?;
+        let token =
+            form.get("refresh_token").ok_or(Denial::Authority(AuthorityFault::ParameterMissing))?;
         let issuer = facts.issuer.and_then(|issuer| self.issuers.get(issuer));
         let issuer = issuer.ok_or(Denial::StoreDown)?;
         let rules = issuer.retrofit.as_ref().ok_or(Denial::StoreDown)?;
@@ -376,5 +378,9 @@ fn challenge_is_s256(form: &Form) -> Result<(), Denial> {
     let said =
         form.get("code_challenge").is_some() && form.get("code_challenge_method") == Some("S256");
     let needed = form.get("response_type").is_some_and(|it| it.split(' ').any(|it| it == "code"));
-    if said || !needed || form.get("request").is_some() { Ok(()) } else { Err(Denial::PkceMissing) }
+    if said || !needed || form.get("request").is_some() {
+        Ok(())
+    } else {
+        Err(Denial::Authority(AuthorityFault::PkceMissing))
+    }
 }

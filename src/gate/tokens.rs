@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::{Case, Facts, Gate};
-use crate::policy::denial::Denial;
+use crate::policy::denial::{AuthorityFault, Denial};
 use crate::policy::digest::Sha256;
 use crate::policy::grant::{RecordKey, TokenKind};
 use crate::policy::introspection;
@@ -146,7 +146,10 @@ impl Gate {
                     return Err(Denial::IntrospectionUnavailable);
                 }
                 let key = RecordKey::of(&entry.issuer, TokenKind::Access, credentials.token);
-                let record = self.record(key).await?.ok_or(Denial::RecordMissing)?;
+                let record = self
+                    .record(key)
+                    .await?
+                    .ok_or(Denial::Authority(AuthorityFault::RecordMissing))?;
                 let token = token::of_record(&record, issuer, entry, &self.rules, case.now)?;
                 return Ok(Arc::new(token));
             }

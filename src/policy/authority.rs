@@ -1,7 +1,7 @@
 //! What the edge makes of an authorization server's other answers: introspection (RFC 7662) and metadata
 //! (RFC 8414).
 
-use super::denial::Denial;
+use super::denial::{AuthorityFault, Denial};
 use super::grant::{BindBy, BindingRecord, RetrofitRules, TokenKind};
 use super::jose::AlgorithmSet;
 use super::json::{self, Object};
@@ -24,16 +24,20 @@ impl Known<'_> {
     /// What the token is bound to besides what its issuer says.
     ///
     /// # Errors
-    /// [`Denial::RecordMissing`], [`Denial::TokenRevoked`], and [`Denial::BindingTooWeak`] for a token of
+    /// [`Denial::Authority(AuthorityFault::RecordMissing)`], [`Denial::Authority(AuthorityFault::TokenRevoked)`], and [`Denial::BindingTooWeak`] for a token of
     /// a bypass that is over.
     pub fn confirmation(&self, now: UnixTime) -> Result<Confirmation, Denial> {
         let Some(rules) = self.rules else { return Ok(Confirmation::default()) };
         let Some(record) = self.record.filter(|record| now < record.expires) else {
             let allowed = rules.unrecorded_until.is_some_and(|until| now < until);
-            return if allowed { Ok(Confirmation::default()) } else { Err(Denial::RecordMissing) };
+            return if allowed {
+                Ok(Confirmation::default())
+            } else {
+                Err(Denial::Authority(AuthorityFault::RecordMissing))
+            };
         };
         if record.revoked {
-            return Err(Denial::TokenRevoked);
+            return Err(Denial::Authority(AuthorityFault::TokenRevoked));
         }
         if record.bypass.is_some() && !self.bypass {
             return Err(Denial::BindingTooWeak);
@@ -45,22 +49,23 @@ impl Known<'_> {
 /// Whether an introspection answer vouches for its token.
 ///
 /// # Errors
-/// [`Denial::AnswerInvalid`] where it does not say.
+/// [`Denial::Authority(AuthorityFault::AnswerInvalid)`] where it does not say.
 pub fn is_active(told: &Object) -> Result<bool, Denial> {
     match told.get("active") {
         Some(json::Value::Bool(active)) => Ok(*active),
-        Some(_) | None => Err(Denial::AnswerInvalid),
+        Some(_) | None => Err(Denial::Authority(AuthorityFault::AnswerInvalid)),
     }
 }
 
 /// What an active token is bound to, by its issuer's word and by what the edge knows.
 ///
 /// # Errors
-/// Those of [`Known::confirmation`], [`Denial::AnswerInvalid`] for a `cnf` that cannot be read, and
-/// [`Denial::IssuedMismatch`] where nobody can satisfy both.
+/// Those of [`Known::confirmation`], [`Denial::Authority(AuthorityFault::AnswerInvalid)`] for a `cnf` that cannot be read, and
+/// [`Denial::Authority(AuthorityFault::IssuedMismatch)`] where nobody can satisfy both.
 pub fn bound_to(told: &Object, known: Known<'_>, now: UnixTime) -> Result<Confirmation, Denial> {
-    let own = token::confirmation(told).map_err(|_| Denial::AnswerInvalid)?;
-    own.and(known.confirmation(now)?).ok_or(Denial::IssuedMismatch)
+    let own =
+        token::confirmation(told).map_err(|_| Denial::Authority(AuthorityFault::AnswerInvalid))?;
+    own.and(known.confirmation(now)?).ok_or(Denial::Authority(AuthorityFault::IssuedMismatch))
 }
 
 /// Holds the certificate that came with a token against what it is bound to.

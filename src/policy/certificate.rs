@@ -120,11 +120,10 @@ impl Identity {
     fn of(certificate: &SenderCertificate) -> Option<Self> {
         let (_, read) = X509Certificate::from_der(&certificate.der).ok()?;
         let names = read.get_extension_unique(&OID_X509_EXT_SUBJECT_ALT_NAME).ok()?;
-        let authority_key = read.extensions().iter().find_map(|it| match it.parsed_extension() {
-            ParsedExtension::AuthorityKeyIdentifier(key) => {
-                Some(key.key_identifier.as_ref().map(|key| key.0.to_vec()))
-            }
-            _ => None,
+        let authority_key = read.extensions().iter().find_map(|it| {
+            let parsed = it.parsed_extension();
+            let ParsedExtension::AuthorityKeyIdentifier(key) = parsed else { return None };
+            Some(key.key_identifier.as_ref().map(|key| key.0.to_vec()))
         });
         let subject = read.subject();
         Some(Self {

@@ -7,7 +7,7 @@ use http::header::AUTHORIZATION;
 use zeroize::Zeroizing;
 
 use super::certificate::SenderCertificate;
-use super::denial::Denial;
+use super::denial::{AuthorityFault, Denial};
 use super::form::{self, Form};
 use super::jose::CompactJws;
 use super::json;
@@ -42,7 +42,7 @@ pub struct Asker {
 ///
 /// # Errors
 /// [`Denial::AuthorizationRepeated`], [`Denial::AuthorizationMalformed`],
-/// [`Denial::AssertionMalformed`], and [`Denial::ClientsDiffer`] where two sources name two clients.
+/// [`Denial::Authority(AuthorityFault::AssertionMalformed)`], and [`Denial::Authority(AuthorityFault::ClientsDiffer)`] where two sources name two clients.
 pub fn asker(
     headers: &HeaderMap,
     form: &Form,
@@ -63,7 +63,7 @@ pub fn asker(
     let mut named = sources.into_iter().flatten();
     let id = named.next();
     if named.any(|other| Some(&other) != id.as_ref()) {
-        return Err(Denial::ClientsDiffer);
+        return Err(Denial::Authority(AuthorityFault::ClientsDiffer));
     }
     let tenant = known.iter().find(|client| Some(&client.id) == id.as_ref());
     Ok(Asker { tenant: tenant.map(|client| client.tenant), id })
@@ -104,10 +104,11 @@ fn assertion(form: &Form) -> Result<Option<String>, Denial> {
         // A SAML assertion (RFC 7522) is not read; the server wants a `client_id` beside it.
         return Ok(None);
     }
-    let jws = CompactJws::parse(assertion).ok_or(Denial::AssertionMalformed)?;
+    let jws = CompactJws::parse(assertion)
+        .ok_or(Denial::Authority(AuthorityFault::AssertionMalformed))?;
     let claim = |name| json::string(&jws.payload, name).ok().flatten();
     match (claim("iss"), claim("sub")) {
         (Some(issuer), Some(subject)) if issuer == subject => Ok(Some(subject.to_owned())),
-        _ => Err(Denial::AssertionMalformed),
+        _ => Err(Denial::Authority(AuthorityFault::AssertionMalformed)),
     }
 }

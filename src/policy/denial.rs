@@ -3,6 +3,9 @@
 //! What a refusal looks like on the wire is decided in `edge::respond`, in one match.
 
 use super::proof::Claim;
+pub use authority::AuthorityFault;
+
+mod authority;
 
 /// Why a request is refused. The variants stand by what they are about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,49 +149,10 @@ pub enum Denial {
     /// The client certificate is not the one in `cnf.x5t#S256`.
     CertificateMismatch,
 
-    // A request to an authorization server.
-    /// The body is longer than its limit.
-    BodyTooLarge,
-    /// The body is no form (`application/x-www-form-urlencoded`).
-    FormInvalid,
-    /// A parameter is given more than once (RFC 6749 section 3.2).
-    ParameterRepeated,
-    /// A parameter that decides who asks for what stands in the query (RFC 6749 section 2.3.1).
-    ParameterInQuery,
-    /// A parameter that the endpoint cannot do without is missing.
-    ParameterMissing,
-    /// A client assertion that cannot be read (RFC 7523 section 3).
-    AssertionMalformed,
-    /// Two sources name two clients.
-    ClientsDiffer,
-    /// `dpop_jkt` names another key than the proof's (RFC 9449 section 10.1).
-    ThumbprintParameter,
-    /// No PKCE with S256 (RFC 7636), which is all that ties a code to its sender here.
-    PkceMissing,
-    /// The refresh token is not known to be bound to anybody.
-    GrantUnknown,
-    /// The refresh token was revoked.
-    GrantRevoked,
-    /// The refresh token is another client's.
-    GrantClient,
-    /// This address has shown too many proofs.
-    ProofRate,
-
-    // What an authorization server answered.
-    /// No answer that can be read.
-    AnswerInvalid,
-    /// A token that is not bound, where it must be.
-    IssuedUnbound,
-    /// A token that is bound to somebody else, or of another type.
-    IssuedMismatch,
-    /// A token that is bound to somebody else already.
-    BindingConflict,
+    /// At an authorization server.
+    Authority(AuthorityFault),
 
     // What only the stores know.
-    /// Nothing is known of what the token is bound to, and it cannot be without.
-    RecordMissing,
-    /// The token was revoked.
-    TokenRevoked,
     /// The proof was used before.
     Replayed,
     /// The replay log is full of live proofs.
@@ -314,25 +278,7 @@ impl Denial {
             Self::CertificateContextMissing => "context-missing",
             Self::CertificateMissing => "missing-certificate",
             Self::CertificateMismatch => "thumbprint-mismatch",
-            Self::BodyTooLarge => "body_too_large",
-            Self::FormInvalid => "form_invalid",
-            Self::ParameterRepeated => "parameter_repeated",
-            Self::ParameterInQuery => "parameter_in_query",
-            Self::ParameterMissing => "parameter_missing",
-            Self::AssertionMalformed => "assertion_malformed",
-            Self::ClientsDiffer => "clients_differ",
-            Self::ThumbprintParameter => "dpop_jkt",
-            Self::PkceMissing => "pkce_missing",
-            Self::GrantUnknown => "refresh_token_unknown",
-            Self::GrantRevoked => "refresh_token_revoked",
-            Self::GrantClient => "refresh_token_client",
-            Self::ProofRate => "proof_rate",
-            Self::AnswerInvalid => "answer_invalid",
-            Self::IssuedUnbound => "issued_unbound",
-            Self::IssuedMismatch => "issued_mismatch",
-            Self::BindingConflict => "binding_conflict",
-            Self::RecordMissing => "record_missing",
-            Self::TokenRevoked => "token_revoked",
+            Self::Authority(fault) => fault.code(),
             Self::Replayed => "proof_replayed",
             Self::ReplayCapacity => "replay_capacity",
             Self::StoreDown => "store_down",
@@ -344,6 +290,7 @@ impl Denial {
     #[must_use]
     pub fn observable(self) -> bool {
         match self {
+            Self::Authority(fault) => fault.observable(),
             Self::ProofMissing
             | Self::ProofRepeated
             | Self::ProofTooLarge
@@ -373,15 +320,6 @@ impl Denial {
             | Self::CertificateContextMissing
             | Self::CertificateMissing
             | Self::CertificateMismatch
-            | Self::ThumbprintParameter
-            | Self::PkceMissing
-            | Self::GrantUnknown
-            | Self::GrantClient
-            | Self::ProofRate
-            | Self::IssuedUnbound
-            | Self::IssuedMismatch
-            | Self::BindingConflict
-            | Self::RecordMissing
             | Self::Replayed
             | Self::ReplayCapacity
             | Self::StoreDown => true,
@@ -415,16 +353,6 @@ impl Denial {
             | Self::IntrospectionUnavailable
             | Self::TenantUnknown
             | Self::RouteAudience
-            | Self::BodyTooLarge
-            | Self::FormInvalid
-            | Self::ParameterRepeated
-            | Self::ParameterInQuery
-            | Self::ParameterMissing
-            | Self::AssertionMalformed
-            | Self::ClientsDiffer
-            | Self::GrantRevoked
-            | Self::AnswerInvalid
-            | Self::TokenRevoked
             | Self::ScopeMissing
             | Self::AuthenticationStale
             | Self::AcrInsufficient => false,
@@ -446,7 +374,7 @@ impl Denial {
             Self::NonceAbsent | Self::NonceExpired | Self::NonceUnknown => DpopResult::Nonce,
             Self::Replayed => DpopResult::Replay,
             Self::KeyMismatch
-            | Self::IssuedMismatch
+            | Self::Authority(AuthorityFault::IssuedMismatch)
             | Self::CertificateContextMissing
             | Self::CertificateMissing
             | Self::CertificateMismatch => DpopResult::Mismatch,

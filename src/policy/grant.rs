@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::client::Asker;
-use super::denial::Denial;
+use super::denial::{AuthorityFault, Denial};
 use super::digest::{Jkt, Sha256, X5tS256};
 use super::jose::CompactJws;
 use super::json::{self, Object};
@@ -202,7 +202,7 @@ pub struct Inherited {
 /// Holds who brings a refresh token against its record.
 ///
 /// # Errors
-/// [`Denial::GrantUnknown`], [`Denial::GrantRevoked`], [`Denial::GrantClient`].
+/// [`Denial::Authority(AuthorityFault::GrantUnknown)`], [`Denial::Authority(AuthorityFault::GrantRevoked)`], [`Denial::Authority(AuthorityFault::GrantClient)`].
 pub fn redeem(
     record: Option<&BindingRecord>,
     asker: &Asker,
@@ -212,15 +212,15 @@ pub fn redeem(
     let live = record.filter(|record| now < record.expires);
     let Some(record) = live else {
         return match rules.unknown_refresh {
-            UnknownRefresh::Refuse => Err(Denial::GrantUnknown),
+            UnknownRefresh::Refuse => Err(Denial::Authority(AuthorityFault::GrantUnknown)),
             UnknownRefresh::Bind => Ok(Inherited::default()),
         };
     };
     if record.revoked {
-        return Err(Denial::GrantRevoked);
+        return Err(Denial::Authority(AuthorityFault::GrantRevoked));
     }
     if record.client.is_some() && record.client != asker.id {
-        return Err(Denial::GrantClient);
+        return Err(Denial::Authority(AuthorityFault::GrantClient));
     }
     let confirmation = record.confirmation();
     Ok(Inherited { confirmation, next: confirmation, family: Some(record.family.clone()) })
@@ -269,11 +269,18 @@ impl<'a> TokenAnswer<'a> {
     /// Reads it.
     ///
     /// # Errors
-    /// [`Denial::AnswerInvalid`] without an `access_token` and a `token_type`, or with members of the
+    /// [`Denial::Authority(AuthorityFault::AnswerInvalid)`] without an `access_token` and a `token_type`, or with members of the
     /// wrong type.
     pub fn read(members: &'a Object) -> Result<Self, Denial> {
-        let text = |name| json::string(members, name).map_err(|_| Denial::AnswerInvalid);
-        let required = |name| text(name)?.filter(|it| !it.is_empty()).ok_or(Denial::AnswerInvalid);
+        let text = |name| {
+            json::string(members, name)
+                .map_err(|_| Denial::Authority(AuthorityFault::AnswerInvalid))
+        };
+        let required = |name| {
+            text(name)?
+                .filter(|it| !it.is_empty())
+                .ok_or(Denial::Authority(AuthorityFault::AnswerInvalid))
+        };
         let (access, token_type) = (required("access_token")?, required("token_type")?);
         let refresh = text("refresh_token")?.filter(|it| !it.is_empty());
         Ok(Self { members, access, refresh, token_type })
@@ -372,8 +379,8 @@ pub fn told(body: &[u8], answer: &TokenAnswer<'_>, confirmation: Confirmation) -
 /// Holds what a server that binds by itself has issued against who asked for it.
 ///
 /// # Errors
-/// [`Denial::IssuedMismatch`] for a token that is bound to another than the sender, or whose type is not
-/// that of its binding; [`Denial::IssuedUnbound`] for one that is bound to less than is demanded, as far
+/// [`Denial::Authority(AuthorityFault::IssuedMismatch)`] for a token that is bound to another than the sender, or whose type is not
+/// that of its binding; [`Denial::Authority(AuthorityFault::IssuedUnbound)`] for one that is bound to less than is demanded, as far
 /// as that can be seen: an opaque token shows no more than its type.
 pub fn check_issued(
     answer: &TokenAnswer<'_>,
@@ -384,23 +391,27 @@ pub fn check_issued(
     let Some(jws) = CompactJws::parse(answer.access) else {
         // What a certificate binds does not show in an opaque token.
         let met = demand.met_by(dpop && shown.jkt.is_some(), shown.x5t.is_some());
-        return if met { Ok(Confirmation::default()) } else { Err(Denial::IssuedUnbound) };
+        return if met {
+            Ok(Confirmation::default())
+        } else {
+            Err(Denial::Authority(AuthorityFault::IssuedUnbound))
+        };
     };
-    let confirmation =
-        super::token::confirmation(&jws.payload).map_err(|_| Denial::IssuedMismatch)?;
+    let confirmation = super::token::confirmation(&jws.payload)
+        .map_err(|_| Denial::Authority(AuthorityFault::IssuedMismatch))?;
     let other = |bound: Option<Sha256>, shown: Option<Sha256>| {
         bound.is_some_and(|bound| !shown.is_some_and(|shown| shown.same(&bound)))
     };
     if other(confirmation.jkt.map(|it| it.0), shown.jkt.map(|it| it.0))
         || other(confirmation.x5t.map(|it| it.0), shown.x5t.map(|it| it.0))
     {
-        return Err(Denial::IssuedMismatch);
+        return Err(Denial::Authority(AuthorityFault::IssuedMismatch));
     }
     if !demand.met_by(confirmation.jkt.is_some(), confirmation.x5t.is_some()) {
-        return Err(Denial::IssuedUnbound);
+        return Err(Denial::Authority(AuthorityFault::IssuedUnbound));
     }
     if demand != Demand::None && confirmation.jkt.is_some() != dpop {
-        return Err(Denial::IssuedMismatch);
+        return Err(Denial::Authority(AuthorityFault::IssuedMismatch));
     }
     Ok(confirmation)
 }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::denial::Denial;
+use super::denial::{AuthorityFault, Denial};
 use super::digest::{Jkt, Sha256, X5tS256};
 use super::grant::{BindingRecord, OpaqueRules, RetrofitRules};
 use super::introspection::{self, IntrospectionRules};
@@ -342,7 +342,7 @@ pub fn verify(
 /// An opaque token of `issuer`, on the record that was kept when it was issued.
 ///
 /// # Errors
-/// [`Denial::RecordMissing`] where such tokens are not taken, [`Denial::TokenExpired`], and
+/// [`Denial::Authority(AuthorityFault::RecordMissing)`] where such tokens are not taken, [`Denial::TokenExpired`], and
 /// [`Denial::TenantUnknown`].
 pub fn of_record(
     record: &BindingRecord,
@@ -351,7 +351,8 @@ pub fn of_record(
     rules: &Rules,
     now: UnixTime,
 ) -> Result<VerifiedToken, Denial> {
-    let opaque = entry.opaque_by_record().ok_or(Denial::RecordMissing)?;
+    let opaque =
+        entry.opaque_by_record().ok_or(Denial::Authority(AuthorityFault::RecordMissing))?;
     if record.expires <= now {
         return Err(Denial::TokenExpired);
     }

@@ -98,8 +98,9 @@ pub(super) fn check_use(
     }
     for (index, (_, section)) in tenancy.tenants.iter().enumerate() {
         let named = |(issuer, _): &(Issuer, _)| issuer.rules.tenant == Some(TenantId(index));
-        let has_clients = tenancy.clients.iter().any(|client| client.tenant == TenantId(index));
-        if !issuers.iter().any(named) && !(asks && has_clients) {
+        let own = tenancy.clients.iter().any(|client| client.tenant == TenantId(index));
+        let has_clients = asks && own;
+        if !issuers.iter().any(named) && !has_clients {
             section.warn_here(
                 "no token belongs to it: no issuer names it, `tenancy.claim` is not set",
             );

@@ -9,7 +9,7 @@ use crate::edge::parts::now;
 use crate::gate::Granted;
 use crate::policy::authority::{self, Known};
 use crate::policy::client_cert::{self, Field, HandedOn};
-use crate::policy::denial::Denial;
+use crate::policy::denial::{AuthorityFault, Denial};
 use crate::policy::grant::{BindBy, BindingRecord, RecordKey, RetrofitRules, TokenKind};
 use crate::policy::json;
 use crate::policy::request::Sender;
@@ -54,7 +54,8 @@ impl Asked<'_> {
             );
             return Ok(Reply::of(answered));
         }
-        let told = json::object(&answered.body).ok_or(Denial::AnswerInvalid)?;
+        let told =
+            json::object(&answered.body).ok_or(Denial::Authority(AuthorityFault::AnswerInvalid))?;
         if !authority::is_active(&told)? {
             return Ok(Reply::of(answered));
         }
@@ -71,7 +72,9 @@ impl Asked<'_> {
         };
         let confirmation = match authority::bound_to(&told, known, now()) {
             Ok(confirmation) => confirmation,
-            Err(denial @ Denial::AnswerInvalid) => return Err(denial.into()),
+            Err(denial @ Denial::Authority(AuthorityFault::AnswerInvalid)) => {
+                return Err(denial.into());
+            }
             Err(denial) => return Ok(inactive(ctx, answered, denial)),
         };
         if let Some(facts) = &mut ctx.facts {
@@ -89,7 +92,7 @@ impl Asked<'_> {
             Err(denial) => return Err(denial.into()),
         }
         let body = authority::with_confirmation(&answered.body, &told, confirmation, kind);
-        Ok(Reply::with(answered, body.ok_or(Denial::AnswerInvalid)?))
+        Ok(Reply::with(answered, body.ok_or(Denial::Authority(AuthorityFault::AnswerInvalid))?))
     }
 
     async fn record(&self) -> Result<Option<BindingRecord>, Denial> {
@@ -170,7 +173,7 @@ impl Asked<'_> {
         let (algorithms, certificates) = self.parts.common().gate.can_bind_by();
         let bind = BindBy { certificate: bind.certificate && certificates, ..bind };
         let body = authority::metadata(&answered.body, algorithms, bind);
-        Ok(Reply::with(answered, body.ok_or(Denial::AnswerInvalid)?))
+        Ok(Reply::with(answered, body.ok_or(Denial::Authority(AuthorityFault::AnswerInvalid))?))
     }
 }
 

@@ -38,7 +38,7 @@ use super::view::{self, Target};
 use crate::config::Route;
 use crate::gate::{Asking, Granted};
 use crate::policy::client;
-use crate::policy::denial::Denial;
+use crate::policy::denial::{AuthorityFault, Denial};
 use crate::policy::form::{Form, FormFault, query_decides};
 use crate::policy::proof;
 use crate::policy::rule::Role;
@@ -94,10 +94,7 @@ pub(super) async fn serve(
     let role = route.rule.role;
     ctx.basic = client::is_basic(&session.req_header().headers);
     let body = read(parts, session, ctx, role).await?;
-    let form = match role {
-        Role::Metadata => Form::default(),
-        _ => form(session, &body)?,
-    };
+    let form = if role == Role::Metadata { Form::default() } else { form(session, &body)? };
     let asked = Asked { parts, route, form };
     let granted = asked.admit(session, ctx).await?;
     // Under `observe` it goes as it came.
@@ -124,11 +121,11 @@ async fn read(
 ) -> Result<Zeroizing<Vec<u8>>, Stop> {
     let query = ctx.target.as_ref().and_then(|target| target.query.as_deref());
     if role != Role::Metadata && query.is_some_and(query_decides) {
-        return Err(Denial::ParameterInQuery.into());
+        return Err(Denial::Authority(AuthorityFault::ParameterInQuery).into());
     }
     let time = ctx.listener().map(|listener| listener.body_timeout).unwrap_or_default();
     let body = body::whole(session, parts.limits().authority_body_bytes, time).await?;
-    Ok(Zeroizing::new(body.ok_or(Denial::BodyTooLarge)?))
+    Ok(Zeroizing::new(body.ok_or(Denial::Authority(AuthorityFault::BodyTooLarge))?))
 }
 
 fn form(session: &Session, body: &[u8]) -> Result<Form, Denial> {
@@ -136,11 +133,11 @@ fn form(session: &Session, body: &[u8]) -> Result<Form, Denial> {
     let mut types = headers.get_all(CONTENT_TYPE).iter();
     let content_type = types.next().and_then(|value| value.to_str().ok());
     if types.next().is_some() || headers.contains_key(CONTENT_ENCODING) {
-        return Err(Denial::FormInvalid);
+        return Err(Denial::Authority(AuthorityFault::FormInvalid));
     }
     Form::parse(content_type, body).map_err(|fault| match fault {
-        FormFault::Type | FormFault::Malformed => Denial::FormInvalid,
-        FormFault::Repeated => Denial::ParameterRepeated,
+        FormFault::Type | FormFault::Malformed => Denial::Authority(AuthorityFault::FormInvalid),
+        FormFault::Repeated => Denial::Authority(AuthorityFault::ParameterRepeated),
     })
 }
 
@@ -181,7 +178,7 @@ impl Asked<'_> {
 
     fn pace(&self, address: Option<IpAddr>) -> Result<(), Denial> {
         let pace = &self.parts.common().authority.pace;
-        pace.count(address, "").map_err(|_| Denial::ProofRate)
+        pace.count(address, "").map_err(|_| Denial::Authority(AuthorityFault::ProofRate))
     }
 
     /// Asks the server.
@@ -215,7 +212,7 @@ impl Asked<'_> {
         if call::is_plain(&answered.head) {
             Ok(answered)
         } else {
-            Err(Denial::AnswerInvalid.into())
+            Err(Denial::Authority(AuthorityFault::AnswerInvalid).into())
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::edge::ctx::Ctx;
 use crate::edge::parts::now;
 use crate::gate::{Granted, Terms};
 use crate::policy::audit::{Draft, Kind};
-use crate::policy::denial::Denial;
+use crate::policy::denial::{AuthorityFault, Denial};
 use crate::policy::grant::{self, Inherited, Issue, TokenAnswer};
 use crate::policy::json;
 use crate::policy::token::Confirmation;
@@ -69,7 +69,7 @@ impl Asked<'_> {
         let readable =
             answered.head.status == StatusCode::OK && is_of_type(answered, "application/json");
         let members = json::object(&answered.body).filter(|_| readable);
-        let members = members.ok_or(Denial::AnswerInvalid)?;
+        let members = members.ok_or(Denial::Authority(AuthorityFault::AnswerInvalid))?;
         let answer = TokenAnswer::read(&members)?;
         match granted.terms() {
             Terms::Native { shown, demand } => {
@@ -81,7 +81,7 @@ impl Asked<'_> {
                 let issued = self.records(ctx, granted, &answer, *confirmation, inherited)?;
                 self.keep(ctx, granted, issued, *confirmation).await?;
                 let told = grant::told(&answered.body, &answer, *confirmation);
-                told.map(Some).ok_or(Denial::AnswerInvalid)
+                told.map(Some).ok_or(Denial::Authority(AuthorityFault::AnswerInvalid))
             }
             Terms::Unbound | Terms::AsReceived => {
                 let (nobody, nothing) = (Confirmation::default(), Inherited::default());
@@ -147,7 +147,7 @@ impl Asked<'_> {
         }
         let bindings = gate.bindings().ok_or(Denial::StoreDown)?;
         bindings.keep(issued, now()).await.map_err(|fault| match fault {
-            BindFault::Conflict => Denial::BindingConflict,
+            BindFault::Conflict => Denial::Authority(AuthorityFault::BindingConflict),
             BindFault::Down => Denial::StoreDown,
         })
     }
