@@ -129,7 +129,7 @@ fn the_reference_loads_without_a_finding() {
     let loaded = load_str(REFERENCE, site.path());
     assert_eq!(loaded.findings, []);
     let config = loaded.config.unwrap();
-    assert_eq!(config.routes.len(), 3);
+    assert_eq!(config.routes.len(), 8);
     assert_eq!(config.edge.limits.replay_entries, 1_000_000);
 }
 

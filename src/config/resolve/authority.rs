@@ -46,7 +46,7 @@ pub(super) fn rule(
     issuers: &[(Issuer, Place)],
 ) -> AuthorityRule {
     for (key, _) in KEYS.iter().filter(|(key, roles)| section.has(key) && !roles.contains(&role)) {
-        section.error(key, format!("has no place on a `{}` route", role.name()));
+        section.error(key, format!("has no place where `role` is `{}`", role.name()));
     }
     let binding = section.word("binding", BINDINGS).unwrap_or_default();
     let issuer = section.text("issuer").and_then(|text| {
@@ -139,8 +139,6 @@ pub(super) fn retrofit(
         let message = "is required beside `unrecorded: allow`: tokens without a record pass as bound to \
                        nobody until then";
         section.error("unrecordedUntil", message);
-    } else if !unrecorded && section.has("unrecordedUntil") {
-        section.warn("unrecordedUntil", "has no effect without `unrecorded: allow`");
     } else if unrecorded {
         let message = "tokens that were not issued through the edge pass as bound to nobody, wherever \
                        such tokens may pass";
@@ -228,8 +226,6 @@ pub(super) fn bypass(dpop: &Section<'_>, tenancy: &Tenancy<'_>) -> BypassRules {
         } else if until.is_some_and(|until| until <= now) {
             section.warn("until", "has passed: the bypass is closed");
         }
-    } else if dpop.has("temporaryBypass") {
-        dpop.warn("temporaryBypass", "has no effect without `allowTemporaryBypass: true`");
     }
     BypassRules { allowed, until, tenants }
 }

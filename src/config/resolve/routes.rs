@@ -152,10 +152,11 @@ fn check_role_keys(section: &Section<'_>, role: Role) {
             }
         }
         Role::Token | Role::Par | Role::Introspection | Role::Revocation | Role::Metadata => {
+            section.item("methods");
             let scope = SCOPE_KEYS.into_iter().filter(|_| !role.asks_for_token());
             let keys = TOKEN_KEYS.into_iter().chain(STREAM_KEYS).chain(scope);
             for key in keys.filter(|key| section.has(key)) {
-                section.error(key, format!("has no place on a `{}` route", role.name()));
+                section.error(key, format!("has no place where `role` is `{}`", role.name()));
             }
         }
         Role::Resource | Role::FreshAuth if section.has("passCredentials") => {
@@ -188,6 +189,7 @@ fn hosts(section: &Section<'_>, role: Role, shared: &mut Shared<'_>) -> Vec<Rout
                        route's own origin, never with one that a client's `Host` makes up";
         section.error("hosts", message);
     }
+    let proofs = role.reads_token() || role.asks_for_token();
     let mut seen = Names::default();
     let mut warned = false;
     let mut hosts = Vec::new();
@@ -206,7 +208,7 @@ fn hosts(section: &Section<'_>, role: Role, shared: &mut Shared<'_>) -> Vec<Rout
             | Role::Revocation
             | Role::Metadata => configured.or_else(|| {
                 let origin = origin_of(&name, port)?;
-                if port.is_none() && shared.port_443 == Some(false) && !warned {
+                if proofs && port.is_none() && shared.port_443 == Some(false) && !warned {
                     warned = true;
                     text.item.warn(format!(
                         "no listener has port 443: clients must put `{origin}` into `htu`; if they \
