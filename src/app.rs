@@ -215,8 +215,7 @@ pub fn start(config: &Config, log: &Log) -> Result<Running, StartError> {
 
     let (shutdown, watch) = watch::channel(false);
     let told = fronts.iter().map(|front| (front.name.clone(), Arc::clone(&front.occupancy)));
-    let (told, capacity) = (told.collect(), config.edge.limits.replay_entries);
-    let told = admin::Told::new(Arc::clone(&current), told, capacity, lasting.started);
+    let told = admin::Told::new(Arc::clone(&current), told.collect(), lasting.started);
     let told = Arc::new(told);
     runtime.spawn(serve_admin(socket, Arc::clone(&told)));
     made.parts.common().keys.start(runtime.handle());

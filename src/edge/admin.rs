@@ -12,16 +12,16 @@ use axum::routing::get;
 use serde_json::{Value, json};
 
 use super::listener::Occupancy;
-use super::parts::{Common, Parts};
+use super::parts::{self, Common, Parts};
 use super::upstream::{ServerStatus, Servers};
 use crate::policy::time::UnixTime;
+use crate::telemetry::metrics::Now;
 
 /// What the admin listener tells, one configuration after another.
 #[derive(Debug)]
 pub struct Told {
     edge: Arc<ArcSwap<Parts>>,
     listeners: Vec<(String, Arc<Occupancy>)>,
-    replay_capacity: usize,
     reloads: Mutex<Reloads>,
 }
 
@@ -32,17 +32,15 @@ struct Reloads {
 }
 
 impl Told {
-    /// Of what is in `edge`, which came into force at `since`; of the listeners, by name; and of the
-    /// live proofs that fit.
+    /// Of what is in `edge`, which came into force at `since`, and of the listeners, by name.
     #[must_use]
     pub fn new(
         edge: Arc<ArcSwap<Parts>>,
         listeners: Vec<(String, Arc<Occupancy>)>,
-        replay_capacity: usize,
         since: UnixTime,
     ) -> Self {
         let reloads = Mutex::new(Reloads { since, error: None });
-        Self { edge, listeners, replay_capacity, reloads }
+        Self { edge, listeners, reloads }
     }
 
     /// Another configuration has come into force.
@@ -85,22 +83,29 @@ fn router(told: Arc<Told>) -> Router {
 
 async fn metrics(State(told): State<Arc<Told>>) -> Response {
     let edge = told.edge.load_full();
-    let store = match &edge.common().capsules {
-        Some(capsules) => Some(capsules.status().await),
+    let store = match &edge.common().audit {
+        Some(audit) => Some(audit.status().await),
         None => None,
     };
     let servers = edge.servers().flat_map(|upstream| {
         upstream.status().map(|status| (upstream.name(), status.server, status.up))
     });
     let Common { gate, metrics, log, .. } = edge.common();
-    let text = metrics.render(gate.live_proofs(), log.suppressed(), store.as_ref(), servers);
+    let now = Now {
+        live_proofs: gate.live_proofs(),
+        live_grants: gate.live_grants(),
+        log_suppressed: log.suppressed(),
+        bypass: gate.bypass(parts::now()).is_some(),
+        store,
+    };
+    let text = metrics.render(&now, servers);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 
 async fn ready(State(told): State<Arc<Told>>) -> Response {
     let edge = told.edge.load_full();
-    if let Some(capsules) = &edge.common().capsules {
-        capsules.registry().look_again().await;
+    if let Some(audit) = &edge.common().audit {
+        audit.registry.look_again().await;
     }
     let (ready, mut report) = report(&told);
     // A reload that failed leaves the edge as able to serve as it was.
@@ -152,9 +157,22 @@ fn report(told: &Told) -> (bool, Value) {
     let upstreams = upstreams(&edge);
     // One service that is down is its routes' trouble; without any the edge serves nobody.
     part(upstreams.is_empty() || upstreams.iter().any(|upstream| upstream["ready"] == true));
-    let live = gate.live_proofs();
-    let capacity = told.replay_capacity;
-    let replay = json!({ "ready": part(live < capacity), "entries": live, "capacity": capacity });
+    let limits = edge.limits();
+    let mut log = |live: usize, capacity: usize| {
+        let ready = part(live < capacity);
+        json!({ "ready": ready, "entries": live, "capacity": capacity })
+    };
+    let replay = log(gate.live_proofs(), limits.replay_entries);
+    let grants = log(gate.live_grants(), limits.token_replay_entries);
+    // Where nothing but the audit log is kept, requests are served without it.
+    let bindings = edge.binds().then(|| {
+        let up = gate.bindings().is_some_and(|bindings| bindings.is_up());
+        json!({ "ready": part(up) })
+    });
+    // Open or not, it is no reason to send requests elsewhere.
+    let bypass = gate
+        .bypass(parts::now())
+        .map(|bypass| json!({ "id": bypass.id, "until": bypass.until.rfc3339().to_string() }));
     let capsules = edge.common().capsules.as_ref().map(|capsules| {
         let up = part(capsules.registry().is_up());
         json!({ "ready": up, "store": up, "masterKeys": capsules.masters() })
@@ -165,6 +183,9 @@ fn report(told: &Told) -> (bool, Value) {
         "issuers": issuers,
         "upstreams": upstreams,
         "replay": replay,
+        "tokenReplay": grants,
+        "bindings": bindings,
+        "bypass": bypass,
         "capsules": capsules,
     });
     (ready, report)

@@ -7,6 +7,7 @@ use crate::policy::audit::Draft;
 use crate::policy::time::UnixTime;
 use crate::store::budget::{Budget, Verdict};
 use crate::store::registry::Registry;
+use crate::telemetry::metrics::StoreStatus;
 
 /// The way into the audit log for what nobody waits for.
 #[derive(Clone, Debug)]
@@ -32,6 +33,14 @@ impl Audit {
     fn write(&self, draft: Draft) {
         let budget = Arc::clone(&self.budget);
         self.registry.note(draft, move || budget.leave_out());
+    }
+
+    /// How the store stands, tried anew where it failed last.
+    pub async fn status(&self) -> StoreStatus {
+        let nodes = self.registry.read(|reader| reader.count()).await;
+        self.registry.look_again().await;
+        let (up, suppressed) = (self.registry.is_up(), self.budget.suppressed());
+        StoreStatus { up, nodes: nodes.unwrap_or_default(), suppressed }
     }
 
     /// Writes how many were left out since the last line, and waits until all is written. Not to be

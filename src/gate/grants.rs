@@ -240,7 +240,7 @@ impl Gate {
             }
             (_, Binding::Native) => {
                 let met = self.met(matter, shown, BindBy::BOTH, Confirmation::default());
-                let bypass = self.let_by(matter, met.err(), proof.as_ref())?;
+                let bypass = self.let_by(matter, met.err(), shown, proof.as_ref())?;
                 let demand = matter.requirement.demand;
                 let demand = if bypass.is_some() { Demand::None } else { demand };
                 Ok(Weighed { terms: Terms::Native { shown, demand }, shown, proof, bypass })
@@ -251,7 +251,7 @@ impl Gate {
                 let rules = issuer.and_then(|it| it.retrofit.as_ref()).ok_or(Denial::StoreDown)?;
                 let bind = rules.bind_of(&matter.asker, matter.tenant);
                 let met = self.met(matter, shown, bind, inherited.next);
-                let bypass = self.let_by(matter, met.err(), proof.as_ref())?;
+                let bypass = self.let_by(matter, met.err(), shown, proof.as_ref())?;
                 let confirmation = met.unwrap_or(inherited.next);
                 facts.confirmation = confirmation;
                 let terms = Terms::Retrofit { confirmation, inherited };
@@ -304,11 +304,13 @@ impl Gate {
         })
     }
 
-    /// The bypass, where it lets by who has shown no proof; `missing` is what would be refused.
+    /// The bypass, where it lets by who has shown no proof, and all else that is demanded; `missing` is
+    /// what would be refused.
     fn let_by(
         &self,
         matter: &Matter<'_>,
         missing: Option<Denial>,
+        shown: ShownBy,
         proof: Option<&VerifiedProof>,
     ) -> Result<Option<String>, Denial> {
         let Some(missing) = missing else { return Ok(None) };
@@ -316,6 +318,10 @@ impl Gate {
         let bypass = self.bypass(now).filter(|it| it.is_open(matter.tenant, now));
         match bypass {
             Some(bypass) if missing == Denial::ProofMissing && proof.is_none() => {
+                let demand = matter.requirement.demand;
+                if demand == Demand::Both && shown.x5t.is_none() {
+                    return Err(Denial::CertificateMissing);
+                }
                 Ok(Some(bypass.id.clone()))
             }
             Some(_) | None => Err(missing),

@@ -17,8 +17,8 @@ pub use labels::{CertificateMiss, ConnectionLoss, IntrospectionResult, NonceMiss
 use prometheus::core::Collector as _;
 use prometheus::proto::MetricFamily;
 use prometheus::{
-    Encoder as _, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter,
-    IntCounterVec, IntGauge, IntGaugeVec, Opts, TextEncoder,
+    Encoder as _, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+    IntGauge, IntGaugeVec, Opts, TextEncoder,
 };
 
 use crate::policy::denial::DpopResult;
@@ -37,6 +37,21 @@ pub struct Shape<'a> {
     pub issuers: &'a [&'a str],
     /// Live proofs that the replay log can hold.
     pub replay_capacity: usize,
+}
+
+/// What is asked for when the metrics are.
+#[derive(Clone, Debug, Default)]
+pub struct Now {
+    /// Live proofs of resources.
+    pub live_proofs: usize,
+    /// Live proofs of token endpoints.
+    pub live_grants: usize,
+    /// Lines that the log has dropped since the start.
+    pub log_suppressed: u64,
+    /// Whether the temporary bypass is open.
+    pub bypass: bool,
+    /// The store, where there is one.
+    pub store: Option<StoreStatus>,
 }
 
 /// The classes of `holdfast_responses_total`.
@@ -73,6 +88,8 @@ pub struct Metrics {
     streams_ended: Vec<IntCounter>,
     clock_skew: Histogram,
     replay_live: IntGauge,
+    grants_live: IntGauge,
+    bypass_active: IntGauge,
     connections: Vec<IntGauge>,
     /// By listener, reason.
     losses: Vec<IntCounter>,
@@ -134,6 +151,14 @@ impl Metrics {
             )?,
             clock_skew: define.clock_skew()?,
             replay_live: define.gauge("holdfast_replay_entries", "Live proofs remembered")?,
+            grants_live: define.gauge(
+                "holdfast_token_replay_entries",
+                "Live proofs of token endpoints remembered",
+            )?,
+            bypass_active: define.gauge(
+                "holdfast_bypass_active",
+                "Whether the temporary bypass lets tokens be issued without a proof",
+            )?,
             connections,
             losses,
             jwks_refreshes: define.jwks(shape)?,
@@ -240,19 +265,19 @@ impl Metrics {
         self.certificate_expiry.with_label_values(&[listener, name]).set(seconds);
     }
 
-    /// The Prometheus text exposition format, 0.0.4. `live_proofs`, `log_suppressed` and `servers`
-    /// (upstream, server, whether it is up) are read where they live at the time of the scrape; a
-    /// server that is configured no more is gone at once.
-    #[must_use]
+    /// The Prometheus text exposition format, 0.0.4, with the gauges as they are `now`, and the servers
+    /// of upstreams, by name, with whether they are up.
     pub fn render<'a>(
         &self,
-        live_proofs: usize,
-        log_suppressed: u64,
-        store: Option<&StoreStatus>,
+        now: &Now,
         servers: impl IntoIterator<Item = (&'a str, &'a str, bool)>,
     ) -> Vec<u8> {
-        self.replay_live.set(i64::try_from(live_proofs).unwrap_or(i64::MAX));
-        self.log_suppressed.set(i64::try_from(log_suppressed).unwrap_or(i64::MAX));
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.replay_live.set(number(now.live_proofs));
+        self.grants_live.set(number(now.live_grants));
+        self.bypass_active.set(now.bypass.into());
+        self.log_suppressed.set(i64::try_from(now.log_suppressed).unwrap_or(i64::MAX));
+        let store = now.store.as_ref();
         self.capsules.set(store);
         let mut families = self.families.gather();
         families.extend(upstream_up(servers));
@@ -332,10 +357,7 @@ impl Definer<'_> {
         let capacity =
             self.gauge("holdfast_replay_capacity", "Live proofs that can be remembered")?;
         capacity.set(i64::try_from(shape.replay_capacity).unwrap_or(i64::MAX));
-        let bypass = "holdfast_bypass_active";
-        self.families
-            .family(bypass, || Gauge::new(bypass, "1 while the temporary bypass is on"))
-            .map(drop)
+        Ok(())
     }
 
     fn dpop(&self, shape: &Shape<'_>) -> prometheus::Result<(Vec<IntCounter>, Vec<IntCounter>)> {
@@ -477,7 +499,8 @@ mod tests {
     }
 
     fn text(metrics: &Metrics) -> String {
-        String::from_utf8(metrics.render(3, 0, None, [("api", "10.0.0.1:80", false)])).unwrap()
+        let now = Now { live_proofs: 3, ..Now::default() };
+        String::from_utf8(metrics.render(&now, [("api", "10.0.0.1:80", false)])).unwrap()
     }
 
     #[test]

@@ -11,6 +11,10 @@ mod support;
 #[cfg(test)]
 mod admission;
 #[cfg(test)]
+mod authority;
+#[cfg(test)]
+mod authority_emergency;
+#[cfg(test)]
 mod authority_matrix;
 #[cfg(test)]
 mod binding;

@@ -32,7 +32,6 @@ use crate::store::keys::KeyRing;
 use crate::store::networks::Networks;
 use crate::store::registry::Registry;
 use crate::store::replay::ReplayLog;
-use crate::telemetry::metrics::StoreStatus;
 
 pub(super) use answer::{From, send};
 pub(super) use tell::Told;
@@ -182,14 +181,6 @@ impl Capsules {
     #[must_use]
     pub fn registry(&self) -> &Registry {
         &self.audit.registry
-    }
-
-    /// How the store stands, and how many nodes have each status.
-    pub async fn status(&self) -> StoreStatus {
-        let nodes = self.registry().read(|reader| reader.count()).await;
-        self.registry().look_again().await;
-        let suppressed = self.audit.budget.suppressed();
-        StoreStatus { up: self.registry().is_up(), nodes: nodes.unwrap_or_default(), suppressed }
     }
 
     /// Versions of the master keys, the newest last.

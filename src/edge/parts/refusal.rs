@@ -45,6 +45,11 @@ impl Parts {
         &self.limits
     }
 
+    /// Whether the edge binds what some route's server issues.
+    pub(in crate::edge) fn binds(&self) -> bool {
+        self.routes.iter().any(|route| self.retrofits(route))
+    }
+
     /// Whether the edge binds what is issued on `route`.
     pub(in crate::edge) fn retrofits(&self, route: &Route) -> bool {
         route.rule.authority.binding == Binding::Retrofit

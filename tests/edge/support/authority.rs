@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::client::{Message, Outcome, Request};
 use super::keys::Key;
 use super::now;
-use super::pki::Identity;
+use super::pki::{Identity, Pki};
 use super::proof::Proof;
 use super::scripted::{Script, Scripted, json as answer, reply};
 use super::token::{ISSUER, Token};
@@ -61,7 +61,15 @@ pub(crate) struct Issued {
 impl Site {
     /// The edge binds the tokens of a server that issues `form`.
     pub(crate) async fn retrofit(form: Form, change: impl FnOnce(&mut Value)) -> Self {
-        Self::start(form, |config| {
+        Self::retrofit_in(form, |_, _, config| change(config)).await
+    }
+
+    /// The same; `change` may write files first.
+    pub(crate) async fn retrofit_in(
+        form: Form,
+        change: impl FnOnce(&Path, &Pki, &mut Value),
+    ) -> Self {
+        Self::start(form, |directory, pki, config| {
             config["issuers"][0]["retrofit"] = json!({});
             if form == Form::Opaque {
                 config["issuers"][0]["retrofit"]["opaque"] =
@@ -74,17 +82,20 @@ impl Site {
                     _ => {}
                 }
             }
-            change(config);
+            change(directory, pki, config);
         })
         .await
     }
 
     /// The server binds by itself.
     pub(crate) async fn native(change: impl FnOnce(&mut Value)) -> Self {
-        Self::start(Form::Jwt, change).await
+        let site = Self::start(Form::Jwt, |_, _, config| change(config)).await;
+        // A proof without a nonce of the edge's must be younger than the edge, by whole seconds.
+        tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+        site
     }
 
-    async fn start(form: Form, change: impl FnOnce(&mut Value)) -> Self {
+    async fn start(form: Form, change: impl FnOnce(&Path, &Pki, &mut Value)) -> Self {
         let mint = Mint {
             form,
             key: None,
@@ -97,7 +108,7 @@ impl Site {
         let mint = Arc::new(Mutex::new(mint));
         let own = Arc::clone(&mint);
         let server = Scripted::start(move |request| serve(&own, request)).await;
-        let world = World::start_with(|config| {
+        let world = World::start_in(|directory, pki, config| {
             config["upstreams"]["as"] =
                 json!({"servers": [format!("127.0.0.1:{}", server.port)], "readTimeout": "1s"});
             config["store"] = json!({"path": "store.db"});
@@ -112,7 +123,7 @@ impl Site {
                                    "role": role, "upstream": "as", "issuer": ISSUER});
                 config["routes"].as_array_mut().expect("a list").push(route);
             }
-            change(config);
+            change(directory, pki, config);
         })
         .await;
         mint.lock().expect("a whole mint").key = Some(world.issuer[0].clone());

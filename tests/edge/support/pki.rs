@@ -97,6 +97,19 @@ impl Pki {
         sign(&self.own, params)
     }
 
+    /// A client's certificate that begins and ends so many seconds from now.
+    pub(crate) fn client(&self, name: &str, begins: i64, ends: i64) -> Identity {
+        let own = format!("{name}.example");
+        let mut params = params(&[&own], vec![ExtendedKeyUsagePurpose::ClientAuth]);
+        let at = |secs: i64| {
+            let secs = u64::try_from(super::now() + secs).expect("after 1970");
+            rcgen::date_time_ymd(1970, 1, 1) + std::time::Duration::from_secs(secs)
+        };
+        params.not_before = at(begins);
+        params.not_after = at(ends);
+        sign(&self.own, params)
+    }
+
     /// Writes what a configuration names: `ca.pem`, `server.pem`, `server.key`, and a pair for each
     /// client.
     pub(crate) fn write(&self, directory: &Path) {
