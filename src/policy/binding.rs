@@ -173,3 +173,38 @@ impl Successor {
         self.old.0.same(&old.0) && self.new.0.same(&new.x5t().0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::jose::AlgorithmSet;
+    use crate::policy::rule::Mode;
+
+    #[test]
+    fn the_bypass_lets_unbound_tokens_pass_but_where_a_certificate_alone_is_demanded() {
+        for (demand, expect) in [
+            (Demand::None, Some(BoundBy::Unbound)),
+            (Demand::Any, Some(BoundBy::Bypass)),
+            (Demand::Dpop, Some(BoundBy::Bypass)),
+            (Demand::Both, Some(BoundBy::Bypass)),
+            (Demand::Mtls, None),
+        ] {
+            let algorithms = AlgorithmSet::default();
+            let requirement = Requirement { demand, mode: Mode::Enforce, algorithms, nonce: false };
+            let leave = Leave { bypass: true, ..Leave::default() };
+            let of = |confirmation, leave| {
+                bind(confirmation, None, Sender::NoCertificate, &requirement, leave)
+            };
+            let unbound = of(Confirmation::default(), leave).ok().map(Bound::by);
+            assert_eq!(unbound, expect, "{demand:?}");
+            // What is bound to something stays so, whatever it is.
+            let foreign = Confirmation { foreign: true, ..Confirmation::default() };
+            let bound = of(foreign, leave).ok().map(Bound::by);
+            assert_eq!(bound, None, "{demand:?}");
+            if demand != Demand::None {
+                let refused = of(Confirmation::default(), Leave::default()).err();
+                assert_eq!(refused, Some(Denial::BindingTooWeak), "{demand:?}");
+            }
+        }
+    }
+}

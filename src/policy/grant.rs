@@ -415,3 +415,6 @@ pub fn check_issued(
     }
     Ok(confirmation)
 }
+
+#[cfg(test)]
+mod tests;
