@@ -489,7 +489,7 @@ impl Parts {
         target: &'a str,
     ) -> Option<Onward<'a>> {
         let admitted = ctx.admitted.as_ref()?;
-        let (upstream, _) = self.upstream(ctx)?;
+        let (route, (upstream, _)) = (self.route(ctx)?, self.upstream(ctx)?);
         let connection = connection::of(session)?;
         let certificate = ctx.shown.leaf();
         let told = upstream.client_certificate;
@@ -498,7 +498,8 @@ impl Parts {
             admitted,
             tenant: self.tenant(admitted.token().and_then(|token| token.tenant())),
             authorization: upstream.authorization,
-            pass_credentials: self.route(ctx)?.pass_credentials,
+            // At an authorization server they are those by which it knows its client.
+            pass_credentials: route.pass_credentials || route.rule.role.is_authority(),
             client_certificate: certificate.filter(|_| told != ClientCertificateTold::Nothing),
             client_chain: if told == ClientCertificateTold::Chain && certificate.is_some() {
                 ctx.shown.issuers(connection)
