@@ -11,6 +11,8 @@ mod support;
 #[cfg(test)]
 mod admission;
 #[cfg(test)]
+mod authority_parties;
+#[cfg(test)]
 mod binding;
 #[cfg(test)]
 mod capsule_client;
