@@ -87,7 +87,15 @@ impl Front {
             config["routes"][0]["hosts"] = json!([format!("localhost:{port}")]);
             config["upstreams"]["authority"] =
                 json!({"servers": [format!("127.0.0.1:{inner}")], "clientCertificate": true});
+            // A resource at the server itself.
+            config["upstreams"]["claims"] =
+                json!({"servers": [format!("127.0.0.1:{inner}")], "authorization": "bearer"});
             let hosts = json!([format!("localhost:{outer}")]);
+            push(
+                &mut config["routes"],
+                json!({"name": "claims", "hosts": hosts, "path": "/me", "role": "resource",
+                       "upstream": "claims"}),
+            );
             let mut audiences = RESOURCES.map(|(_, resource)| resource).to_vec();
             audiences.push(OPAQUE);
             let mut issuer = json!({
@@ -652,6 +660,28 @@ async fn retrofit_introspection_and_revocation() {
         let gave = front.gave(&["token_revoked", "refresh_token_revoked"]).await;
         table.row(&name("reasons"), gave);
     }
+}
+
+/// The server's own resource takes no scheme but Bearer, and knows nothing of proofs: that is the edge's
+/// to check, with the nonce that the token was asked for with.
+#[tokio::test(flavor = "multi_thread")]
+async fn retrofit_claims_about_the_user() {
+    if !is_possible() {
+        return;
+    }
+    let front = Front::start(BY_RECORD).await;
+    let mut table = Table::default();
+    let mut session = front.session("app", "", &[]);
+    let told = session.gets("flow");
+    let token = text(&told, "access_token");
+    let claims = session.with("userinfo", &token, "own");
+    table.row("ok", expect_eq("claims", &claims["told"], &json!({"sub": "somebody"})));
+    table.row("ok", expect_eq("asked", &exchanges(&claims), &["/me 200"]));
+    let stolen = session.with("userinfo", &token, "other");
+    table.row("fail/key", refused(&stolen, 401, "invalid_token"));
+    table.row("lost", expect_eq("rows", &front.forget("access"), &1));
+    let lost = session.with("userinfo", &token, "own");
+    table.row("fail/lost", refused(&lost, 401, "invalid_token"));
 }
 
 /// Discovery by both libraries takes what the edge adds.

@@ -123,7 +123,7 @@ provider.use(async (context, next) => {
   const accountId = 'somebody'
   const grant = new provider.Grant({ accountId, clientId: params.client_id })
   grant.addOIDCScope(params.scope)
-  grant.addResourceScope(params.resource, 'orders.read')
+  if (params.resource) grant.addResourceScope(params.resource, 'orders.read')
   const result = { login: { accountId }, consent: { grantId: await grant.save() } }
   context.redirect(await provider.interactionResult(req, res, result))
 })

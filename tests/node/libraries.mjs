@@ -71,7 +71,7 @@ export async function enter(who) {
         const pkceCodeVerifier = client.randomPKCECodeVerifier()
         const expectedState = client.randomState()
         const asked = {
-          resource,
+          ...(resource ? { resource } : undefined),
           redirect_uri: callback,
           scope: 'openid offline_access orders.read',
           prompt: 'consent',
@@ -89,6 +89,8 @@ export async function enter(who) {
       },
       refresh: (token, handle) =>
         client.refreshTokenGrant(config, token, undefined, { DPoP: handle }),
+      userinfo: (token, handle) =>
+        client.fetchUserInfo(config, token, client.skipSubjectCheck, { DPoP: handle }),
       introspect: (token) => client.tokenIntrospection(config, token),
       revoke: (token) => client.tokenRevocation(config, token),
     }

@@ -1,13 +1,13 @@
 // A client of an Authorization Server and of a resource, both behind the edge, that does one thing at a
 // time as it is told: a line of JSON in, one out. Its keys and nonces last as long as it does.
 //
-// arguments: openid-client or oauth4webapi, issuer, client, resource identifier, resource URL, directory
-// of ca.pem, alice.pem and bob.pem with their keys, then `certified` for one that shows alice's
+// arguments: openid-client or oauth4webapi, issuer, client, resource identifier (or nothing: tokens for
+// the server itself), resource URL, directory of ca.pem, alice.pem and bob.pem with their keys, then `certified` for one that shows alice's
 // certificate and no proofs, and `secretless` for one that is authenticated by it
 //
 // in: {do, token, key, sender}
-//   do      metadata, token, flow, push (a flow that is pushed), use, downgrade, refresh, introspect,
-//           revoke
+//   do      metadata, token, flow, push (a flow that is pushed), use, downgrade, userinfo, refresh,
+//           introspect, revoke
 //   token   what it is done with
 //   key     a name; the key of that name is made when it is first used
 //   sender  alice, bob or nobody: whose certificate is shown from now on
@@ -33,6 +33,7 @@ async function once({ do: what, token, key = 'own', sender }) {
     push: () => party.flow(handle, true),
     use: () => party.use(token, handle),
     refresh: () => party.refresh(token, handle),
+    userinfo: () => party.userinfo(token, handle),
     introspect: () => party.introspect(token),
     revoke: () => party.revoke(token),
   }
