@@ -726,6 +726,33 @@ async fn retrofit_killed_straight_after_the_answer() {
     }
 }
 
+/// So is a refresh token that has just taken the place of another.
+#[tokio::test(flavor = "multi_thread")]
+async fn retrofit_killed_straight_after_a_refresh() {
+    if !is_possible() {
+        return;
+    }
+    let server = &["unbound", "rotates"];
+    let mut front = Front::start(Stand { server, ..BY_RECORD }).await;
+    let mut table = Table::default();
+    let mut session = front.session("app", OPAQUE, &[]);
+    let mut told = session.gets("flow");
+    for round in 0..KILLS_UNDER_LOAD {
+        let name = |step: &str| format!("round {round}, {step}");
+        let refresh = text(&told, "refresh_token");
+        let outcome = session.with("refresh", &refresh, "own");
+        front.kill().await;
+        told = outcome["told"].clone();
+        let (token, next) = (text(&told, "access_token"), text(&told, "refresh_token"));
+        assert_ne!(refresh, next, "it was not rotated");
+        table.row(&name("ok"), admitted(&session.with("use", &token, "own"), "dpop"));
+        let stolen = session.with("use", &token, "other");
+        table.row(&name("fail/use"), refused(&stolen, 401, "invalid_token"));
+        let stolen = session.with("refresh", &next, "other");
+        table.row(&name("fail/refresh"), refused(&stolen, 400, "invalid_grant"));
+    }
+}
+
 /// Many clients ask when the edge is killed: whatever token one of them has seen is that one's.
 #[tokio::test(flavor = "multi_thread")]
 async fn retrofit_killed_under_load() {
