@@ -26,7 +26,9 @@ use super::trust::{Standing, Trust};
 use super::upstream::{self, Servers};
 use super::view::{self, Target};
 use super::{record, record::Told};
-use crate::config::{ClientCertificateTold, Config, Limits, Listener, Route, Upstream};
+use crate::config::{
+    AuthorizationPolicy, ClientCertificateTold, Config, Limits, Listener, Route, Upstream,
+};
 use crate::gate::{Admitted, Decision, Gate};
 use crate::policy::cors::{self, Grant};
 use crate::policy::denial::Denial;
@@ -429,16 +431,22 @@ impl Parts {
         target: &'a str,
     ) -> Option<Onward<'a>> {
         let admitted = ctx.admitted.as_ref()?;
-        let (upstream, _) = self.upstream(ctx)?;
+        let (route, (upstream, _)) = (self.route(ctx)?, self.upstream(ctx)?);
         let connection = connection::of(session)?;
+        let authority = route.rule.role.is_authority();
         let certificate = ctx.shown.leaf();
         let told = upstream.client_certificate;
         Some(Onward {
             received: &session.req_header().headers,
             admitted,
             tenant: self.tenant(admitted.token().and_then(|token| token.tenant())),
-            authorization: upstream.authorization,
-            pass_credentials: self.route(ctx)?.pass_credentials,
+            // At an authorization server they are those by which it knows its client.
+            authorization: if authority {
+                AuthorizationPolicy::Forward
+            } else {
+                upstream.authorization
+            },
+            pass_credentials: route.pass_credentials || authority,
             client_certificate: certificate.filter(|_| told != ClientCertificateTold::Nothing),
             client_chain: if told == ClientCertificateTold::Chain && certificate.is_some() {
                 ctx.shown.issuers(connection)

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::support::Table;
 use super::support::client::{Message, Request};
+use super::support::scripted::{self, Scripted};
 use super::support::world::{Expect, World, bearer, expect_eq, get};
 
 use Expect::{Admitted, Public, Refused};
@@ -307,5 +308,39 @@ async fn challenges() {
             let all = challenges.contains(algorithms);
             table.row(target, expect_eq(&challenges, &all, &true));
         }
+    }
+}
+
+/// They are those by which it knows who asks.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_authorization_server_sees_its_clients_credentials() {
+    let server = Scripted::start(|_| scripted::json(json!({"active": false}))).await;
+    let roles = ["introspection", "revocation", "metadata"];
+    let world = World::start_with(|config| {
+        config["store"] = json!({"path": "holdfast.db"});
+        config["upstreams"]["authority"] =
+            json!({"servers": [format!("127.0.0.1:{}", server.port)]});
+        let issuer = config["issuers"][0]["issuer"].clone();
+        for role in roles {
+            let route = json!({"name": role, "hosts": ["api.example"], "path": format!("/as/{role}"),
+                               "role": role, "issuer": issuer, "upstream": "authority"});
+            config["routes"].as_array_mut().expect("a list").push(route);
+        }
+    })
+    .await;
+    let mut table = Table::default();
+    for role in roles {
+        let method = if role == "metadata" { "GET" } else { "POST" };
+        let mut request = Request::new(method, &format!("/as/{role}"))
+            .field("Authorization", "Basic YTpi")
+            .field("Content-Type", "application/x-www-form-urlencoded");
+        if role != "metadata" {
+            request = request.body(b"token=x");
+        }
+        let answer = world.send(&request).await;
+        let status = answer.as_ref().map(Message::status);
+        table.row(role, expect_eq("status", &status, &Ok(200)));
+        let seen = server.last();
+        table.row(role, expect_eq("seen", &seen.one("authorization"), &Some("Basic YTpi")));
     }
 }

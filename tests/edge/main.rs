@@ -17,6 +17,8 @@ mod authority_emergency;
 #[cfg(test)]
 mod authority_matrix;
 #[cfg(test)]
+mod authority_parties;
+#[cfg(test)]
 mod binding;
 #[cfg(test)]
 mod capsule_client;

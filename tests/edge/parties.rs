@@ -15,24 +15,24 @@ use super::support::process::free_port;
 use super::support::server::skip;
 use super::support::world::{World, expect_eq};
 
-const LIBRARIES: [&str; 2] = ["openid-client", "oauth4webapi"];
+pub(super) const LIBRARIES: [&str; 2] = ["openid-client", "oauth4webapi"];
 /// What the Authorization Server knows as resources with JWTs, by the algorithm that signs them.
-const RESOURCES: [(&str, &str); 3] = [
+pub(super) const RESOURCES: [(&str, &str); 3] = [
     ("ES256", "https://es256.example/"),
     ("EdDSA", "https://ed25519.example/"),
     ("PS256", "https://ps256.example/"),
 ];
 /// The resource whose tokens are opaque.
-const OPAQUE: &str = "https://opaque.example/";
+pub(super) const OPAQUE: &str = "https://opaque.example/";
 /// Requests on one connection.
 const STREAMS: usize = 200;
 
-fn scripts() -> PathBuf {
+pub(super) fn scripts() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/node")
 }
 
 /// Whether the packages are there, and a Node that oidc-provider runs on (20.12 is the first).
-fn is_possible() -> bool {
+pub(super) fn is_possible() -> bool {
     let packages = ["oidc-provider", "openid-client", "oauth4webapi", "undici"];
     let missing = packages.iter().find(|name| !scripts().join("node_modules").join(name).is_dir());
     if let Some(missing) = missing {
@@ -49,19 +49,21 @@ fn is_possible() -> bool {
 }
 
 /// oidc-provider, in clear on a loopback port.
-struct Authority {
+pub(super) struct Authority {
     child: Child,
     port: u16,
-    issuer: String,
+    pub(super) issuer: String,
+    flags: &'static [&'static str],
 }
 
 impl Authority {
-    fn start(port: u16, issuer: &str, nonces: bool) -> Self {
+    /// `flags` are those that the script names.
+    pub(super) fn start(port: u16, issuer: &str, flags: &'static [&'static str]) -> Self {
         let mut command = Command::new("node");
         command
             .current_dir(scripts())
             .args(["as.mjs", &port.to_string(), issuer])
-            .args(nonces.then_some("nonces"))
+            .args(flags)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -73,13 +75,13 @@ impl Authority {
             let output = child.wait_with_output().expect("a child");
             panic!("oidc-provider: {}", String::from_utf8_lossy(&output.stderr));
         }
-        Self { child, port, issuer: issuer.to_owned() }
+        Self { child, port, issuer: issuer.to_owned(), flags }
     }
 
     /// The same server with other keys.
     fn rotate(&mut self) {
         self.end();
-        *self = Self::start(self.port, &self.issuer, false);
+        *self = Self::start(self.port, &self.issuer, self.flags);
     }
 
     fn end(&mut self) {
@@ -105,10 +107,10 @@ struct Site {
 }
 
 impl Site {
-    async fn start(nonces: bool) -> Self {
+    async fn start(flags: &'static [&'static str]) -> Self {
         let (port, outer, inner) = (free_port(), free_port(), free_port());
         let issuer = format!("https://localhost:{outer}");
-        let authority = Authority::start(inner, &issuer, nonces);
+        let authority = Authority::start(inner, &issuer, flags);
         let secret = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(&secret, "only-for-this-test").expect("a writable file");
         let world = World::start_with(|config| {
@@ -227,17 +229,17 @@ impl Site {
     }
 }
 
-fn push(list: &mut Value, value: Value) {
+pub(super) fn push(list: &mut Value, value: Value) {
     list.as_array_mut().expect("a list").push(value);
 }
 
-fn result_of(used: &Value) -> Value {
+pub(super) fn result_of(used: &Value) -> Value {
     let seen = Message::parse(used["body"].as_str().unwrap_or_default().as_bytes());
     json!([used["status"], seen.one("x-holdfast-result")])
 }
 
 /// Whether `outcome` is that of a client whose token is bound as `result` says.
-fn judge(outcome: &Value, result: &str) -> Result<(), String> {
+pub(super) fn judge(outcome: &Value, result: &str) -> Result<(), String> {
     for name in ["first", "second"] {
         expect_eq(name, &result_of(&outcome[name]), &json!([200, result]))?;
     }
@@ -266,7 +268,7 @@ async fn both_libraries_with_tokens_of_each_binding() {
     if !is_possible() {
         return;
     }
-    let site = Site::start(false).await;
+    let site = Site::start(&[]).await;
     let mut table = Table::default();
     let clients = LIBRARIES.iter().flat_map(|library| ["dpop", "mtls"].map(|one| (library, one)));
     for ((library, client), (algorithm, resource)) in clients.zip(RESOURCES.iter().cycle()) {
@@ -306,7 +308,7 @@ async fn both_libraries_with_opaque_tokens() {
     if !is_possible() {
         return;
     }
-    let site = Site::start(false).await;
+    let site = Site::start(&[]).await;
     let mut table = Table::default();
     for library in LIBRARIES {
         for client in ["dpop", "mtls"] {
@@ -331,7 +333,7 @@ async fn the_servers_nonces_and_the_edges_are_told_apart() {
     if !is_possible() {
         return;
     }
-    let site = Site::start(true).await;
+    let site = Site::start(&["nonces"]).await;
     let mut table = Table::default();
     for library in LIBRARIES {
         let outcome = site.party(library, "dpop", RESOURCES[0].1);
@@ -354,7 +356,7 @@ async fn holdfast_request_gets_a_token_and_uses_it() {
     if !is_possible() {
         return;
     }
-    let site = Site::start(true).await;
+    let site = Site::start(&["nonces"]).await;
     let key = site.file("client.key");
     std::fs::write(&key, site.world.key.private_pem()).expect("a writable directory");
     let request = |arguments: &[&str]| {
@@ -389,7 +391,7 @@ async fn the_servers_keys_rotate() {
     if !is_possible() {
         return;
     }
-    let mut site = Site::start(false).await;
+    let mut site = Site::start(&[]).await;
     let mut table = Table::default();
     let Some(old) = site.certified_token(RESOURCES[0].1) else { return };
     let ask = |site: &Site, token: &str| site.many("alice", token, 1).expect("curl was there");
@@ -407,7 +409,7 @@ async fn curl_gets_a_bound_token_and_uses_it_on_many_streams() {
     if !is_possible() {
         return;
     }
-    let site = Site::start(false).await;
+    let site = Site::start(&[]).await;
     let mut table = Table::default();
     let Some(token) = site.certified_token(RESOURCES[1].1) else { return };
     let before = site.world.upstream.count();

@@ -98,6 +98,11 @@ impl Process {
         assert!(status.success(), "SIG{name} could not be sent");
     }
 
+    /// Kills it, with no process of ours in between.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().expect("a child");
+    }
+
     /// Waits for its end.
     pub(crate) async fn ended(&mut self) -> Option<ExitStatus> {
         for _ in 0..POLLS {
