@@ -286,7 +286,7 @@ async fn a_library_discovers_the_server_by_the_resource() {
     if !is_possible() {
         return;
     }
-    let site = Site::start(false).await;
+    let site = Site::start(&[]).await;
     let mut table = Table::default();
     for client in ["dpop", "mtls"] {
         let found = &site.party("oauth4webapi", client, RESOURCES[0].1)["resource"];
