@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::grants;
 use super::nodes::{self, FINGERPRINT, NODE, VERSION};
 use super::pki::DPOP_KEY;
 use super::settings::Addresses;
@@ -22,6 +23,7 @@ pub(super) fn commands(program: &str, directory: &Path, addresses: &Addresses) -
     let (ca, key) = (file("ca.pem"), file(DPOP_KEY));
     let certificate = (file("client.pem"), file("client-key.pem"));
     let form = "grant_type=client_credentials";
+    let login = grants::LOGIN;
     let token = r#"sed -n 's/.*"access_token":"\([^"]*\)".*/\1/p'"#;
     let curl = format!("curl -sS --cacert {ca} --cert {} --key {}", certificate.0, certificate.1);
     let request = format!("--cacert {ca} --key {key}");
@@ -54,6 +56,33 @@ pub(super) fn commands(program: &str, directory: &Path, addresses: &Addresses) -
             format!(
                 "curl -sS -i --cacert {ca} {origin}/mtls/orders \
                  -H \"Authorization: Bearer $MTLS_TOKEN\""
+            ),
+        ),
+        command(
+            "a server that only knows Bearer tokens: the edge binds what it issues",
+            format!(
+                "LEGACY_TOKEN=$({program} request POST {origin}/legacy/token {request} \
+                 --data '{login}' | {token})"
+            ),
+        ),
+        command(
+            "the token says nothing of a key, and goes with it all the same",
+            format!(
+                "{program} request GET {origin}/dpop/orders {request} --token \"$LEGACY_TOKEN\""
+            ),
+        ),
+        command(
+            "what others are told of it: cnf.jkt, added by the edge",
+            format!(
+                "curl -sS --cacert {ca} {origin}/legacy/introspect -d client_id=quickstart-client \
+                 -d token=\"$LEGACY_TOKEN\""
+            ),
+        ),
+        command(
+            "what a client must show at the token endpoint, and what becomes of the token",
+            format!(
+                "{program} explain --config {} POST {origin}/legacy/token",
+                file(super::settings::FILE)
             ),
         ),
         command(
