@@ -159,7 +159,7 @@ fn every_command_that_it_prints_works_as_printed() {
     let token = serving.command("a server that only knows Bearer");
     check(token, "the token says nothing of a key", 0, "\"x-holdfast-subject\":\"alice\"", "ath");
     check(token, "what others are told of it", 0, "\"cnf\":{\"jkt\":", "");
-    check("", "what a client must show", 0, "legacy-token", "");
+    check("", "what a client must show", 0, "binding retrofit: the edge binds", "");
     check("", "a node fetches its capsule", 0, "\"keyVersion\"", "not pinned");
     check("", "what was decided about nodes", 0, "capsule.decision node-1 GRANTED", "");
     check("", "what was counted", 0, "authority_dpop_result_total{", "");
