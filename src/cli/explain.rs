@@ -2,15 +2,17 @@
 //! sender must present.
 
 mod answer;
+mod grant;
 mod own;
+mod present;
 mod text;
 
 use std::io::{self, Write};
 use std::path::Path;
 
 use answer::{
-    Contribution, Explanation, IssuerShown, ListenerShown, Present, ProofShown, Refused,
-    RequirementShown, RouteShown, TokenShown, UpstreamShown,
+    Contribution, Explanation, IssuerShown, ListenerShown, Refused, RequirementShown, RouteShown,
+    TokenShown, UpstreamShown,
 };
 
 use super::check;
@@ -23,8 +25,7 @@ use crate::edge::trust::ByName;
 use crate::policy::denial::Denial;
 use crate::policy::jose::AlgorithmSet;
 use crate::policy::presented::names_access_token;
-use crate::policy::proof::ProofRules;
-use crate::policy::rule::{Binding, Demand, Mode, Requirement, Role, Scope, TenantId};
+use crate::policy::rule::{Binding, Requirement, Role, Scope, TenantId};
 use crate::policy::target::{Origin, normalise_path, split_authority};
 use crate::policy::token::IssuerRules;
 
@@ -80,6 +81,7 @@ fn explain(config: &Config, query: &Query<'_>) -> Explanation {
         own: None,
         route: None,
         upstream: None,
+        authority: None,
         tenant: None,
         rule: Vec::new(),
         requirement: None,
@@ -166,6 +168,7 @@ fn fill(config: &Config, query: &Query<'_>, shown: &mut Explanation) -> Result<(
             .and_then(|host| metadata.url(&table, target.authority, found.route, host.origin?)),
     });
     shown.upstream = upstream(config, route);
+    shown.authority = grant::authority(config, route);
     if normal.ambiguous && !route.ambiguous_paths {
         let why = "the path has an encoded slash, a backslash, an empty segment or dots before a \
                    `;`, and the route does not say `allowAmbiguousPaths: true`";
@@ -173,6 +176,7 @@ fn fill(config: &Config, query: &Query<'_>, shown: &mut Explanation) -> Result<(
     }
     let role = route.rule.role;
     if !role.reads_token() && !role.asks_for_token() {
+        shown.present = grant::asker(route).into_iter().collect();
         return Ok(());
     }
     if target.query.is_some_and(names_access_token) {
@@ -271,11 +275,17 @@ fn rule(
     htu: &str,
     shown: &mut Explanation,
 ) -> Result<(), Refused> {
-    let tenant = tenant(config, query, &mut shown.notes)?;
+    let asks_for_token = route.rule.role.asks_for_token();
+    let tenant = if asks_for_token {
+        let own = grant::issuer(config, route).and_then(|issuer| issuer.tenant);
+        own.or(tenant(config, query, &mut Vec::new())?)
+    } else {
+        tenant(config, query, &mut shown.notes)?
+    };
     let tenant_rule = tenant.and_then(|TenantId(index)| config.rules.tenants.get(index));
     shown.tenant = tenant_rule.map(|tenant| tenant.name.clone());
     let audiences: Vec<_> = query.audience.iter().map(|&audience| audience.to_owned()).collect();
-    let mut requirement = if route.rule.role.asks_for_token() {
+    let mut requirement = if asks_for_token {
         let known = tenant.is_some();
         config.rules.grant_requirement(tenant, known, &audiences, &route.rule)
     } else {
@@ -285,11 +295,13 @@ fn rule(
 
     let [nonce_said, certificate_said] = audience_said(config, query);
     shown.rule.push(default_said(&config.rules.default));
-    shown.rule.extend(nonce_said);
+    shown.rule.extend(nonce_said.filter(|_| !asks_for_token));
     shown.rule.extend(
         tenant_rule.map(|tenant| contribution(format!("tenant {}", tenant.name), &tenant.scope)),
     );
     shown.rule.extend(certificate_said);
+    let strictest = asks_for_token && tenant.is_none() && !config.rules.tenants.is_empty();
+    shown.rule.extend(strictest.then(grant::strictest));
     shown.rule.push(contribution(format!("route {}", route.name), &route.rule.scope));
     shown.requirement = Some(RequirementShown {
         require: requirement.demand.name(),
@@ -297,21 +309,7 @@ fn rule(
         nonce: requirement.nonce,
         algorithms: names(requirement.algorithms),
     });
-    shown.token = Some(TokenShown {
-        issuers: config
-            .issuers
-            .iter()
-            .map(|issuer| IssuerShown {
-                issuer: issuer.rules.issuer.clone(),
-                audiences: issuer.rules.audiences.clone(),
-                introspection: introspection(&issuer.rules),
-            })
-            .collect(),
-        audiences: route.rule.audiences.clone(),
-        scopes: route.rule.scopes.clone(),
-        max_age: route.rule.step_up.max_age.map(show_duration),
-        acr_values: route.rule.step_up.acr_values.clone(),
-    });
+    shown.token = (!asks_for_token).then(|| token(config, route));
     if let Some(audience) = query.audience {
         let listed = &route.rule.audiences;
         if !listed.is_empty() && !listed.iter().any(|known| known == audience) {
@@ -319,8 +317,24 @@ fn rule(
             return Err(refused(401, Denial::RouteAudience, why));
         }
     }
-    present(config, query, route, &requirement, htu, shown);
+    present::present(config, query, route, (tenant, &requirement), htu, shown);
     Ok(())
+}
+
+fn token(config: &Config, route: &Route) -> TokenShown {
+    let issuers = config.issuers.iter().map(|issuer| IssuerShown {
+        issuer: issuer.rules.issuer.clone(),
+        audiences: issuer.rules.audiences.clone(),
+        introspection: introspection(&issuer.rules),
+        recorded: issuer.rules.retrofit.as_ref().map(grant::recorded),
+    });
+    TokenShown {
+        issuers: issuers.collect(),
+        audiences: route.rule.audiences.clone(),
+        scopes: route.rule.scopes.clone(),
+        max_age: route.rule.step_up.max_age.map(show_duration),
+        acr_values: route.rule.step_up.acr_values.clone(),
+    }
 }
 
 fn tenant(
@@ -400,77 +414,6 @@ fn contribution(name: String, scope: &Scope) -> Contribution {
         says: says.into_iter().flatten().collect(),
         overrides: scope.overrides,
     }
-}
-
-/// The ways in that the demand leaves open.
-fn present(
-    config: &Config,
-    query: &Query<'_>,
-    route: &Route,
-    requirement: &Requirement,
-    htu: &str,
-    shown: &mut Explanation,
-) {
-    let proof = ProofShown {
-        htm: query.method.to_owned(),
-        htu: htu.to_owned(),
-        iat: iat(&config.dpop, requirement),
-        ath: "base64url(SHA-256(token))",
-        nonce: requirement.nonce,
-        algorithms: names(requirement.algorithms),
-    };
-    let asks = shown.listeners.iter().any(|listener| listener.client_certificates != "off");
-    let dpop = config.rules.dpop_enabled;
-    let mtls = config.rules.mtls_enabled && asks;
-    let key = Present {
-        authorization: "DPoP",
-        cnf: vec!["jkt"],
-        proof: Some(proof),
-        client_certificate: false,
-    };
-    let certificate = Present {
-        authorization: "Bearer",
-        cnf: vec!["x5t#S256"],
-        proof: None,
-        client_certificate: true,
-    };
-    let both = Present { cnf: vec!["jkt", "x5t#S256"], client_certificate: true, ..key.clone() };
-    let unbound = Present { cnf: Vec::new(), client_certificate: false, ..certificate.clone() };
-    let demand = requirement.demand;
-    let ways = [
-        (key, dpop && demand.met_by(true, false)),
-        (certificate, mtls && demand.met_by(false, true)),
-        (both, dpop && mtls && demand == Demand::Both),
-        (unbound, demand == Demand::None || route.rule.allow_unbound),
-    ];
-    shown.present = ways.into_iter().filter(|(_, open)| *open).map(|(way, _)| way).collect();
-    shown.notes.extend(present_notes(config, requirement, &shown.listeners));
-}
-
-fn iat(times: &ProofRules, requirement: &Requirement) -> String {
-    if times.nonce_replaces_iat && requirement.nonce {
-        return "any: the nonce alone decides".to_owned();
-    }
-    let (lifetime, skew) = (show_duration(times.proof_lifetime), show_duration(times.clock_skew));
-    format!("at most {lifetime} old, {skew} either way")
-}
-
-fn present_notes(
-    config: &Config,
-    requirement: &Requirement,
-    listeners: &[ListenerShown],
-) -> Vec<String> {
-    let all = |word: &str| listeners.iter().all(|listener| listener.client_certificates == word);
-    let certificate = config.rules.mtls_enabled && requirement.demand != Demand::Dpop;
-    let notes = [
-        (requirement.mode == Mode::Observe)
-            .then_some("observe: what lacks any of this goes on as received, marked and recorded"),
-        (certificate && all("off"))
-            .then_some("a certificate cannot be shown on this listener: it asks for none"),
-        all("require").then_some("without a client certificate the handshake already fails"),
-        Some("whatever a token is bound to must be shown, demanded or not"),
-    ];
-    notes.into_iter().flatten().map(str::to_owned).collect()
 }
 
 fn names(algorithms: AlgorithmSet) -> Vec<&'static str> {

@@ -16,6 +16,9 @@ pub(super) struct Explanation {
     pub(super) own: Option<OwnShown>,
     pub(super) route: Option<RouteShown>,
     pub(super) upstream: Option<UpstreamShown>,
+    /// On a route of an authorization server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) authority: Option<AuthorityShown>,
     pub(super) tenant: Option<String>,
     pub(super) rule: Vec<Contribution>,
     pub(super) requirement: Option<RequirementShown>,
@@ -91,6 +94,20 @@ pub(super) struct UpstreamShown {
     pub(super) credentials: &'static str,
 }
 
+/// What the edge does in front of an authorization server.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct AuthorityShown {
+    pub(super) issuer: Option<String>,
+    /// Of token and par routes, who binds: `native` the server, `retrofit` the edge.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) binding: Option<&'static str>,
+    /// Of token and par routes, whose nonces go: `edge` or `upstream`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) nonces: Option<&'static str>,
+    /// What else it does, a line each.
+    pub(super) does: Vec<String>,
+}
+
 /// What one scope adds.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Contribution {
@@ -131,14 +148,18 @@ pub(super) struct IssuerShown {
     /// Which of its tokens it is asked about (RFC 7662).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) introspection: Option<String>,
+    /// Whether one without a record of what it is bound to passes, where the edge binds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) recorded: Option<&'static str>,
 }
 
 /// One way to be let in.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Present {
-    pub(super) authorization: &'static str,
-    /// What the token's `cnf` holds.
+    /// The scheme that the token is sent by; absent where there is none yet.
+    pub(super) authorization: Option<&'static str>,
+    /// What the token's `cnf` holds, or will.
     pub(super) cnf: Vec<&'static str>,
     pub(super) proof: Option<ProofShown>,
     pub(super) client_certificate: bool,
@@ -149,7 +170,9 @@ pub(super) struct ProofShown {
     pub(super) htm: String,
     pub(super) htu: String,
     pub(super) iat: String,
-    pub(super) ath: &'static str,
+    /// Absent where no token goes with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) ath: Option<&'static str>,
     pub(super) nonce: bool,
     pub(super) algorithms: Vec<&'static str>,
 }

@@ -139,6 +139,95 @@ fn text_of(value: &serde_json::Value) -> &str {
     value.as_str().unwrap()
 }
 
+/// Routes in front of an authorization server; the edge binds.
+const GRANTS: &str = r#"  - {name: token, hosts: ["localhost:8443"], path: /token, role: token, upstream: api,
+     binding: retrofit, issuer: "https://as.example.com"}
+  - {name: par, hosts: ["localhost:8443"], path: /par, role: par, upstream: api,
+     binding: retrofit, issuer: "https://as.example.com"}
+  - {name: ask, hosts: ["localhost:8443"], path: /introspect, role: introspection, upstream: api,
+     issuer: "https://as.example.com", senderCertificate: caller, mismatchAnswer: inactive}
+  - {name: revoke, hosts: ["localhost:8443"], path: /revoke, role: revocation, upstream: api,
+     issuer: "https://as.example.com"}
+tenants:
+  acme: {require: mtls, bind: [mtls], clients: [acme-app]}
+  lax: {clients: [lax-app]}
+store: {path: store.db}
+issuers:
+"#;
+
+fn grants() -> String {
+    let retrofit = "    retrofit: {unknownRefresh: bind, clients: {batch: {bind: [mtls]}}}\n";
+    SMALL.replace("issuers:\n", GRANTS) + retrofit
+}
+
+#[test]
+fn what_a_token_will_be_bound_to() {
+    let check = |config: &str, question: &str, expect: &[&str], absent: &[&str]| {
+        let (status, text) = ask(config, question, false);
+        assert_eq!(status, 0, "{text}");
+        for part in expect {
+            assert!(text.contains(part), "{question}: {part} is not in\n{text}");
+        }
+        for part in absent {
+            assert!(!text.contains(part), "{question}: {part} is in\n{text}");
+        }
+    };
+    let (retrofit, token) = (grants(), "POST https://localhost:8443/token");
+    let [by_key, by_certificate] =
+        ["proof by the key that the token is", "the client certificate that it is to be bound to"];
+    let server = "server     of https://as.example.com, binding retrofit: the edge binds, nonces are \
+                  the edge's\n";
+    // Whose client it is nobody knows: what any tenant demands is demanded.
+    let strictest = "client of no tenant  what every tenant demands, all of it\n";
+    let parts = [server, strictest, by_certificate, "to who brings it first", "1 clients have"];
+    check(&retrofit, token, &parts, &[by_key, "ath ", "Authorization", "iss "]);
+    check(&retrofit, &format!("{token} lax"), &[by_key, by_certificate], &[strictest, "ath "]);
+    check(&retrofit, &format!("{token} acme"), &[by_certificate, "require mtls"], &[by_key]);
+    // Where this listener asks for no certificate, though another does.
+    let tls =
+        "      tls:\n        certificates: [{certificate: pki/edge.pem, key: pki/edge.key}]\n";
+    let plain = format!("{tls}    - name: other\n      address: 127.0.0.1:8444\n{tls}");
+    let closed = retrofit.replacen(tls, &plain, 1);
+    let note = "nothing that can be shown here is enough: every request is refused";
+    check(&closed, &format!("{token} acme"), &[note], &["present"]);
+    let par = "POST https://localhost:8443/par lax";
+    check(&retrofit, par, &["codes need PKCE with S256", by_key], &["is kept for"]);
+
+    let introspect = "POST https://localhost:8443/introspect";
+    let parts = [
+        "cnf and token_type of an active token are",
+        "must be the caller's, or inactive\n",
+        "present    a form, with what the server asks for to know the client\n",
+    ];
+    check(&retrofit, introspect, &parts, &["binding", "nonce"]);
+    let revoke = "POST https://localhost:8443/revoke";
+    check(&retrofit, revoke, &["revokes is refused from then on"], &["binding"]);
+    let resource = "GET https://localhost:8443/orders/1 lax";
+    check(&retrofit, resource, &["bound by the edge; one without a record is refused"], &[]);
+}
+
+#[test]
+fn whose_nonces_a_server_that_binds_goes_by() {
+    let native =
+        grants().replace("retrofit: {", "# ").replace("binding: retrofit", "binding: native");
+    for (said, expect, nonce) in [
+        ("", "nonces are the server's, whose challenges pass\n", false),
+        (", nonce: edge", "nonces are the edge's\n", true),
+    ] {
+        let config = native.replace("binding: native", &format!("binding: native{said}"));
+        let (status, text) = ask(&config, "POST https://localhost:8443/token lax", false);
+        let head = "server     of https://as.example.com, binding native: the server binds, ";
+        assert!(status == 0 && text.contains(&format!("{head}{expect}")), "{text}");
+        assert!(text.contains("is kept back (502)"), "{text}");
+        assert_eq!(text.contains("the last DPoP-Nonce of this origin"), nonce, "{text}");
+    }
+    let (_, json) = ask(&native, "POST https://localhost:8443/token lax", true);
+    let answer: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let told = (&answer["authority"]["binding"], &answer["authority"]["nonces"]);
+    assert_eq!(told, (&"native".into(), &"upstream".into()));
+    assert_eq!(answer["present"][0]["authorization"], serde_json::Value::Null);
+}
+
 #[test]
 fn a_bad_file_is_not_explained() {
     let config = SMALL.replace("path:", "pth:");

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::answer::{Contribution, Explanation, Present, RouteShown, TokenShown};
+use super::answer::{AuthorityShown, Contribution, Explanation, Present, RouteShown, TokenShown};
 
 /// Writes it. `file` is the configuration's name.
 pub(super) fn write(out: &mut impl Write, shown: &Explanation, file: &str) -> io::Result<()> {
@@ -43,6 +43,9 @@ pub(super) fn write(out: &mut impl Write, shown: &Explanation, file: &str) -> io
             upstream.name, upstream.credentials
         )?;
     }
+    if let Some(authority) = &shown.authority {
+        write_authority(out, authority)?;
+    }
     if let Some(tenant) = &shown.tenant {
         writeln!(out, "tenant     {tenant}")?;
     }
@@ -53,8 +56,8 @@ pub(super) fn write(out: &mut impl Write, shown: &Explanation, file: &str) -> io
     for (index, way) in shown.present.iter().enumerate() {
         write_way(out, way, if index == 0 { "present" } else { "or" })?;
     }
-    let serves_anyone = shown.route.is_some() && shown.token.is_none() && shown.refused.is_none();
-    if serves_anyone {
+    let open = shown.route.is_some() && shown.requirement.is_none() && shown.present.is_empty();
+    if open && shown.refused.is_none() {
         writeln!(out, "present    nothing: the route reads no token")?;
     }
     for note in &shown.notes {
@@ -80,6 +83,24 @@ fn write_browsers_and_streams(out: &mut impl Write, route: &RouteShown) -> io::R
             out,
             "stream     cut {age} after its admission, with token or certificate if sooner"
         )?;
+    }
+    Ok(())
+}
+
+fn write_authority(out: &mut impl Write, authority: &AuthorityShown) -> io::Result<()> {
+    let binding = authority.binding.map(|binding| {
+        let who = if binding == "native" { "the server" } else { "the edge" };
+        format!("binding {binding}: {who} binds")
+    });
+    let nonces = authority.nonces.map(|whose| match whose {
+        "edge" => "nonces are the edge's".to_owned(),
+        _ => "nonces are the server's, whose challenges pass".to_owned(),
+    });
+    let issuer = authority.issuer.iter().map(|issuer| format!("of {issuer}"));
+    let head: Vec<_> = issuer.chain(binding).chain(nonces).collect();
+    let head = (!head.is_empty()).then(|| head.join(", "));
+    for (index, line) in head.iter().chain(&authority.does).enumerate() {
+        writeln!(out, "{:10} {line}", if index == 0 { "server" } else { "" })?;
     }
     Ok(())
 }
@@ -122,6 +143,9 @@ fn write_token(out: &mut impl Write, token: &TokenShown) -> io::Result<()> {
         if let Some(of) = &issuer.introspection {
             writeln!(out, "{:10} the issuer is asked about a token that is {of}", "")?;
         }
+        if let Some(recorded) = &issuer.recorded {
+            writeln!(out, "{:10} bound by the edge; {recorded}", "")?;
+        }
     }
     if !token.audiences.is_empty() {
         writeln!(out, "{:10} aud also with {}", "", token.audiences.join(" or "))?;
@@ -143,20 +167,34 @@ fn write_way(out: &mut impl Write, way: &Present, head: &str) -> io::Result<()> 
         [] => "not bound".to_owned(),
         members => format!("cnf: {}", members.join(" and ")),
     };
-    writeln!(out, "{head:10} Authorization: {} <token, {bound}>", way.authorization)?;
+    let [key, certificate] = match way.authorization {
+        Some(scheme) => {
+            writeln!(out, "{head:10} Authorization: {scheme} <token, {bound}>")?;
+            ["the key of jkt", "the client certificate of x5t#S256"]
+        }
+        None => {
+            writeln!(out, "{head:10} a form, with what the server asks for to know the client")?;
+            [
+                "the key that the token is to be bound to",
+                "the client certificate that it is to be bound to,",
+            ]
+        }
+    };
     if let Some(proof) = &way.proof {
-        writeln!(out, "{:10} DPoP: <proof by the key of jkt, {}>", "", proof.algorithms.join(" "))?;
+        writeln!(out, "{:10} DPoP: <proof by {key}, {}>", "", proof.algorithms.join(" "))?;
         writeln!(out, "{:13} htm   {}", "", proof.htm)?;
         writeln!(out, "{:13} htu   {}", "", proof.htu)?;
         writeln!(out, "{:13} iat   {}", "", proof.iat)?;
         writeln!(out, "{:13} jti   new each time", "")?;
-        writeln!(out, "{:13} ath   {}", "", proof.ath)?;
+        if let Some(ath) = proof.ath {
+            writeln!(out, "{:13} ath   {ath}", "")?;
+        }
         if proof.nonce {
             writeln!(out, "{:13} nonce the last DPoP-Nonce of this origin", "")?;
         }
     }
     if way.client_certificate {
-        writeln!(out, "{:10} the client certificate of x5t#S256 on the TLS connection", "")?;
+        writeln!(out, "{:10} {certificate} on the TLS connection", "")?;
     }
     Ok(())
 }

@@ -33,9 +33,9 @@ const TOKEN_LIFETIME: Duration = Duration::from_secs(3600);
 /// How old a proof may be, or how far ahead.
 const PROOF_WINDOW: Duration = Duration::from_secs(120);
 /// Bytes of a token request.
-const BODY_LIMIT: usize = 16 << 10;
-/// Bytes of a `client_id`.
-const CLIENT_LIMIT: usize = 64;
+pub(super) const BODY_LIMIT: usize = 16 << 10;
+/// Bytes of a client's or user's name.
+const NAME_LIMIT: usize = 64;
 /// Who asks when no `client_id` is given.
 pub(super) const DEFAULT_CLIENT: &str = "quickstart-client";
 /// Whom the tokens are for.
@@ -50,7 +50,8 @@ pub(super) struct Authority {
 }
 
 /// An error of RFC 6749 section 5.2.
-struct Refusal(&'static str, &'static str);
+#[derive(Debug)]
+pub(super) struct Refusal(pub(super) &'static str, pub(super) &'static str);
 
 /// The routes.
 pub(super) fn router(authority: Authority) -> Router {
@@ -62,11 +63,16 @@ pub(super) fn router(authority: Authority) -> Router {
 }
 
 async fn jwks(State(authority): State<Arc<Authority>>) -> Response {
-    let mut key = authority.key.public_jwk().clone();
-    key.insert("kid".into(), authority.key.thumbprint().to_string().into());
-    key.insert("alg".into(), authority.key.algorithm().name().into());
-    key.insert("use".into(), "sig".into());
-    answer(StatusCode::OK, &json!({ "keys": [key] }))
+    jwk_set(&authority.key)
+}
+
+/// The key that tokens are verified with.
+pub(super) fn jwk_set(key: &SigningKey) -> Response {
+    let mut jwk = key.public_jwk().clone();
+    jwk.insert("kid".into(), key.thumbprint().to_string().into());
+    jwk.insert("alg".into(), key.algorithm().name().into());
+    jwk.insert("use".into(), "sig".into());
+    answer(StatusCode::OK, &json!({ "keys": [jwk] }))
 }
 
 async fn token(
@@ -135,11 +141,16 @@ fn client(body: &[u8]) -> Result<String, Refusal> {
         return Err(Refusal("unsupported_grant_type", "client_credentials is expected"));
     }
     let client = field("client_id").unwrap_or_else(|| DEFAULT_CLIENT.to_owned());
-    let plain = client.bytes().all(|byte| byte.is_ascii_graphic());
-    if client.is_empty() || client.len() > CLIENT_LIMIT || !plain {
+    if !is_name(&client) {
         return Err(Refusal("invalid_request", "the client_id is none"));
     }
     Ok(client)
+}
+
+/// Whether a client or a user may be called so.
+pub(super) fn is_name(name: &str) -> bool {
+    let plain = name.bytes().all(|byte| byte.is_ascii_graphic());
+    !name.is_empty() && name.len() <= NAME_LIMIT && plain
 }
 
 /// The key of the request's proof, checked as RFC 9449 section 5 asks; `None` without a proof.

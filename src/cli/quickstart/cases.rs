@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::authority::DEFAULT_CLIENT;
 use super::records::Reasons;
+use super::settings::Addresses;
 use super::table::Row;
 use super::{QuickstartError, now};
 use crate::cli::client::challenge::error_code;
@@ -22,6 +23,8 @@ const BODY_LIMIT: usize = 64 << 10;
 pub(super) struct Senders {
     /// The edge.
     pub(super) origin: String,
+    /// Where the servers behind it listen.
+    pub(super) addresses: Addresses,
     /// The key that tokens are bound to.
     pub(super) key: SigningKey,
     /// Another one.
@@ -64,6 +67,12 @@ pub(super) struct Got {
     pub(super) body: Value,
 }
 
+/// What whoever asks for a token shows.
+struct Shown {
+    key: bool,
+    certificate: bool,
+}
+
 /// The tokens, by what they are bound to.
 struct Tokens {
     key: String,
@@ -74,11 +83,12 @@ struct Tokens {
 
 /// Sends every case and gives a row for each.
 pub(super) async fn run(senders: &Senders) -> Result<Vec<Row>, QuickstartError> {
+    let fetch = |key, certificate| senders.fetch_token(Shown { key, certificate });
     let tokens = Tokens {
-        key: senders.fetch_token(&senders.plain, true).await?,
-        certificate: senders.fetch_token(&senders.certified, false).await?,
-        both: senders.fetch_token(&senders.certified, true).await?,
-        nothing: senders.fetch_token(&senders.plain, false).await?,
+        key: fetch(true, false).await?,
+        certificate: fetch(false, true).await?,
+        both: fetch(true, true).await?,
+        nothing: fetch(false, false).await?,
     };
     let mut rows = Vec::new();
     key_cases(senders, &tokens, &mut rows).await?;
@@ -252,7 +262,7 @@ fn judge(case: &'static str, expected: Expected, got: &Got, reason: Option<&str>
 
 impl Got {
     /// An identity field as the API saw it.
-    fn identity(&self, name: &str) -> Option<&str> {
+    pub(super) fn identity(&self, name: &str) -> Option<&str> {
         self.body.get("identity")?.get(name)?.as_str()
     }
 
@@ -264,22 +274,38 @@ impl Got {
 }
 
 impl Senders {
-    /// A token from the sample Authorization Server, through the edge, bound to what is shown.
-    async fn fetch_token(&self, client: &Client, proven: bool) -> Result<String, QuickstartError> {
-        let mut headers = HeaderMap::new();
-        let form = HeaderValue::from_static("application/x-www-form-urlencoded");
-        headers.insert(http::header::CONTENT_TYPE, form);
-        if proven {
-            let proof = self.statement("POST", "/token", None, None, &self.key)?;
-            headers.insert("dpop", field(&proof)?);
+    /// A token from the sample Authorization Server, bound to what is shown: through the edge, or past
+    /// it where nothing is, as the edge lets no such token be issued.
+    async fn fetch_token(&self, shown: Shown) -> Result<String, QuickstartError> {
+        let mut got = self.ask_for_token(&shown, None).await?;
+        if let (Some("use_dpop_nonce"), Some(nonce)) = (got.error.as_deref(), &got.nonce) {
+            got = self.ask_for_token(&shown, Some(nonce)).await?;
         }
-        let body = Bytes::from_static(b"grant_type=client_credentials");
-        let got = self.exchange(client, Method::POST, "/token", headers, body).await?;
         let token = got.body.get("access_token").and_then(Value::as_str);
         token.map(str::to_owned).ok_or_else(|| {
             let error = got.error.unwrap_or_default();
             QuickstartError::NoToken(format!("{} {error}", got.status))
         })
+    }
+
+    async fn ask_for_token(
+        &self,
+        shown: &Shown,
+        nonce: Option<&str>,
+    ) -> Result<Got, QuickstartError> {
+        let mut headers = form_headers();
+        if shown.key {
+            let proof = self.statement("POST", "/token", None, nonce, &self.key)?;
+            headers.insert("dpop", field(&proof)?);
+        }
+        let body = Bytes::from_static(b"grant_type=client_credentials");
+        let target = if shown.key || shown.certificate {
+            format!("{}/token", self.origin)
+        } else {
+            format!("http://{}/token", self.addresses.authority)
+        };
+        let client = if shown.certificate { &self.certified } else { &self.plain };
+        self.ask(client, (Method::POST, target, headers, body)).await
     }
 
     /// A nonce, from the challenge to a proof without one.
@@ -324,7 +350,7 @@ impl Senders {
         self.exchange(client, Method::GET, sent.path, headers, Bytes::new()).await
     }
 
-    /// Sends, and reads the answer.
+    /// Sends to the edge, and reads the answer.
     pub(super) async fn exchange(
         &self,
         client: &Client,
@@ -334,6 +360,15 @@ impl Senders {
         body: Bytes,
     ) -> Result<Got, QuickstartError> {
         let target = format!("{}{path}", self.origin);
+        self.ask(client, (method, target, headers, body)).await
+    }
+
+    /// Sends, and reads the answer.
+    pub(super) async fn ask(
+        &self,
+        client: &Client,
+        (method, target, headers, body): (Method, String, HeaderMap, Bytes),
+    ) -> Result<Got, QuickstartError> {
         let failed = |error: HttpError| QuickstartError::Exchange(target.clone(), error);
         let url =
             Url::parse(&target).map_err(|error| failed(HttpError::Transport(error.to_string())))?;
@@ -349,6 +384,12 @@ impl Senders {
             body: serde_json::from_slice(&body).unwrap_or_default(),
         })
     }
+}
+
+/// The fields of a request with a form.
+pub(super) fn form_headers() -> HeaderMap {
+    let form = HeaderValue::from_static("application/x-www-form-urlencoded");
+    HeaderMap::from_iter([(http::header::CONTENT_TYPE, form)])
 }
 
 /// A field's value.

@@ -1,6 +1,6 @@
 //! `holdfast quickstart`: the whole thing on one machine, with nothing to prepare.
 //!
-//! Makes keys and certificates, a sample Authorization Server and API and a configuration, starts
+//! Makes keys and certificates, sample Authorization Servers and an API and a configuration, starts
 //! the edge, and sends itself through it, over TLS sockets, what must be admitted and refused.
 #![expect(clippy::disallowed_methods, reason = "tells the time, and starts servers")]
 
@@ -9,6 +9,8 @@ mod authority;
 mod cases;
 mod commands;
 mod files;
+mod grants;
+mod legacy;
 mod nodes;
 mod pki;
 mod records;
@@ -31,9 +33,11 @@ use zeroize::Zeroizing;
 use self::authority::Authority;
 use self::cases::Senders;
 use self::files::{Change, Directory, FilesError, Planned};
+use self::legacy::Legacy;
 use self::nodes::NodeSenders;
 use self::records::{Reasons, Records};
 use self::settings::Addresses;
+use self::table::Section;
 use crate::app;
 use crate::cli::client::http::{Client, ClientIdentity, HttpError, Settings};
 use crate::cli::client::key::{KeyError, SigningKey};
@@ -127,12 +131,19 @@ fn quickstart(args: &Args, colour: bool, out: &mut dyn Write) -> Result<bool, Qu
     let outcome = runtime.block_on(async {
         wait_until_ready(setup.addresses.admin).await?;
         let senders = senders(&setup.addresses, &setup.files, setup.key, reasons)?;
-        let mut rows = cases::run(&senders).await?;
         let node = node_senders(&setup.addresses, &setup.files, setup.node_key, &args.dir)?;
-        nodes::run(&senders, &node, &mut rows).await?;
-        let ok = rows.iter().all(|row| row.ok);
+        let section = |title, rows| Section { title, rows };
+        let sections = [
+            section("On a resource", cases::run(&senders).await?),
+            section(
+                "In front of an Authorization Server that knows no DPoP",
+                grants::run(&senders).await?,
+            ),
+            section("Runtime capsules", nodes::run(&senders, &node).await?),
+        ];
+        let ok = sections.iter().flat_map(|section| &section.rows).all(|row| row.ok);
         writeln!(out)?;
-        table::write(out, &rows, colour)?;
+        table::write(out, &sections, colour)?;
         if !args.once {
             write_commands(out, &args.dir, &setup.addresses)?;
             out.flush()?;
@@ -162,6 +173,7 @@ async fn set_up(
     out: &mut dyn Write,
 ) -> Result<Setup, QuickstartError> {
     let authority_listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let legacy_listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let api_listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let (edge, admin) = match args.port {
         None => (free_or_other(EDGE_PORT, "the edge's", out).await?, ADMIN_PORT),
@@ -173,17 +185,19 @@ async fn set_up(
         edge: edge.local_addr()?,
         admin: admin.local_addr()?,
         authority: authority_listener.local_addr()?,
+        legacy: legacy_listener.local_addr()?,
         api: api_listener.local_addr()?,
     };
     // Held until both were chosen; the edge binds them itself.
     drop((edge, admin));
     let mut files = pki::certificates(directory, now())?;
-    let (key, file) = pki::signing_key(directory, pki::DPOP_KEY)?;
-    files.push(file);
-    let (issuer_key, file) = pki::signing_key(directory, pki::ISSUER_KEY)?;
-    files.push(file);
-    let (node_key, file) = pki::signing_key(directory, nodes::KEY)?;
-    files.push(file);
+    let mut kept_key = |name| {
+        let (key, file) = pki::signing_key(directory, name)?;
+        files.push(file);
+        Ok::<_, KeyError>(key)
+    };
+    let (key, node_key) = (kept_key(pki::DPOP_KEY)?, kept_key(nodes::KEY)?);
+    let (issuer_key, legacy_key) = (kept_key(pki::ISSUER_KEY)?, kept_key(pki::LEGACY_KEY)?);
     let (secret, _) = secret().map_err(|error| QuickstartError::Node(error.to_string()))?;
     let content = Zeroizing::new(secret.as_bytes().to_vec());
     files.push(Planned { name: nodes::SECRET, content, secret: true });
@@ -202,7 +216,9 @@ async fn set_up(
     let origin = Origin::parse(&addresses.origin())
         .ok_or_else(|| QuickstartError::Configuration("the origin is none".into()))?;
     let authority = authority::router(Authority { key: issuer_key, origin });
+    let legacy = legacy::router(Legacy::new(legacy_key, &addresses.origin()));
     tokio::spawn(async move { axum::serve(authority_listener, authority).await });
+    tokio::spawn(async move { axum::serve(legacy_listener, legacy).await });
     tokio::spawn(async move { axum::serve(api_listener, api::router()).await });
 
     let loaded = config::load(&directory.join(settings::FILE));
@@ -304,6 +320,7 @@ fn senders(
         certified: client(Some(["client.pem", "client-key.pem"]))?,
         other: client(Some(["other-client.pem", "other-client-key.pem"]))?,
         origin: origin.clone(),
+        addresses: *addresses,
         key,
         other_key: SigningKey::generate(Algorithm::Es256)?,
         reasons,

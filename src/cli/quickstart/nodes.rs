@@ -136,16 +136,15 @@ struct Asked<'a> {
     from: usize,
 }
 
-/// Sends every case and adds a row for each.
+/// Sends every case and gives a row for each.
 pub(super) async fn run(
     senders: &Senders,
     node: &NodeSenders,
-    rows: &mut Vec<Row>,
-) -> Result<(), QuickstartError> {
+) -> Result<Vec<Row>, QuickstartError> {
     let secret = String::from_utf8_lossy(&node.secret).into_owned();
     let right =
         Asked { node: NODE, secret: &secret, fingerprint: FINGERPRINT, boot: BOOT, from: 0 };
-    let mut case = Cases { senders, node, rows, nonce: None };
+    let mut case = Cases { senders, node, rows: Vec::new(), nonce: None };
     let failed = ("401 AUTHENTICATION_FAILED", "wrong_secret");
     let violation = "403 NETWORK_POLICY_VIOLATION";
     case.add("a capsule, with a proof", right, ("200 risk 0", "granted")).await?;
@@ -170,13 +169,14 @@ pub(super) async fn run(
     let quarantined = format!("{violation} risk 80");
     case.add("it stopped without a word", abrupt, (&quarantined, "quarantined")).await?;
     // What is to be tried by hand begins well.
-    release(&node.store)
+    release(&node.store)?;
+    Ok(case.rows)
 }
 
 struct Cases<'a> {
     senders: &'a Senders,
     node: &'a NodeSenders,
-    rows: &'a mut Vec<Row>,
+    rows: Vec<Row>,
     nonce: Option<String>,
 }
 

@@ -1,4 +1,4 @@
-//! The development PKI and keys: one authority, a server, two clients, and two signing keys.
+//! The development PKI and keys: one authority, a server, two clients, and signing keys.
 //!
 //! The authority's own key is used once and kept nowhere.
 
@@ -37,6 +37,8 @@ pub(super) const CERTIFICATES: [(&str, bool); 7] = [
 pub(super) const DPOP_KEY: &str = "dpop-key.pem";
 /// The sample Authorization Server's signing key.
 pub(super) const ISSUER_KEY: &str = "issuer-key.pem";
+/// That of the other one, which binds nothing.
+pub(super) const LEGACY_KEY: &str = "legacy-issuer-key.pem";
 
 /// Every file of the PKI: those of an earlier run while they are all there and good for a day.
 pub(super) fn certificates(

@@ -16,6 +16,8 @@ pub(super) struct Addresses {
     pub(super) admin: SocketAddr,
     /// The sample Authorization Server.
     pub(super) authority: SocketAddr,
+    /// The sample Authorization Server that binds nothing.
+    pub(super) legacy: SocketAddr,
     /// The sample API.
     pub(super) api: SocketAddr,
 }
@@ -36,6 +38,7 @@ pub(super) fn text(addresses: &Addresses) -> String {
         ("@edge@", addresses.edge.to_string()),
         ("@admin@", addresses.admin.to_string()),
         ("@authority@", addresses.authority.to_string()),
+        ("@legacy@", addresses.legacy.to_string()),
         ("@api@", addresses.api.to_string()),
         ("@audience@", AUDIENCE.to_owned()),
     ] {
@@ -51,8 +54,13 @@ mod tests {
     #[test]
     fn every_blank_is_filled_in() {
         let address = SocketAddr::from(([127, 0, 0, 1], 1));
-        let addresses =
-            Addresses { edge: address, admin: address, authority: address, api: address };
+        let addresses = Addresses {
+            edge: address,
+            admin: address,
+            authority: address,
+            legacy: address,
+            api: address,
+        };
         assert!(!text(&addresses).contains('@'));
     }
 }

@@ -152,10 +152,9 @@ fn check_role_keys(section: &Section<'_>, role: Role) {
             }
         }
         Role::Token | Role::Par | Role::Introspection | Role::Revocation | Role::Metadata => {
-            section.item("methods");
             let scope = SCOPE_KEYS.into_iter().filter(|_| !role.asks_for_token());
             let keys = TOKEN_KEYS.into_iter().chain(STREAM_KEYS).chain(scope);
-            for key in keys.filter(|key| section.has(key)) {
+            for key in keys.filter(|key| section.item(key).is_some()) {
                 section.error(key, format!("has no place where `role` is `{}`", role.name()));
             }
         }
