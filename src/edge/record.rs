@@ -92,6 +92,9 @@ fn count(role: Role, facts: &Facts, fault: Option<Denial>, result: DpopResult, m
     if let Some(reason) = fault.and_then(nonce_miss) {
         metrics.nonce_miss(reason);
     }
+    if let Some(Denial::Authority(fault)) = fault {
+        metrics.authority_alarm(fault);
+    }
     if let Some(reason) = fault.and_then(certificate_miss) {
         metrics.certificate_miss(reason);
     }

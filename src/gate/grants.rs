@@ -179,6 +179,9 @@ impl Gate {
             return Ok(matter.granted(Terms::AsReceived, BoundBy::Public, None));
         }
         let verdict = self.weigh(matter, facts).await;
+        // Who lacks a proof takes part in what is counted of proofs.
+        let fault = verdict.as_ref().err().copied().or(facts.observed);
+        facts.dpop |= fault == Some(Denial::ProofMissing);
         let ours = !route.authority.upstream_nonces;
         facts.wants_nonce = ours && self.wants_nonce(&requirement, &verdict, facts);
         verdict

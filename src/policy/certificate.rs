@@ -11,6 +11,9 @@ use x509_parser::prelude::{CertificateRevocationList, FromDer as _, GeneralName,
 use super::digest::{Sha256, X5tS256};
 use super::time::UnixTime;
 
+/// The longest time for which a successor may stand in for a certificate.
+pub const LONGEST_GRACE: Duration = Duration::from_secs(90 * 86_400);
+
 /// A client certificate whose chain and possession TLS has verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SenderCertificate {

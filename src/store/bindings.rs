@@ -96,7 +96,7 @@ impl Bindings for Registry {
                 batch.bind(*key, record)?;
             }
             if let Some(certificate) = &certificate {
-                batch.keep_certificate(certificate, &records)?;
+                batch.keep_certificate(certificate)?;
             }
             if let Some(line) = &line {
                 batch.append(line)?;

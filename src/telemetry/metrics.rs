@@ -21,7 +21,7 @@ use prometheus::{
     IntGauge, IntGaugeVec, Opts, TextEncoder,
 };
 
-use crate::policy::denial::DpopResult;
+use crate::policy::denial::{AuthorityFault, DpopResult};
 use crate::policy::lifetime::Ending;
 use crate::policy::rule::{Role, TenantId};
 use crate::policy::time::UnixTime;
@@ -81,6 +81,7 @@ pub struct Metrics {
     dpop_results: Vec<IntCounter>,
     nonce_misses: Vec<IntCounter>,
     certificate_misses: Vec<IntCounter>,
+    authority_alarms: Vec<IntCounter>,
     /// By role (the last is no route), class.
     responses: Vec<IntCounter>,
     /// By role, stage.
@@ -142,7 +143,12 @@ impl Metrics {
                 "Bound tokens shown without their certificate",
                 &CertificateMiss::ALL.map(CertificateMiss::name),
             )?,
-            responses,
+
+            authority_alarms: define.reasons(
+                "holdfast_authority_alarms_total",
+                "Answers of authorization servers that were not passed on: unbound, bound to another, unread",
+                &AuthorityFault::ALARMS.map(AuthorityFault::code),
+            )?,            responses,
             durations: define.durations()?,
             streams_ended: define.reasons(
                 "holdfast_streams_ended_total",
@@ -286,6 +292,12 @@ impl Metrics {
             tracing::error!(%error, "metrics cannot be written");
         }
         text
+    }
+
+    /// Counts an answer of an authorization server that was not passed on.
+    pub fn authority_alarm(&self, fault: AuthorityFault) {
+        let place = AuthorityFault::ALARMS.iter().position(|known| *known == fault);
+        count(&self.authority_alarms, place.unwrap_or(usize::MAX));
     }
 
     /// Counts a decision about a capsule.

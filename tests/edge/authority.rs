@@ -623,3 +623,45 @@ async fn observe_lets_pass_as_received_and_keeps_what_was_issued() {
     let used = world.send(&bearer("/orders/1", &loose.access)).await;
     table.row("enforced", is(&used, 401, "invalid_token"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http_2_and_cross_origin_pages_get_tokens_too() {
+    let site = Site::retrofit(Form::Opaque, |config| {
+        for route in config["routes"].as_array_mut().expect("a list") {
+            if route["role"] == "token" {
+                route["cors"] = json!({"allowedOrigins": ["https://app.example"]});
+            }
+        }
+    })
+    .await;
+    let key = Key::new("ES256");
+    let mut table = Table::default();
+    let client = site.world.client.connect_h2(None).await.expect("a connection");
+    let proof = site.proof(&key, TOKEN).await.sign();
+    let ask = form(TOKEN, &grant("client_credentials")).field("DPoP", proof);
+    let answer = client.send(&ask).await;
+    table.row("h2", is(&answer, 200, ""));
+    let own = issued(&answer.expect("an answer"));
+    table.row("h2", is(&site.consume(&key, &own.access).await, 200, ""));
+    let preflight = Request::new("OPTIONS", TOKEN)
+        .field("Origin", "https://app.example")
+        .field("Access-Control-Request-Method", "POST")
+        .field("Access-Control-Request-Headers", "dpop, authorization, content-type");
+    let answer = site.world.send(&preflight).await.expect("an answer");
+    table.row("preflight", expect_eq("status", &answer.status(), &204));
+    let from_page = |request: Request| request.field("Origin", "https://app.example");
+    let exposed = |answer: &Message| {
+        let exposed = answer.one("access-control-expose-headers").unwrap_or_default();
+        exposed.to_ascii_lowercase().contains("dpop-nonce")
+    };
+    let bare = from_page(form(TOKEN, &grant("client_credentials")));
+    let refused = site.world.send(&bare).await.expect("an answer");
+    table.row("refused", expect_eq("status", &refused.status(), &400));
+    table.row("refused", expect_eq("exposed", &exposed(&refused), &true));
+    let proof = site.proof(&key, TOKEN).await.sign();
+    let good = from_page(form(TOKEN, &grant("client_credentials")).field("DPoP", proof));
+    let answer = site.world.send(&good).await.expect("an answer");
+    table.row("good", expect_eq("status", &answer.status(), &200));
+    let origin = answer.one("access-control-allow-origin");
+    table.row("good", expect_eq("origin", &origin, &Some("https://app.example")));
+}

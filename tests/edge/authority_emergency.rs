@@ -67,6 +67,14 @@ async fn the_bypass_lets_by_who_shows_no_proof_and_closes_again() {
     table.row("open", expect_eq("records", &kept, &2));
     table.row("open", expect_eq("audited", &lines(&site, "dpop.bypass"), &1));
     table.row("open", expect_eq("audited", &lines(&site, "bypass.change"), &1));
+    let listed = std::process::Command::new(env!("CARGO_BIN_EXE_holdfast"))
+        .args(["audit", "tail", "--kind", "dpop.bypass", "--store"])
+        .arg(site.world.directory.path().join("store.db"))
+        .output()
+        .expect("the program");
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    table.row("listed", expect_eq("lines", &listed.lines().count(), &1));
+    table.row("listed", expect_eq("client", &listed.contains("client client-1"), &true));
     let id = answer.one("x-request-id").expect("an id").to_owned();
     let told = site.world.process.record(|record| {
         record["event"] == "authority.dpop.proof.bypass" && record["decision_id"] == id.as_str()

@@ -13,7 +13,7 @@ use std::time::Duration;
 use clap::Subcommand;
 
 use super::site::{self, CommandError};
-use crate::policy::audit::Line;
+use crate::policy::audit::{Kind, Line};
 use crate::policy::digest::Sha256;
 use crate::store::sqlite::Fault;
 use crate::store::sqlite::reader::{Reader, Stored};
@@ -60,6 +60,9 @@ enum Command {
         /// Only those of this node
         #[arg(long)]
         node: Option<String>,
+        /// Only those of this kind, as lines write it: dpop.bypass lists what the temporary bypass let by
+        #[arg(long, value_parser = parse_kind)]
+        kind: Option<Kind>,
         /// Write the lines as they are
         #[arg(long)]
         json: bool,
@@ -110,8 +113,9 @@ pub fn run(args: &Args, out: &mut dyn Write, errors: &mut dyn Write) -> ExitCode
             let asked = verify::Asked { site, seen, jwks: jwks.as_deref(), json: *json };
             verify::run(&asked, out, errors)
         }
-        Command::Tail { site, lines, follow, node, json } => {
-            tail(site, *lines, *follow, node.as_deref(), *json, out).map(|()| true)
+        Command::Tail { site, lines, follow, node, kind, json } => {
+            let wanted = |stored: &Stored| is_wanted(stored, node.as_deref(), *kind);
+            tail(site, *lines, *follow, &wanted, *json, out).map(|()| true)
         }
         Command::Show { site, id, json } => show(site, id, *json, out).map(|()| true),
     };
@@ -130,20 +134,31 @@ fn parse_seen(text: &str) -> Result<(u64, Sha256), String> {
     parts.ok_or_else(|| "expected NUMBER:HASH".to_owned())
 }
 
+fn parse_kind(text: &str) -> Result<Kind, String> {
+    let quoted = serde_json::Value::from(text);
+    serde_json::from_value(quoted).map_err(|_| "no kind of line is called so".to_owned())
+}
+
+fn is_wanted(stored: &Stored, node: Option<&str>, kind: Option<Kind>) -> bool {
+    if node.is_none() && kind.is_none() {
+        return true;
+    }
+    serde_json::from_str::<Line>(&stored.line).is_ok_and(|line| {
+        node.is_none_or(|node| line.node.as_deref() == Some(node))
+            && kind.is_none_or(|kind| line.kind == kind)
+    })
+}
+
 fn tail(
     site: &Site,
     lines: u64,
     follow: bool,
-    node: Option<&str>,
+    wanted: &dyn Fn(&Stored) -> bool,
     as_json: bool,
     out: &mut dyn Write,
 ) -> Result<(), CommandError> {
     let reader = site.open()?;
-    let wanted = |stored: &Stored| {
-        let read = serde_json::from_str::<Line>(&stored.line);
-        node.is_none_or(|node| read.is_ok_and(|line| line.node.as_deref() == Some(node)))
-    };
-    let mut next = first_of(&reader, lines, &wanted)?;
+    let mut next = first_of(&reader, lines, wanted)?;
     loop {
         let page = reader.lines(next, PAGE)?;
         for stored in page.iter().filter(|stored| wanted(stored)) {

@@ -49,6 +49,10 @@ pub enum AuthorityFault {
 }
 
 impl AuthorityFault {
+    /// What somebody must look at: a server issues what it should not. In label order.
+    pub const ALARMS: [Self; 4] =
+        [Self::AnswerInvalid, Self::IssuedUnbound, Self::IssuedMismatch, Self::BindingConflict];
+
     /// The stable code.
     #[must_use]
     pub fn code(self) -> &'static str {

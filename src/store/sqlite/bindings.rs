@@ -6,9 +6,9 @@ use super::Fault;
 use super::batch::Batch;
 use super::reader::Reader;
 use crate::policy::bypass::Seen;
-use crate::policy::certificate::SenderCertificate;
+use crate::policy::certificate::{LONGEST_GRACE, SenderCertificate};
 use crate::policy::digest::{Jkt, Sha256, X5tS256};
-use crate::policy::grant::{BindingRecord, RecordKey, Records, TokenKind};
+use crate::policy::grant::{BindingRecord, RecordKey, TokenKind};
 use crate::policy::time::UnixTime;
 
 /// Outlived rows that one transaction takes out: more than it puts in, so that they do not pile up, and
@@ -63,24 +63,17 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// Keeps a certificate for as long as the last of `records` is bound to it.
+    /// Keeps a certificate for as long as another may stand in for it.
     ///
     /// # Errors
     /// [`Fault::Failed`].
-    pub fn keep_certificate(
-        &mut self,
-        certificate: &SenderCertificate,
-        records: &Records,
-    ) -> Result<(), Fault> {
-        let last = records.iter().map(|(_, record)| record.expires).max();
-        let last = last.unwrap_or(UnixTime::MAX).max(certificate.not_after());
+    pub fn keep_certificate(&mut self, certificate: &SenderCertificate) -> Result<(), Fault> {
         let sql = "INSERT INTO sender_certificates (x5t, der, expires) VALUES (?1, ?2, ?3)
-                   ON CONFLICT DO UPDATE SET expires = max(expires, excluded.expires)";
-        self.connection.prepare_cached(sql)?.execute(params![
-            certificate.x5t().0.0,
-            certificate.der(),
-            last.millis(),
-        ])?;
+                   ON CONFLICT DO NOTHING";
+        // A successor begins before this one ends.
+        let last = certificate.not_after().plus(LONGEST_GRACE);
+        let (x5t, der) = (certificate.x5t().0.0, certificate.der());
+        self.connection.prepare_cached(sql)?.execute(params![x5t, der, last.millis()])?;
         self.writes += 1;
         Ok(())
     }
