@@ -54,3 +54,38 @@ async fn credentials_of_a_client_reach_its_server() {
     table.row(TOKEN, is(site.world.send(&ask).await, 200, ""));
     table.row(TOKEN, expect_eq("seen", &site.server.last().one("authorization"), &Some(BASIC)));
 }
+
+/// A refresh that is under way while its grant is revoked brings nothing back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_grant_does_not_come_back_with_a_refresh_under_way() {
+    let site = Site::retrofit(Form::Opaque, |_| {}).await;
+    let key = Key::new("ES256");
+    let own = site.issue(&key).await;
+    site.server.answer(|request| {
+        if request.start.starts_with("POST /revoke") {
+            return reply(200, "application/json", "");
+        }
+        let mut script = vec![Step::Wait(Duration::from_millis(500))];
+        script.extend(good(json!({
+            "access_token": "late", "token_type": "Bearer", "expires_in": 600,
+            "refresh_token": "late-refresh", "scope": "orders.read",
+        })));
+        script
+    });
+    let body = refresh(&own.refresh);
+    let revoke = async {
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        let body = format!("token={}&client_id=client-1", own.refresh);
+        site.world.send(&form("/revoke", &body)).await
+    };
+    let (refreshed, revoked) = tokio::join!(site.ask(None, &key, &body), revoke);
+    assert_eq!(revoked.unwrap().status(), 200);
+    let mut table = Table::default();
+    table.row("refreshed", is(refreshed, 400, "invalid_grant"));
+    table.row("used", is(site.consume(&key, "late").await, 401, "invalid_token"));
+    site.works();
+    table.row(
+        "again",
+        is(site.ask(None, &key, &refresh("late-refresh")).await, 400, "invalid_grant"),
+    );
+}

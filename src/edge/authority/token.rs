@@ -10,7 +10,7 @@ use crate::edge::parts::now;
 use crate::gate::{Granted, Terms};
 use crate::policy::audit::{Draft, Kind};
 use crate::policy::denial::{AuthorityFault, Denial};
-use crate::policy::grant::{self, Inherited, Issue, TokenAnswer};
+use crate::policy::grant::{self, Inherited, Issue, RecordKey, TokenAnswer, TokenKind};
 use crate::policy::json;
 use crate::policy::token::Confirmation;
 use crate::store::bindings::{BindFault, Issued};
@@ -52,6 +52,8 @@ impl Asked<'_> {
                 tracing::warn!(decision_id = ctx.id, reason = denial.code(), "not kept");
                 Ok(Reply::of(answered))
             }
+            // Its client has revoked it meanwhile.
+            Err(denial @ Denial::Authority(AuthorityFault::GrantRevoked)) => Err(denial.into()),
             Err(denial) => {
                 self.alarm(ctx, granted, denial);
                 Err(denial.into())
@@ -116,8 +118,11 @@ impl Asked<'_> {
             family: inherited.family.as_deref().unwrap_or(&ctx.id),
             bypass: granted.bypass(),
         };
+        let redeemed = issue.redeemed;
+        let redeemed =
+            redeemed.map(|token| RecordKey::of(&issuer.issuer, TokenKind::Refresh, token));
         let records = grant::records(answer, &issue, issuer, rules, now());
-        Ok(Issued { records, ..Issued::default() })
+        Ok(Issued { records, redeemed, ..Issued::default() })
     }
 
     /// Keeps what must be known of it later, durably.
@@ -148,6 +153,7 @@ impl Asked<'_> {
         let bindings = gate.bindings().ok_or(Denial::StoreDown)?;
         bindings.keep(issued, now()).await.map_err(|fault| match fault {
             BindFault::Conflict => Denial::Authority(AuthorityFault::BindingConflict),
+            BindFault::Revoked => Denial::Authority(AuthorityFault::GrantRevoked),
             BindFault::Down => Denial::StoreDown,
         })
     }

@@ -33,6 +33,14 @@ impl Batch<'_> {
         }
     }
 
+    /// Whether a token was revoked.
+    ///
+    /// # Errors
+    /// [`Fault::Malformed`].
+    pub fn is_revoked(&self, key: RecordKey) -> Result<bool, Fault> {
+        Ok(record(self.connection, key)?.is_some_and(|kept| kept.revoked))
+    }
+
     /// Keeps a record, in the place of the one that is there. It never ends before that one would.
     ///
     /// # Errors
