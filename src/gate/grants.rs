@@ -173,7 +173,7 @@ impl Gate {
         let mut requirement = self.rules.grant_requirement(tenant, known, &audiences, route);
         requirement.nonce &= !route.authority.upstream_nonces;
         facts.challenge = self.challenge(&requirement, route);
-        facts.refresh = form.get("grant_type") == Some("refresh_token");
+        facts.refresh = refresh_token(form).is_some();
         let matter = Matter { case, form, asker, tenant, requirement };
         if !route.role.asks_for_token() {
             return Ok(matter.granted(Terms::AsReceived, BoundBy::Public, None));
@@ -336,15 +336,20 @@ impl Gate {
         facts: &mut Facts,
     ) -> Result<Inherited, Denial> {
         let (case, form) = (&matter.case, matter.form);
-        match form.get("grant_type").ok_or(Denial::Authority(AuthorityFault::ParameterMissing))? {
-            "authorization_code" if form.get("code_verifier").is_none() => {
-                return Err(Denial::Authority(AuthorityFault::PkceMissing));
-            }
-            "refresh_token" => {}
-            _ => return Ok(Inherited::default()),
+        let said =
+            form.get("grant_type").ok_or(Denial::Authority(AuthorityFault::ParameterMissing))?;
+        // A server may read the name of a grant in more ways than one: what is brought counts as well.
+        let code = said == "authorization_code" || form.get("code").is_some();
+        if code && form.get("code_verifier").is_none() {
+            return Err(Denial::Authority(AuthorityFault::PkceMissing));
         }
-        let token =
-            form.get("refresh_token").ok_or(Denial::Authority(AuthorityFault::ParameterMissing))?;
+        let token = match refresh_token(form) {
+            Some(token) => token,
+            None if said == "refresh_token" => {
+                return Err(Denial::Authority(AuthorityFault::ParameterMissing));
+            }
+            None => return Ok(Inherited::default()),
+        };
         let issuer = facts.issuer.and_then(|issuer| self.issuers.get(issuer));
         let issuer = issuer.ok_or(Denial::StoreDown)?;
         let rules = issuer.retrofit.as_ref().ok_or(Denial::StoreDown)?;
@@ -376,6 +381,17 @@ impl Matter<'_> {
         let admitted = Admitted::without_token(bound_by);
         Granted { admitted, terms, asker: self.asker, tenant: self.tenant, bypass, native }
     }
+}
+
+/// The refresh token that is brought, under whatever grant: to be redeemed, or to be exchanged (RFC 8693
+/// section 2.1).
+fn refresh_token(form: &Form) -> Option<&str> {
+    let exchanged = || {
+        let kind = form.get("subject_token_type");
+        let token = form.get("subject_token");
+        token.filter(|_| kind == Some("urn:ietf:params:oauth:token-type:refresh_token"))
+    };
+    form.get("refresh_token").or_else(exchanged)
 }
 
 /// PKCE with S256 in a pushed request (RFC 7636 section 4.3); what is in a request object is the

@@ -89,3 +89,35 @@ async fn a_revoked_grant_does_not_come_back_with_a_refresh_under_way() {
         is(site.ask(None, &key, &refresh("late-refresh")).await, 400, "invalid_grant"),
     );
 }
+
+/// However a grant is spelled, what is bound stays so: a server may read `refresh_token ` as the grant
+/// that the edge takes for another.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_grant_by_another_spelling_is_no_way_around() {
+    let site = Site::retrofit(Form::Opaque, |_| {}).await;
+    let (key, thief) = (Key::new("ES256"), Key::new("ES256"));
+    let own = site.issue(&key).await;
+    let asked = site.server.asked();
+    let mut table = Table::default();
+    for spelling in ["refresh_token+", "Refresh_Token", "refresh_token%0A", "client_credentials"] {
+        let body =
+            format!("grant_type={spelling}&client_id=client-1&refresh_token={}", own.refresh);
+        let answer = site.ask(None, &thief, &body).await.map(|answer| told(&answer).0);
+        table.row(spelling, expect_eq("status", &answer, &Ok(400)));
+    }
+    for spelling in ["authorization_code+", "Authorization_Code", "client_credentials"] {
+        let body = format!("grant_type={spelling}&client_id=client-1&code=abc");
+        let answer = site.ask(None, &thief, &body).await.map(|answer| told(&answer).0);
+        table.row(spelling, expect_eq("status", &answer, &Ok(400)));
+    }
+    // A refresh token is one also where it is exchanged (RFC 8693 section 3).
+    let kind = "urn:ietf:params:oauth:token-type:refresh_token";
+    let body = format!(
+        "grant_type=urn:ietf:params:oauth:grant-type:token-exchange&client_id=client-1\
+         &subject_token={}&subject_token_type={kind}",
+        own.refresh
+    );
+    table.row("exchange", is(site.ask(None, &thief, &body).await, 400, "invalid_grant"));
+    table.row("asked", expect_eq("asked", &site.server.asked(), &asked));
+    table.row("own", is(site.ask(None, &key, &body).await, 200, ""));
+}

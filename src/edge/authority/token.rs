@@ -107,13 +107,12 @@ impl Asked<'_> {
         let (issuer, rules) = issuer
             .and_then(|issuer| Some((issuer, issuer.retrofit.as_ref()?)))
             .ok_or(Denial::StoreDown)?;
-        let refreshes = self.form.get("grant_type") == Some("refresh_token");
         let issue = Issue {
             asker: granted.asker(),
             tenant: self.parts.tenant(granted.tenant()),
             confirmation,
             inherited,
-            redeemed: self.form.get("refresh_token").filter(|_| refreshes),
+            redeemed: self.form.get("refresh_token"),
             // Of 128 random bits, as the decision's id is.
             family: inherited.family.as_deref().unwrap_or(&ctx.id),
             bypass: granted.bypass(),
