@@ -121,3 +121,49 @@ async fn a_grant_by_another_spelling_is_no_way_around() {
     table.row("asked", expect_eq("asked", &site.server.asked(), &asked));
     table.row("own", is(site.ask(None, &key, &body).await, 200, ""));
 }
+
+/// What servers read in more than one way is refused, or written so that there is one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_reads_what_the_edge_read() {
+    let site = Site::retrofit(Form::Opaque, |_| {}).await;
+    let key = Key::new("ES256");
+    let mut table = Table::default();
+    for (name, body) in [
+        ("case", "grant_type=client_credentials&client_id=client-1&Client_Id=client-2"),
+        ("dot", "grant_type=client_credentials&client_id=client-1&client.id=client-2"),
+        ("space", "grant_type=client_credentials&client_id=client-1&client+id=client-2"),
+        ("leading space", "grant_type=client_credentials&client_id=client-1&+client_id=client-2"),
+        ("index", "grant_type=client_credentials&client_id=client-1&client_id[]=client-2"),
+        (
+            "assertion without type",
+            "grant_type=client_credentials&client_id=client-1&client_assertion=a.b.c",
+        ),
+    ] {
+        table.row(name, is(site.ask(None, &key, body).await, 400, "invalid_request"));
+    }
+    for (name, authorization) in
+        [("tab", "Basic\tY2xpZW50LTI6c2VjcmV0"), ("no scheme", "Basic,Y2xpZW50LTI6c2VjcmV0")]
+    {
+        let proof = site.proof(&key, TOKEN).await.sign();
+        let ask = form(TOKEN, &grant("client_credentials")).field("DPoP", proof);
+        let ask = ask.field("Authorization", authorization);
+        table.row(name, is(site.world.send(&ask).await, 400, "invalid_request"));
+    }
+    for query in
+        ["resource=x", "audience=x", "Client_ID=x", "code_challenge_method=plain", "scope=x"]
+    {
+        let target = format!("{TOKEN}?{query}");
+        let proof = site.proof(&key, TOKEN).await.sign();
+        let ask = form(&target, &grant("client_credentials")).field("DPoP", proof);
+        table.row(query, is(site.world.send(&ask).await, 400, "invalid_request"));
+    }
+    table.row("asked", expect_eq("asked", &site.server.asked(), &0));
+    let proof = site.proof(&key, TOKEN).await.sign();
+    let ask = form(TOKEN, &grant("client_credentials")).field("DPoP", proof);
+    let ask = ask.without("Content-Type");
+    let ask = ask.field("Content-Type", "application/x-www-form-urlencoded; charset=utf-7");
+    table.row("charset", is(site.world.send(&ask).await, 200, ""));
+    let seen = site.server.last();
+    let media = Some("application/x-www-form-urlencoded");
+    table.row("charset", expect_eq("seen", &seen.one("content-type"), &media));
+}

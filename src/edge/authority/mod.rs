@@ -37,6 +37,7 @@ use super::respond::ErrorCode;
 use super::view::{self, Target};
 use crate::config::{AuthorizationPolicy, Route};
 use crate::gate::{Asking, Granted};
+use crate::policy::binding::BoundBy;
 use crate::policy::client;
 use crate::policy::denial::{AuthorityFault, Denial};
 use crate::policy::form::{Form, FormFault, query_decides};
@@ -209,6 +210,11 @@ impl Asked<'_> {
             if let Some(own) = own.filter(|_| missing) {
                 request.insert_header(name, own.clone()).map_err(unwritten)?;
             }
+        }
+        // The body is written anew, in UTF-8 alone; what goes as it came is under its own name.
+        if role != Role::Metadata && granted.admitted().bound_by() != BoundBy::Observed {
+            let media = "application/x-www-form-urlencoded";
+            request.insert_header(CONTENT_TYPE, media).map_err(unwritten)?;
         }
         if !granted.passes_proof() {
             request.remove_header(&DPOP);
