@@ -241,8 +241,10 @@ impl Gate {
             (_, Binding::Native) => {
                 let met = self.met(matter, shown, BindBy::BOTH, Confirmation::default());
                 let bypass = self.let_by(matter, met.err(), shown, proof.as_ref())?;
-                let demand = matter.requirement.demand;
-                let demand = if bypass.is_some() { Demand::None } else { demand };
+                let mut demand = matter.requirement.demand;
+                if bypass.is_some() {
+                    demand = demand.without_key();
+                }
                 Ok(Weighed { terms: Terms::Native { shown, demand }, shown, proof, bypass })
             }
             (_, Binding::Retrofit) => {
@@ -252,7 +254,16 @@ impl Gate {
                 let bind = rules.bind_of(&matter.asker, matter.tenant);
                 let met = self.met(matter, shown, bind, inherited.next);
                 let bypass = self.let_by(matter, met.err(), shown, proof.as_ref())?;
-                let confirmation = met.unwrap_or(inherited.next);
+                let confirmation = match met {
+                    Ok(confirmation) => confirmation,
+                    // Nobody is bound, but by the certificate that is demanded all the same.
+                    Err(_) => {
+                        let demand = matter.requirement.demand.without_key();
+                        let certificate = bind.certificate && demand != Demand::None;
+                        let bind = BindBy { key: false, certificate };
+                        self.meets(matter, shown, bind, inherited.next, demand)?
+                    }
+                };
                 facts.confirmation = confirmation;
                 let terms = Terms::Retrofit { confirmation, inherited };
                 Ok(Weighed { terms, shown, proof, bypass })
@@ -293,11 +304,22 @@ impl Gate {
         bind: BindBy,
         inherited: Confirmation,
     ) -> Result<Confirmation, Denial> {
+        self.meets(matter, shown, bind, inherited, matter.requirement.demand)
+    }
+
+    fn meets(
+        &self,
+        matter: &Matter<'_>,
+        shown: ShownBy,
+        bind: BindBy,
+        inherited: Confirmation,
+        demand: Demand,
+    ) -> Result<Confirmation, Denial> {
         let bind = BindBy {
             key: bind.key && self.rules.dpop_enabled,
             certificate: bind.certificate && self.rules.mtls_enabled,
         };
-        let met = grant::bound_to(shown, bind, inherited, matter.requirement.demand);
+        let met = grant::bound_to(shown, bind, inherited, demand);
         met.map_err(|denial| match (denial, matter.case.view.sender) {
             (Denial::CertificateMissing, Sender::NoContext) => Denial::CertificateContextMissing,
             (denial, _) => denial,

@@ -167,3 +167,40 @@ async fn a_server_reads_what_the_edge_read() {
     let media = Some("application/x-www-form-urlencoded");
     table.row("charset", expect_eq("seen", &seen.one("content-type"), &media));
 }
+
+/// The bypass is for proofs: what a client must show besides, it still must.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bypass_lifts_the_proof_and_nothing_else() {
+    for (require, without, with) in
+        [("dpop", 200, 200), ("any", 200, 200), ("both", 401, 200), ("mtls", 401, 200)]
+    {
+        let site = Site::retrofit(Form::Opaque, |config| {
+            config["security"]["senderConstraints"]["require"] = json!(require);
+            config["security"]["senderConstraints"]["dpop"]["allowTemporaryBypass"] = json!(true);
+        })
+        .await;
+        let mut table = Table::default();
+        let ask = form(TOKEN, &grant("client_credentials"));
+        let answer = site.world.send(&ask).await.expect("an answer");
+        table.row(require, expect_eq("issued without", &answer.status(), &without));
+        if answer.status() == 200 {
+            let own = issued(&answer);
+            let used = site.world.send(&bearer("/orders/1", &own.access)).await.expect("an answer");
+            table.row(require, expect_eq("used without", &used.status(), &200));
+            let result = used.seen().one("x-holdfast-result").map(str::to_owned);
+            table.row(require, expect_eq("result", &result.as_deref(), &Some("bypass")));
+        }
+        let alice = &site.world.pki.alice;
+        let answer = site.world.send_as(alice, &ask).await.expect("an answer");
+        table.row(require, expect_eq("issued with", &answer.status(), &with));
+        if with == 200 {
+            let own = issued(&answer);
+            let used = site.world.send_as(alice, &bearer("/orders/1", &own.access)).await;
+            table.row(require, expect_eq("used with", &used.map(|it| it.status()), &Ok(200)));
+            if require == "both" || require == "mtls" {
+                let used = site.world.send(&bearer("/orders/1", &own.access)).await;
+                table.row(require, expect_eq("stolen", &used.map(|it| it.status()), &Ok(401)));
+            }
+        }
+    }
+}
