@@ -203,6 +203,7 @@ impl Gate {
                 Ok(matter.granted(terms, by, bypass))
             }
             Err(denial) if matter.requirement.mode == Mode::Observe && denial.observable() => {
+                self.stands(&matter, facts).await?;
                 facts.observed = Some(denial);
                 let route = matter.case.route;
                 let binds = route.authority.binding == Binding::Retrofit;
@@ -269,6 +270,16 @@ impl Gate {
                 Ok(Weighed { terms, shown, proof, bypass })
             }
         }
+    }
+
+    /// Whether the refresh token was not revoked, which no mode relaxes. A store that is down says nothing.
+    async fn stands(&self, matter: &Matter<'_>, facts: &Facts) -> Result<(), Denial> {
+        let issuer = facts.issuer.and_then(|issuer| self.issuers.get(issuer));
+        let issuer = issuer.filter(|issuer| issuer.retrofit.is_some());
+        let Some((issuer, token)) = issuer.zip(refresh_token(matter.form)) else { return Ok(()) };
+        let key = RecordKey::of(&issuer.issuer, TokenKind::Refresh, token);
+        let revoked = self.record(key).await.ok().flatten().is_some_and(|record| record.revoked);
+        if revoked { Err(Denial::Authority(AuthorityFault::GrantRevoked)) } else { Ok(()) }
     }
 
     /// The proof, if there is one: whether one is needed is the rule's to say.

@@ -204,3 +204,28 @@ async fn a_bypass_lifts_the_proof_and_nothing_else() {
         }
     }
 }
+
+/// `observe` says nothing of what was revoked, whatever is wrong with a proof beside it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_grant_stays_so_under_observe() {
+    let site = Site::retrofit(Form::Opaque, |config| {
+        config["security"]["senderConstraints"]["mode"] = json!("observe");
+    })
+    .await;
+    let key = Key::new("ES256");
+    let own = site.issue(&key).await;
+    let body = format!("token={}&client_id=client-1", own.refresh);
+    assert_eq!(site.world.send(&form("/revoke", &body)).await.unwrap().status(), 200);
+    let asked = site.server.asked();
+    let mut table = Table::default();
+    let bare = form(TOKEN, &refresh(&own.refresh));
+    table.row("no proof", is(site.world.send(&bare).await, 400, "invalid_grant"));
+    table.row(
+        "bad proof",
+        is(site.world.send(&bare.field("DPoP", "x")).await, 400, "invalid_grant"),
+    );
+    let old = Proof::new(&key, "POST", "https://api.example/token").claim("iat", 5).sign();
+    let bare = form(TOKEN, &refresh(&own.refresh)).field("DPoP", old);
+    table.row("old proof", is(site.world.send(&bare).await, 400, "invalid_grant"));
+    table.row("asked", expect_eq("asked", &site.server.asked(), &asked));
+}
