@@ -14,6 +14,8 @@ use super::json;
 use super::presented;
 use super::rule::TenantId;
 
+/// The most bytes of a client's id: it is in records of every refusal. Some are URLs.
+const ID_BYTES: usize = 1024;
 /// RFC 7523 section 2.2.
 const JWT_BEARER: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 /// RFC 7522 section 2.2.
@@ -44,8 +46,9 @@ pub struct Asker {
 /// server answers for that.
 ///
 /// # Errors
-/// [`Denial::AuthorizationRepeated`], [`Denial::AuthorizationMalformed`],
-/// [`Denial::Authority(AuthorityFault::AssertionMalformed)`], and [`Denial::Authority(AuthorityFault::ClientsDiffer)`] where two sources name two clients.
+/// [`Denial::AuthorizationRepeated`], [`Denial::AuthorizationMalformed`], and of [`AuthorityFault`]
+/// `AssertionMalformed`, `ClientsDiffer` where two sources name two clients, and `FormInvalid` for a name
+/// that is none.
 pub fn asker(
     headers: &HeaderMap,
     form: &Form,
@@ -67,6 +70,9 @@ pub fn asker(
     let id = named.next();
     if named.any(|other| Some(&other) != id.as_ref()) {
         return Err(Denial::Authority(AuthorityFault::ClientsDiffer));
+    }
+    if id.as_ref().is_some_and(|id| id.len() > ID_BYTES) {
+        return Err(Denial::Authority(AuthorityFault::FormInvalid));
     }
     let tenant = known.iter().find(|client| Some(&client.id) == id.as_ref());
     Ok(Asker { tenant: tenant.map(|client| client.tenant), id })

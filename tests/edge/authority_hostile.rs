@@ -229,3 +229,24 @@ async fn a_revoked_grant_stays_so_under_observe() {
     table.row("old proof", is(site.world.send(&bare).await, 400, "invalid_grant"));
     table.row("asked", expect_eq("asked", &site.server.asked(), &asked));
 }
+
+/// Lines are for people: who asks does not choose how long they are.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_fills_the_logs_with_a_name() {
+    let site = Site::retrofit(Form::Opaque, |_| {}).await;
+    let long = "a".repeat(100_000);
+    let mut table = Table::default();
+    let body = format!("grant_type=client_credentials&client_id={long}");
+    table.row("id", is(site.world.send(&form(TOKEN, &body)).await, 400, "invalid_request"));
+    site.server.answer(|_| reply(200, "text/html", "<html>"));
+    let body = format!("grant_type={long}&client_id=client-1");
+    let answer = site.ask(None, &Key::new("ES256"), &body).await;
+    table.row("grant", expect_eq("status", &answer.is_ok_and(|it| it.status() >= 400), &true));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let sql = "SELECT coalesce(max(length(line)), 0) FROM audit";
+    let longest: i64 = site.store().query_row(sql, [], |row| row.get(0)).expect("a length");
+    table.row("audit", expect_eq(&format!("{longest}"), &(longest < 10_000), &true));
+    let output = site.world.process.output();
+    let longest = output.lines().map(str::len).max().unwrap_or_default();
+    table.row("log", expect_eq(&format!("{longest}"), &(longest < 10_000), &true));
+}

@@ -16,6 +16,9 @@ use crate::policy::token::Confirmation;
 use crate::store::bindings::{BindFault, Issued};
 use crate::telemetry::log::BypassRecord;
 
+/// The most bytes of a grant's name in it.
+const GRANT_TYPE_BYTES: usize = 128;
+
 /// A line of the audit log about a request for a token.
 #[derive(Serialize)]
 struct Line<'a> {
@@ -162,7 +165,7 @@ impl Asked<'_> {
             tenant: self.parts.tenant(granted.tenant()),
             client: granted.asker().id.as_deref(),
             route: &self.route.name,
-            grant_type: self.form.get("grant_type"),
+            grant_type: self.form.get("grant_type").filter(|name| name.len() <= GRANT_TYPE_BYTES),
             bypass: granted.bypass(),
             reason: reason.map(Denial::code),
         };
