@@ -250,3 +250,19 @@ async fn nobody_fills_the_logs_with_a_name() {
     let longest = output.lines().map(str::len).max().unwrap_or_default();
     table.row("log", expect_eq(&format!("{longest}"), &(longest < 10_000), &true));
 }
+
+/// Servers that say no more than that it is done have done it too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revocation_without_content_is_one() {
+    let site = Site::retrofit(Form::Opaque, |_| {}).await;
+    let key = Key::new("ES256");
+    let own = site.issue(&key).await;
+    site.server.answer(|_| {
+        vec![Step::Send(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n".to_vec())]
+    });
+    let body = format!("token={}&client_id=client-1", own.refresh);
+    let answer = site.world.send(&form("/revoke", &body)).await.unwrap();
+    assert_eq!((answer.status(), answer.body.len()), (204, 0));
+    let used = site.consume(&key, &own.access).await.unwrap();
+    assert_eq!(told(&used), (401, "invalid_token".to_owned()));
+}

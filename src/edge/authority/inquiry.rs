@@ -150,7 +150,8 @@ impl Asked<'_> {
         granted: &Granted,
         answered: Answered,
     ) -> Result<Reply, Stop> {
-        if !is_success(&answered) {
+        // RFC 7009 section 2.2 says 200; who says 204 has revoked it as well.
+        if !answered.head.status.is_success() {
             return Ok(Reply::error(answered));
         }
         if self.retrofit().is_some() {
