@@ -172,7 +172,7 @@ impl BindingRecord {
     /// was bound to nobody. No token is ever bound to another, and none comes back that was revoked.
     #[must_use]
     pub fn may_replace(&self, kept: &Self) -> bool {
-        let same = self.client == kept.client
+        let same = (kept.client.is_none() || self.client == kept.client)
             && (kept.confirmation().is_unbound() || kept.confirmation() == self.confirmation());
         same && !kept.revoked
     }
@@ -363,6 +363,15 @@ pub fn records(
         let bound = if bound.is_unbound() { issue.confirmation } else { bound };
         let refreshed = record(TokenKind::Refresh, bound, now.plus(rules.refresh_lifetime));
         records.push((key(TokenKind::Refresh, refresh), refreshed));
+    }
+    // Whoever redeems one that was bound to nobody keeps it, also where the server takes it once more.
+    let free = issue.inherited.confirmation.is_unbound() && !issue.confirmation.is_unbound();
+    if let Some(redeemed) =
+        issue.redeemed.filter(|old| free && answer.refresh.is_some_and(|it| it != *old))
+    {
+        let ends = now.plus(rules.refresh_lifetime);
+        let kept = record(TokenKind::Refresh, issue.confirmation, ends);
+        records.push((key(TokenKind::Refresh, redeemed), kept));
     }
     records
 }

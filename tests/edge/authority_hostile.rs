@@ -266,3 +266,19 @@ async fn a_revocation_without_content_is_one() {
     let used = site.consume(&key, &own.access).await.unwrap();
     assert_eq!(told(&used), (401, "invalid_token".to_owned()));
 }
+
+/// Whoever brings an unknown refresh token first keeps it, also where the server takes it once more.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_refresh_token_is_whose_it_was_first() {
+    let site = Site::retrofit(Form::Opaque, |config| {
+        config["issuers"][0]["retrofit"]["unknownRefresh"] = json!("bind");
+    })
+    .await;
+    let (key, thief) = (Key::new("ES256"), Key::new("ES256"));
+    let first = site.ask(None, &key, &refresh("of-before")).await.unwrap();
+    assert_eq!(issued(&first).token_type, "DPoP");
+    let again = site.ask(None, &thief, &refresh("of-before")).await.unwrap();
+    assert_eq!(told(&again), (400, "invalid_grant".to_owned()));
+    let again = site.ask(None, &key, &refresh("of-before")).await.unwrap();
+    assert_eq!(again.status(), 200);
+}
