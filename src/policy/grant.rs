@@ -292,6 +292,14 @@ impl<'a> TokenAnswer<'a> {
         self.token_type.eq_ignore_ascii_case(name)
     }
 
+    /// Whether it is a JWT that says that it is another issuer's: what is kept of it would not be found.
+    #[must_use]
+    pub fn is_another_s(&self, issuer: &str) -> bool {
+        let jws = CompactJws::parse(self.access);
+        let named = jws.as_ref().and_then(|jws| json::string(&jws.payload, "iss").ok().flatten());
+        named.is_some_and(|named| named != issuer)
+    }
+
     /// `expires_in`, seconds; some servers write it as text.
     fn expires_in(&self) -> Option<Duration> {
         match self.members.get("expires_in")? {

@@ -282,3 +282,16 @@ async fn an_unknown_refresh_token_is_whose_it_was_first() {
     let again = site.ask(None, &key, &refresh("of-before")).await.unwrap();
     assert_eq!(again.status(), 200);
 }
+
+/// A JWT of another issuer has its record where nobody looks for it: it is not told as bound.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_of_another_issuer_is_not_told_as_bound() {
+    let site = Site::retrofit(Form::Jwt, |_| {}).await;
+    let key = Key::new("ES256");
+    let token = site.world.token().claim("iss", "https://other.example").sign();
+    site.server.answer(move |_| {
+        good(json!({"access_token": token, "token_type": "Bearer", "expires_in": 600}))
+    });
+    let answer = site.ask(None, &key, &grant("client_credentials")).await;
+    assert_eq!(is(answer, 502, "bad_gateway"), Ok(()));
+}

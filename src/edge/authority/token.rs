@@ -110,6 +110,9 @@ impl Asked<'_> {
         let (issuer, rules) = issuer
             .and_then(|issuer| Some((issuer, issuer.retrofit.as_ref()?)))
             .ok_or(Denial::StoreDown)?;
+        if !confirmation.is_unbound() && answer.is_another_s(&issuer.issuer) {
+            return Err(Denial::Authority(AuthorityFault::IssuedMismatch));
+        }
         let issue = Issue {
             asker: granted.asker(),
             tenant: self.parts.tenant(granted.tenant()),
