@@ -295,3 +295,20 @@ async fn a_token_of_another_issuer_is_not_told_as_bound() {
     let answer = site.ask(None, &key, &grant("client_credentials")).await;
     assert_eq!(is(answer, 502, "bad_gateway"), Ok(()));
 }
+
+/// A token of a client that nobody knows is of no tenant: it passes where such tokens do.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_of_no_tenant_is_none_of_the_default_s() {
+    let site = Site::retrofit(Form::Opaque, |config| {
+        config["tenancy"] = json!({"claim": "tenant", "unknown": "refuse"});
+        config["tenants"] = json!({"acme": {"clients": ["client-1"]}});
+    })
+    .await;
+    let key = Key::new("ES256");
+    let known = site.issue(&key).await;
+    assert_eq!(site.consume(&key, &known.access).await.unwrap().status(), 200);
+    let body = "grant_type=client_credentials&client_id=stranger";
+    let own = issued(&site.ask(None, &key, body).await.unwrap());
+    let used = site.consume(&key, &own.access).await;
+    assert_eq!(is(used, 401, "invalid_token"), Ok(()));
+}
