@@ -1,5 +1,7 @@
 //! Records of tokens, and the certificates among them.
 
+use std::time::Duration;
+
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::Fault;
@@ -14,6 +16,8 @@ use crate::policy::time::UnixTime;
 /// Outlived rows that one transaction takes out: more than it puts in, so that they do not pile up, and
 /// few enough that it does not grow.
 const OUTLIVED: i64 = 16;
+/// How long a certificate may have a successor after its end, at most (`mtls.rotationGrace`).
+const LONGEST_GRACE: Duration = Duration::from_secs(90 * 24 * 3600);
 
 impl Batch<'_> {
     /// Whether a record may be kept.
@@ -71,7 +75,8 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// Keeps a certificate for as long as the last of `records` is bound to it.
+    /// Keeps a certificate for as long as the last of `records` is bound to it; without any, as where a
+    /// server keeps its tokens itself, for as long as it can have a successor.
     ///
     /// # Errors
     /// [`Fault::Failed`].
@@ -81,7 +86,8 @@ impl Batch<'_> {
         records: &Records,
     ) -> Result<(), Fault> {
         let last = records.iter().map(|(_, record)| record.expires).max();
-        let last = last.unwrap_or(UnixTime::MAX).max(certificate.not_after());
+        let ends = certificate.not_after();
+        let last = last.unwrap_or_else(|| ends.plus(LONGEST_GRACE)).max(ends);
         let sql = "INSERT INTO sender_certificates (x5t, der, expires) VALUES (?1, ?2, ?3)
                    ON CONFLICT DO UPDATE SET expires = max(expires, excluded.expires)";
         self.connection.prepare_cached(sql)?.execute(params![
@@ -206,4 +212,25 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Result<BindingRecord, Fault>> {
         bypass: row.get(8)?,
         revoked: row.get(9)?,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Database, now};
+    use super::*;
+
+    #[test]
+    fn a_certificate_is_not_kept_for_ever() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut database = Database::open(&directory.path().join("holdfast.db")).unwrap();
+        let key = rcgen::KeyPair::generate().unwrap();
+        let made = rcgen::CertificateParams::default().self_signed(&key).unwrap();
+        let certificate = SenderCertificate::new(made.der().to_vec()).unwrap();
+        let kept = database.transact(|batch| batch.keep_certificate(&certificate, &Vec::new()));
+        kept.unwrap();
+        let sql = "SELECT expires FROM sender_certificates";
+        let ends: i64 = database.connection.query_row(sql, [], |row| row.get(0)).unwrap();
+        let last = certificate.not_after().plus(LONGEST_GRACE);
+        assert!(now() < certificate.not_after() && UnixTime::from_millis(ends) == last);
+    }
 }
