@@ -6,7 +6,6 @@ use serde_json::json;
 
 use super::support::Table;
 use super::support::authority::{Form, Site, TOKEN, form, grant, issued, refresh};
-use super::support::base64url;
 use super::support::client::{Message, Outcome};
 use super::support::keys::Key;
 use super::support::proof::Proof;
@@ -166,6 +165,27 @@ async fn a_server_reads_what_the_edge_read() {
     let seen = site.server.last();
     let media = Some("application/x-www-form-urlencoded");
     table.row("charset", expect_eq("seen", &seen.one("content-type"), &media));
+}
+
+/// A signed answer (RFC 9701) cannot be added to: nobody gets around a binding by asking for one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signed_introspection_answer_hides_no_binding() {
+    let site = Site::retrofit(Form::Opaque, |_| {}).await;
+    let (alice, bob) = (site.world.pki.alice.clone(), site.world.pki.bob.clone());
+    let ask = form(TOKEN, &grant("client_credentials"));
+    let own = issued(&site.world.send_as(&alice, &ask).await.unwrap());
+    let media = "application/token-introspection+jwt";
+    site.server.answer(move |request| match request.one("accept") {
+        Some(wanted) if wanted == media => reply(200, media, "a.b.c"),
+        _ => good(json!({"active": true, "client_id": "client-1"})),
+    });
+    let question = form("/introspect", &format!("token={}&client_id=client-1", own.access));
+    let question = question.field("Accept", media);
+    let mut table = Table::default();
+    table.row("thief", is(site.world.send_as(&bob, &question).await, 401, "invalid_client"));
+    let answer = site.world.send_as(&alice, &question).await.unwrap();
+    let told = answer.json();
+    table.row("own", expect_eq("cnf", &told["cnf"]["x5t#S256"], &json!(alice.x5t())));
 }
 
 /// The bypass is for proofs: what a client must show besides, it still must.

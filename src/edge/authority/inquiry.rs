@@ -26,6 +26,12 @@ impl Asked<'_> {
         self.issuer()?.retrofit.as_ref()
     }
 
+    /// Whether something is to be said, or looked at, that is not the server's.
+    pub(super) fn adds(&self) -> bool {
+        let check = self.route.rule.authority.sender_certificate;
+        self.retrofit().is_some() || check != SenderCertificateCheck::Off
+    }
+
     /// What the token that is asked about is found by, whatever it is.
     fn keys(&self) -> Vec<RecordKey> {
         let (Some(issuer), Some(token)) = (self.issuer(), self.form.get("token")) else {

@@ -20,7 +20,7 @@ mod token;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE};
 use http::{Method, StatusCode};
 use pingora::Error;
 use pingora::proxy::Session;
@@ -210,6 +210,10 @@ impl Asked<'_> {
             if let Some(own) = own.filter(|_| missing) {
                 request.insert_header(name, own.clone()).map_err(unwritten)?;
             }
+        }
+        // A signed answer (RFC 9701) cannot be added to: that there is one is not the caller's to choose.
+        if role == Role::Introspection && self.adds() {
+            request.insert_header(ACCEPT, "application/json").map_err(unwritten)?;
         }
         // The body is written anew, in UTF-8 alone; what goes as it came is under its own name.
         if role != Role::Metadata && granted.admitted().bound_by() != BoundBy::Observed {
