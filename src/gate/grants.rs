@@ -173,7 +173,7 @@ impl Gate {
         let mut requirement = self.rules.grant_requirement(tenant, known, &audiences, route);
         requirement.nonce &= !route.authority.upstream_nonces;
         facts.challenge = self.challenge(&requirement, route);
-        facts.refresh = form.get("grant_type") == Some("refresh_token");
+        facts.refresh = refresh_token(form).is_some();
         let matter = Matter { case, form, asker, tenant, requirement };
         if !route.role.asks_for_token() {
             return Ok(matter.granted(Terms::AsReceived, BoundBy::Public, None));
@@ -206,6 +206,7 @@ impl Gate {
                 Ok(matter.granted(terms, by, bypass))
             }
             Err(denial) if matter.requirement.mode == Mode::Observe && denial.observable() => {
+                self.stands(&matter, facts).await?;
                 facts.observed = Some(denial);
                 let route = matter.case.route;
                 let binds = route.authority.binding == Binding::Retrofit;
@@ -244,8 +245,10 @@ impl Gate {
             (_, Binding::Native) => {
                 let met = self.met(matter, shown, BindBy::BOTH, Confirmation::default());
                 let bypass = self.let_by(matter, met.err(), shown, proof.as_ref())?;
-                let demand = matter.requirement.demand;
-                let demand = if bypass.is_some() { Demand::None } else { demand };
+                let mut demand = matter.requirement.demand;
+                if bypass.is_some() {
+                    demand = demand.without_key();
+                }
                 Ok(Weighed { terms: Terms::Native { shown, demand }, shown, proof, bypass })
             }
             (_, Binding::Retrofit) => {
@@ -255,12 +258,31 @@ impl Gate {
                 let bind = rules.bind_of(&matter.asker, matter.tenant);
                 let met = self.met(matter, shown, bind, inherited.next);
                 let bypass = self.let_by(matter, met.err(), shown, proof.as_ref())?;
-                let confirmation = met.unwrap_or(inherited.next);
+                let confirmation = match met {
+                    Ok(confirmation) => confirmation,
+                    // Nobody is bound, but by the certificate that is demanded all the same.
+                    Err(_) => {
+                        let demand = matter.requirement.demand.without_key();
+                        let certificate = bind.certificate && demand != Demand::None;
+                        let bind = BindBy { key: false, certificate };
+                        self.meets(matter, shown, bind, inherited.next, demand)?
+                    }
+                };
                 facts.confirmation = confirmation;
                 let terms = Terms::Retrofit { confirmation, inherited };
                 Ok(Weighed { terms, shown, proof, bypass })
             }
         }
+    }
+
+    /// Whether the refresh token was not revoked, which no mode relaxes. A store that is down says nothing.
+    async fn stands(&self, matter: &Matter<'_>, facts: &Facts) -> Result<(), Denial> {
+        let issuer = facts.issuer.and_then(|issuer| self.issuers.get(issuer));
+        let issuer = issuer.filter(|issuer| issuer.retrofit.is_some());
+        let Some((issuer, token)) = issuer.zip(refresh_token(matter.form)) else { return Ok(()) };
+        let key = RecordKey::of(&issuer.issuer, TokenKind::Refresh, token);
+        let revoked = self.record(key).await.ok().flatten().is_some_and(|record| record.revoked);
+        if revoked { Err(Denial::Authority(AuthorityFault::GrantRevoked)) } else { Ok(()) }
     }
 
     /// The proof, if there is one: whether one is needed is the rule's to say.
@@ -296,11 +318,22 @@ impl Gate {
         bind: BindBy,
         inherited: Confirmation,
     ) -> Result<Confirmation, Denial> {
+        self.meets(matter, shown, bind, inherited, matter.requirement.demand)
+    }
+
+    fn meets(
+        &self,
+        matter: &Matter<'_>,
+        shown: ShownBy,
+        bind: BindBy,
+        inherited: Confirmation,
+        demand: Demand,
+    ) -> Result<Confirmation, Denial> {
         let bind = BindBy {
             key: bind.key && self.rules.dpop_enabled,
             certificate: bind.certificate && self.rules.mtls_enabled,
         };
-        let met = grant::bound_to(shown, bind, inherited, matter.requirement.demand);
+        let met = grant::bound_to(shown, bind, inherited, demand);
         met.map_err(|denial| match (denial, matter.case.view.sender) {
             (Denial::CertificateMissing, Sender::NoContext) => Denial::CertificateContextMissing,
             (denial, _) => denial,
@@ -339,15 +372,20 @@ impl Gate {
         facts: &mut Facts,
     ) -> Result<Inherited, Denial> {
         let (case, form) = (&matter.case, matter.form);
-        match form.get("grant_type").ok_or(Denial::Authority(AuthorityFault::ParameterMissing))? {
-            "authorization_code" if form.get("code_verifier").is_none() => {
-                return Err(Denial::Authority(AuthorityFault::PkceMissing));
-            }
-            "refresh_token" => {}
-            _ => return Ok(Inherited::default()),
+        let said =
+            form.get("grant_type").ok_or(Denial::Authority(AuthorityFault::ParameterMissing))?;
+        // A server may read the name of a grant in more ways than one: what is brought counts as well.
+        let code = said == "authorization_code" || form.get("code").is_some();
+        if code && form.get("code_verifier").is_none() {
+            return Err(Denial::Authority(AuthorityFault::PkceMissing));
         }
-        let token =
-            form.get("refresh_token").ok_or(Denial::Authority(AuthorityFault::ParameterMissing))?;
+        let token = match refresh_token(form) {
+            Some(token) => token,
+            None if said == "refresh_token" => {
+                return Err(Denial::Authority(AuthorityFault::ParameterMissing));
+            }
+            None => return Ok(Inherited::default()),
+        };
         let issuer = facts.issuer.and_then(|issuer| self.issuers.get(issuer));
         let issuer = issuer.ok_or(Denial::StoreDown)?;
         let rules = issuer.retrofit.as_ref().ok_or(Denial::StoreDown)?;
@@ -379,6 +417,17 @@ impl Matter<'_> {
         let admitted = Admitted::without_token(bound_by);
         Granted { admitted, terms, asker: self.asker, tenant: self.tenant, bypass, native }
     }
+}
+
+/// The refresh token that is brought, under whatever grant: to be redeemed, or to be exchanged (RFC 8693
+/// section 2.1).
+fn refresh_token(form: &Form) -> Option<&str> {
+    let exchanged = || {
+        let kind = form.get("subject_token_type");
+        let token = form.get("subject_token");
+        token.filter(|_| kind == Some("urn:ietf:params:oauth:token-type:refresh_token"))
+    };
+    form.get("refresh_token").or_else(exchanged)
 }
 
 /// PKCE with S256 in a pushed request (RFC 7636 section 4.3); what is in a request object is the

@@ -8,7 +8,7 @@ use super::digest::X5tS256;
 use super::presented::Scheme;
 use super::proof::VerifiedProof;
 use super::request::Sender;
-use super::rule::{Demand, Requirement};
+use super::rule::Requirement;
 use super::time::UnixTime;
 use super::token::Confirmation;
 
@@ -127,9 +127,11 @@ pub fn bind(
     let by = match (key, certificate) {
         (true, _) | (_, true) if met => BoundBy::proven(key, certificate),
         (false, false) if confirmation.is_unbound() && (met || leave.unbound) => BoundBy::Unbound,
-        // What is in trouble is proofs; a certificate that is all that is demanded still is.
-        (false, false)
-            if confirmation.is_unbound() && leave.bypass && requirement.demand != Demand::Mtls =>
+        // What is in trouble is proofs; a certificate that is demanded still is.
+        (false, certificate)
+            if (certificate || confirmation.is_unbound())
+                && leave.bypass
+                && requirement.demand.without_key().met_by(false, certificate) =>
         {
             BoundBy::Bypass
         }
@@ -178,15 +180,15 @@ impl Successor {
 mod tests {
     use super::*;
     use crate::policy::jose::AlgorithmSet;
-    use crate::policy::rule::Mode;
+    use crate::policy::rule::{Demand, Mode};
 
     #[test]
-    fn the_bypass_lets_unbound_tokens_pass_but_where_a_certificate_alone_is_demanded() {
+    fn the_bypass_lets_unbound_tokens_pass_but_where_a_certificate_is_demanded() {
         for (demand, expect) in [
             (Demand::None, Some(BoundBy::Unbound)),
             (Demand::Any, Some(BoundBy::Bypass)),
             (Demand::Dpop, Some(BoundBy::Bypass)),
-            (Demand::Both, Some(BoundBy::Bypass)),
+            (Demand::Both, None),
             (Demand::Mtls, None),
         ] {
             let algorithms = AlgorithmSet::default();

@@ -11,10 +11,15 @@ use super::denial::{AuthorityFault, Denial};
 use super::form::{self, Form};
 use super::jose::CompactJws;
 use super::json;
+use super::presented;
 use super::rule::TenantId;
 
+/// The most bytes of a client's id: it is in records of every refusal. Some are URLs.
+const ID_BYTES: usize = 1024;
 /// RFC 7523 section 2.2.
 const JWT_BEARER: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
+/// RFC 7522 section 2.2.
+const SAML_BEARER: &str = "urn:ietf:params:oauth:client-assertion-type:saml2-bearer";
 
 /// A client that the configuration knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,8 +46,9 @@ pub struct Asker {
 /// server answers for that.
 ///
 /// # Errors
-/// [`Denial::AuthorizationRepeated`], [`Denial::AuthorizationMalformed`],
-/// [`Denial::Authority(AuthorityFault::AssertionMalformed)`], and [`Denial::Authority(AuthorityFault::ClientsDiffer)`] where two sources name two clients.
+/// [`Denial::AuthorizationRepeated`], [`Denial::AuthorizationMalformed`], and of [`AuthorityFault`]
+/// `AssertionMalformed`, `ClientsDiffer` where two sources name two clients, and `FormInvalid` for a name
+/// that is none.
 pub fn asker(
     headers: &HeaderMap,
     form: &Form,
@@ -65,6 +71,9 @@ pub fn asker(
     if named.any(|other| Some(&other) != id.as_ref()) {
         return Err(Denial::Authority(AuthorityFault::ClientsDiffer));
     }
+    if id.as_ref().is_some_and(|id| id.len() > ID_BYTES) {
+        return Err(Denial::Authority(AuthorityFault::FormInvalid));
+    }
     let tenant = known.iter().find(|client| Some(&client.id) == id.as_ref());
     Ok(Asker { tenant: tenant.map(|client| client.tenant), id })
 }
@@ -86,6 +95,9 @@ fn basic(headers: &HeaderMap) -> Result<Option<String>, Denial> {
     }
     let text = field.to_str().map_err(|_| Denial::AuthorizationMalformed)?;
     let (scheme, rest) = text.split_once(' ').unwrap_or((text, ""));
+    if !presented::is_token(scheme) {
+        return Err(Denial::AuthorizationMalformed);
+    }
     if !scheme.eq_ignore_ascii_case("basic") {
         return Ok(None);
     }
@@ -100,9 +112,11 @@ fn basic(headers: &HeaderMap) -> Result<Option<String>, Denial> {
 /// The id in a `client_assertion`: `iss` and `sub`, which are both the client's (RFC 7523 section 3).
 fn assertion(form: &Form) -> Result<Option<String>, Denial> {
     let Some(assertion) = form.get("client_assertion") else { return Ok(None) };
-    if form.get("client_assertion_type") != Some(JWT_BEARER) {
-        // A SAML assertion (RFC 7522) is not read; the server wants a `client_id` beside it.
-        return Ok(None);
+    match form.get("client_assertion_type") {
+        Some(JWT_BEARER) => {}
+        // It is not read; the server wants a `client_id` beside it.
+        Some(SAML_BEARER) => return Ok(None),
+        Some(_) | None => return Err(Denial::Authority(AuthorityFault::AssertionMalformed)),
     }
     let jws = CompactJws::parse(assertion)
         .ok_or(Denial::Authority(AuthorityFault::AssertionMalformed))?;

@@ -13,18 +13,30 @@ const MAX_FIELDS: usize = 128;
 /// may not (RFC 6749 section 3.2).
 const REPEATABLE: [&str; 2] = ["resource", "audience"];
 /// Parameters that decide who asks for what. In a query they would be a second word on it.
-const DECISIVE: [&str; 13] = [
+const DECISIVE: [&str; 25] = [
     "access_token",
+    "actor_token",
+    "assertion",
+    "audience",
     "client_assertion",
     "client_assertion_type",
     "client_id",
     "client_secret",
     "code",
+    "code_challenge",
+    "code_challenge_method",
     "code_verifier",
     "dpop_jkt",
     "grant_type",
+    "redirect_uri",
     "refresh_token",
+    "request",
+    "request_uri",
+    "resource",
+    "response_type",
+    "scope",
     "subject_token",
+    "subject_token_type",
     "token",
     "token_type_hint",
 ];
@@ -34,8 +46,8 @@ const DECISIVE: [&str; 13] = [
 pub enum FormFault {
     /// `Content-Type` is another, or there is a `Content-Encoding`.
     Type,
-    /// A broken escape, bytes that are not UTF-8, control characters, or more fields than any server
-    /// needs.
+    /// A broken escape, bytes that are not UTF-8, a NUL, more fields than any server needs, or a name
+    /// that some servers take for one that decides.
     Malformed,
     /// A parameter is given more than once.
     Repeated,
@@ -63,7 +75,9 @@ impl Form {
                 (name, value.get(1..).unwrap_or_default())
             });
             let (name, value) = (decoded(name)?, decoded(value)?);
-            if form.0.len() == MAX_FIELDS {
+            let read = folded(&name);
+            let doubtful = read != *name && DECISIVE.contains(&read.as_str());
+            if doubtful || form.0.len() == MAX_FIELDS {
                 return Err(FormFault::Malformed);
             }
             let repeats = !REPEATABLE.contains(&name.as_str());
@@ -110,8 +124,16 @@ pub fn query_decides(query: &str) -> bool {
     query.split(['&', ';']).any(|pair| {
         let name = pair.split('=').next().unwrap_or_default();
         // What cannot be read could be anything.
-        decoded(name.as_bytes()).map_or(true, |name| DECISIVE.contains(&name.as_str()))
+        decoded(name.as_bytes()).map_or(true, |name| DECISIVE.contains(&folded(&name).as_str()))
     })
+}
+
+/// The name that the most lenient of servers reads: some look at no case and at no space before or
+/// behind it, some take `.` and a space for `_`, and what is in brackets for an index.
+fn folded(name: &str) -> String {
+    let nothing = |char: char| char.is_whitespace() || char.is_control() || char == '\u{feff}';
+    let name = name.split('[').next().unwrap_or_default().trim_matches(nothing);
+    name.to_ascii_lowercase().replace(['.', ' '], "_")
 }
 
 /// One name or value (WHATWG URL section 5.1), strictly.
@@ -178,6 +200,12 @@ mod tests {
             (TYPE, "a=1&a=2", FormFault::Repeated),
             (TYPE, "a=1&%61=2", FormFault::Repeated),
             (TYPE, "client_id=a&client_id=a", FormFault::Repeated),
+            (TYPE, "client_id=a&Client_Id=b", FormFault::Malformed),
+            (TYPE, "client.id=b", FormFault::Malformed),
+            (TYPE, "+client+id=b", FormFault::Malformed),
+            (TYPE, "refresh_token%5B%5D=b", FormFault::Malformed),
+            (TYPE, "%EF%BB%BFgrant_type=b", FormFault::Malformed),
+            (TYPE, "grant_type%0D%0A=b", FormFault::Malformed),
             (TYPE, "a=%", FormFault::Malformed),
             (TYPE, "a=%4", FormFault::Malformed),
             (TYPE, "a=%GG", FormFault::Malformed),
@@ -204,6 +232,11 @@ mod tests {
             ("p=1;refresh_token=x", true),
             ("%zz=1", true),
             ("grant_type", true),
+            ("Grant_Type=x", true),
+            ("client.id=x", true),
+            ("resource[0]=x", true),
+            ("code_challenge_method=plain", true),
+            ("tenant=x&api-version=1.0", false),
         ] {
             assert_eq!(query_decides(query), expect, "{query}");
         }

@@ -172,7 +172,7 @@ impl BindingRecord {
     /// was bound to nobody. No token is ever bound to another, and none comes back that was revoked.
     #[must_use]
     pub fn may_replace(&self, kept: &Self) -> bool {
-        let same = self.client == kept.client
+        let same = (kept.client.is_none() || self.client == kept.client)
             && (kept.confirmation().is_unbound() || kept.confirmation() == self.confirmation());
         same && !kept.revoked
     }
@@ -292,6 +292,14 @@ impl<'a> TokenAnswer<'a> {
         self.token_type.eq_ignore_ascii_case(name)
     }
 
+    /// Whether it is a JWT that says that it is another issuer's: what is kept of it would not be found.
+    #[must_use]
+    pub fn is_another_s(&self, issuer: &str) -> bool {
+        let jws = CompactJws::parse(self.access);
+        let named = jws.as_ref().and_then(|jws| json::string(&jws.payload, "iss").ok().flatten());
+        named.is_some_and(|named| named != issuer)
+    }
+
     /// `expires_in`, seconds; some servers write it as text.
     fn expires_in(&self) -> Option<Duration> {
         match self.members.get("expires_in")? {
@@ -363,6 +371,15 @@ pub fn records(
         let bound = if bound.is_unbound() { issue.confirmation } else { bound };
         let refreshed = record(TokenKind::Refresh, bound, now.plus(rules.refresh_lifetime));
         records.push((key(TokenKind::Refresh, refresh), refreshed));
+    }
+    // Whoever redeems one that was bound to nobody keeps it, also where the server takes it once more.
+    let free = issue.inherited.confirmation.is_unbound() && !issue.confirmation.is_unbound();
+    if let Some(redeemed) =
+        issue.redeemed.filter(|old| free && answer.refresh.is_some_and(|it| it != *old))
+    {
+        let ends = now.plus(rules.refresh_lifetime);
+        let kept = record(TokenKind::Refresh, issue.confirmation, ends);
+        records.push((key(TokenKind::Refresh, redeemed), kept));
     }
     records
 }

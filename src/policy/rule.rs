@@ -57,6 +57,15 @@ impl Demand {
         }
     }
 
+    /// What is left of it where no key can be shown.
+    #[must_use]
+    pub fn without_key(self) -> Self {
+        match self {
+            Self::None | Self::Any | Self::Dpop => Self::None,
+            Self::Mtls | Self::Both => Self::Mtls,
+        }
+    }
+
     /// The word for it in configuration.
     #[must_use]
     pub fn name(self) -> &'static str {

@@ -361,13 +361,18 @@ pub fn of_record(
     if named.is_some() && found.is_none() && !rules.unknown_tenant_allowed {
         return Err(Denial::TenantUnknown);
     }
+    let tenant = found.map(TenantId).or(entry.tenant);
+    // As a token is whose claim names none.
+    if tenant.is_none() && rules.tenant_claim.is_some() && !rules.unknown_tenant_allowed {
+        return Err(Denial::TenantUnknown);
+    }
     let scope = record.scope.as_deref().unwrap_or_default();
     Ok(VerifiedToken {
         issuer,
         vouched: Vouched::Word(now),
         subject: None,
         client: record.client.clone(),
-        tenant: found.map(TenantId).or(entry.tenant),
+        tenant,
         audiences: vec![opaque.audience.clone()],
         scopes: scope.split(' ').filter(|name| !name.is_empty()).map(str::to_owned).collect(),
         confirmation: Confirmation::default(),

@@ -20,6 +20,8 @@ pub struct Issued {
     pub certificate: Option<SenderCertificate>,
     /// A line for the audit log.
     pub line: Option<Draft>,
+    /// What was redeemed for them: with its grant revoked meanwhile they are not kept.
+    pub redeemed: Option<RecordKey>,
 }
 
 impl Issued {
@@ -35,6 +37,8 @@ impl Issued {
 pub enum BindFault {
     /// One of the tokens is another sender's already.
     Conflict,
+    /// The grant that they came from was revoked while they were issued.
+    Revoked,
     /// The store is down.
     Down,
 }
@@ -87,8 +91,13 @@ impl Bindings for Registry {
 
     async fn keep(&self, issued: Issued, now: UnixTime) -> Result<(), BindFault> {
         let kept = self.transact(move |batch| {
-            let Issued { records, certificate, line } = issued;
+            let Issued { records, certificate, line, redeemed } = issued;
             // What is refused must not be half there.
+            if let Some(redeemed) = redeemed
+                && batch.is_revoked(redeemed)?
+            {
+                return Ok(false);
+            }
             for (key, record) in &records {
                 batch.may_bind(*key, record, now)?;
             }
@@ -101,14 +110,15 @@ impl Bindings for Registry {
             if let Some(line) = &line {
                 batch.append(line)?;
             }
-            batch.forget_outlived(now)
+            batch.forget_outlived(now).map(|()| true)
         });
-        kept.await.map_err(|fault| match fault {
+        let kept = kept.await.map_err(|fault| match fault {
             Fault::Conflict => BindFault::Conflict,
             Fault::Busy | Fault::Failed(_) | Fault::Malformed | Fault::Replaced | Fault::Closed => {
                 BindFault::Down
             }
-        })
+        })?;
+        if kept { Ok(()) } else { Err(BindFault::Revoked) }
     }
 
     async fn revoke(&self, keys: Vec<RecordKey>, client: Option<String>) -> Result<bool, Fault> {

@@ -26,6 +26,12 @@ impl Asked<'_> {
         self.issuer()?.retrofit.as_ref()
     }
 
+    /// Whether something is to be said, or looked at, that is not the server's.
+    pub(super) fn adds(&self) -> bool {
+        let check = self.route.rule.authority.sender_certificate;
+        self.retrofit().is_some() || check != SenderCertificateCheck::Off
+    }
+
     /// What the token that is asked about is found by, whatever it is.
     fn keys(&self) -> Vec<RecordKey> {
         let (Some(issuer), Some(token)) = (self.issuer(), self.form.get("token")) else {
@@ -150,7 +156,8 @@ impl Asked<'_> {
         granted: &Granted,
         answered: Answered,
     ) -> Result<Reply, Stop> {
-        if !is_success(&answered) {
+        // RFC 7009 section 2.2 says 200; who says 204 has revoked it as well.
+        if !answered.head.status.is_success() {
             return Ok(Reply::error(answered));
         }
         if self.retrofit().is_some() {

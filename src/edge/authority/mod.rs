@@ -20,7 +20,7 @@ mod token;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE};
 use http::{Method, StatusCode};
 use pingora::Error;
 use pingora::proxy::Session;
@@ -31,12 +31,13 @@ pub(super) use reply::{Reply, send};
 
 use super::body;
 use super::ctx::Ctx;
-use super::headers::{self, DPOP};
+use super::headers::{self, DPOP, Onward};
 use super::parts::{Parts, now};
 use super::respond::ErrorCode;
 use super::view::{self, Target};
-use crate::config::Route;
+use crate::config::{AuthorizationPolicy, Route};
 use crate::gate::{Asking, Granted};
+use crate::policy::binding::BoundBy;
 use crate::policy::client;
 use crate::policy::denial::{AuthorityFault, Denial};
 use crate::policy::form::{Form, FormFault, query_decides};
@@ -194,13 +195,31 @@ impl Asked<'_> {
         ctx.admitted = Some(granted.admitted().clone());
         let onward = self.parts.onward(session, ctx, &target);
         let onward = onward.ok_or(Stop::Failed(ErrorCode::ServerError))?;
-        let mut request = session.req_header().clone();
+        let onward = Onward { authorization: AuthorizationPolicy::Forward, ..onward };
+        let (role, mut request) = (self.route.rule.role, session.req_header().clone());
         if request.method == Method::HEAD {
             request.set_method(Method::GET);
         }
         let unwritten = |_| Stop::Failed(ErrorCode::ServerError);
         call::next_hop(&mut request, body.len()).map_err(unwritten)?;
         headers::upstream_request(&mut request, &onward).map_err(unwritten)?;
+        // What a client authenticates by is its server's to see, on routes too where no token is read.
+        for name in [AUTHORIZATION, DPOP] {
+            let own = session.req_header().headers.get(&name);
+            let missing = role != Role::Metadata && !request.headers.contains_key(&name);
+            if let Some(own) = own.filter(|_| missing) {
+                request.insert_header(name, own.clone()).map_err(unwritten)?;
+            }
+        }
+        // A signed answer (RFC 9701) cannot be added to: that there is one is not the caller's to choose.
+        if role == Role::Introspection && self.adds() {
+            request.insert_header(ACCEPT, "application/json").map_err(unwritten)?;
+        }
+        // The body is written anew, in UTF-8 alone; what goes as it came is under its own name.
+        if role != Role::Metadata && granted.admitted().bound_by() != BoundBy::Observed {
+            let media = "application/x-www-form-urlencoded";
+            request.insert_header(CONTENT_TYPE, media).map_err(unwritten)?;
+        }
         if !granted.passes_proof() {
             request.remove_header(&DPOP);
         }

@@ -10,11 +10,14 @@ use crate::edge::parts::now;
 use crate::gate::{Granted, Terms};
 use crate::policy::audit::{Draft, Kind};
 use crate::policy::denial::{AuthorityFault, Denial};
-use crate::policy::grant::{self, Inherited, Issue, TokenAnswer};
+use crate::policy::grant::{self, Inherited, Issue, RecordKey, TokenAnswer, TokenKind};
 use crate::policy::json;
 use crate::policy::token::Confirmation;
 use crate::store::bindings::{BindFault, Issued};
 use crate::telemetry::log::BypassRecord;
+
+/// The most bytes of a grant's name in it.
+const GRANT_TYPE_BYTES: usize = 128;
 
 /// A line of the audit log about a request for a token.
 #[derive(Serialize)]
@@ -52,6 +55,8 @@ impl Asked<'_> {
                 tracing::warn!(decision_id = ctx.id, reason = denial.code(), "not kept");
                 Ok(Reply::of(answered))
             }
+            // Its client has revoked it meanwhile.
+            Err(denial @ Denial::Authority(AuthorityFault::GrantRevoked)) => Err(denial.into()),
             Err(denial) => {
                 self.alarm(ctx, granted, denial);
                 Err(denial.into())
@@ -105,19 +110,24 @@ impl Asked<'_> {
         let (issuer, rules) = issuer
             .and_then(|issuer| Some((issuer, issuer.retrofit.as_ref()?)))
             .ok_or(Denial::StoreDown)?;
-        let refreshes = self.form.get("grant_type") == Some("refresh_token");
+        if !confirmation.is_unbound() && answer.is_another_s(&issuer.issuer) {
+            return Err(Denial::Authority(AuthorityFault::IssuedMismatch));
+        }
         let issue = Issue {
             asker: granted.asker(),
             tenant: self.parts.tenant(granted.tenant()),
             confirmation,
             inherited,
-            redeemed: self.form.get("refresh_token").filter(|_| refreshes),
+            redeemed: self.form.get("refresh_token"),
             // Of 128 random bits, as the decision's id is.
             family: inherited.family.as_deref().unwrap_or(&ctx.id),
             bypass: granted.bypass(),
         };
+        let redeemed = issue.redeemed;
+        let redeemed =
+            redeemed.map(|token| RecordKey::of(&issuer.issuer, TokenKind::Refresh, token));
         let records = grant::records(answer, &issue, issuer, rules, now());
-        Ok(Issued { records, ..Issued::default() })
+        Ok(Issued { records, redeemed, ..Issued::default() })
     }
 
     /// Keeps what must be known of it later, durably.
@@ -148,6 +158,7 @@ impl Asked<'_> {
         let bindings = gate.bindings().ok_or(Denial::StoreDown)?;
         bindings.keep(issued, now()).await.map_err(|fault| match fault {
             BindFault::Conflict => Denial::Authority(AuthorityFault::BindingConflict),
+            BindFault::Revoked => Denial::Authority(AuthorityFault::GrantRevoked),
             BindFault::Down => Denial::StoreDown,
         })
     }
@@ -157,7 +168,7 @@ impl Asked<'_> {
             tenant: self.parts.tenant(granted.tenant()),
             client: granted.asker().id.as_deref(),
             route: &self.route.name,
-            grant_type: self.form.get("grant_type"),
+            grant_type: self.form.get("grant_type").filter(|name| name.len() <= GRANT_TYPE_BYTES),
             bypass: granted.bypass(),
             reason: reason.map(Denial::code),
         };

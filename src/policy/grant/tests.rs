@@ -167,7 +167,8 @@ fn a_record_takes_no_others_place() {
         ("ok/bound to nobody", with(|it| it.cnf_jkt = None), true),
         ("fail/another key", with(|it| it.cnf_jkt = Some(jkt(2))), false),
         ("fail/more", with(|it| it.sender_certificate = Some(x5t(1))), false),
-        ("fail/another client", with(|it| it.client = None), false),
+        ("ok/nobody's", with(|it| it.client = None), true),
+        ("fail/another client", with(|it| it.client = Some("b".to_owned())), false),
         ("fail/revoked", with(|it| it.revoked = true), false),
     ] {
         assert_eq!(own.may_replace(&kept), expect, "{name}");

@@ -33,6 +33,14 @@ impl Batch<'_> {
         }
     }
 
+    /// Whether a token was revoked.
+    ///
+    /// # Errors
+    /// [`Fault::Malformed`].
+    pub fn is_revoked(&self, key: RecordKey) -> Result<bool, Fault> {
+        Ok(record(self.connection, key)?.is_some_and(|kept| kept.revoked))
+    }
+
     /// Keeps a record, in the place of the one that is there. It never ends before that one would.
     ///
     /// # Errors
@@ -191,4 +199,25 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Result<BindingRecord, Fault>> {
         bypass: row.get(8)?,
         revoked: row.get(9)?,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Database, now};
+    use super::*;
+
+    #[test]
+    fn a_certificate_is_not_kept_for_ever() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut database = Database::open(&directory.path().join("holdfast.db")).unwrap();
+        let key = rcgen::KeyPair::generate().unwrap();
+        let made = rcgen::CertificateParams::default().self_signed(&key).unwrap();
+        let certificate = SenderCertificate::new(made.der().to_vec()).unwrap();
+        let kept = database.transact(|batch| batch.keep_certificate(&certificate));
+        kept.unwrap();
+        let sql = "SELECT expires FROM sender_certificates";
+        let ends: i64 = database.connection.query_row(sql, [], |row| row.get(0)).unwrap();
+        let last = certificate.not_after().plus(LONGEST_GRACE);
+        assert!(now() < certificate.not_after() && UnixTime::from_millis(ends) == last);
+    }
 }
