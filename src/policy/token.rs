@@ -1,12 +1,16 @@
 //! JWT access tokens (RFC 9068): token, key set and time in, [`VerifiedToken`] out. What is no JWT
 //! is [`introspection`]'s.
 
+mod record;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::denial::{AuthorityFault, Denial};
+pub use record::of_record;
+
+use super::denial::Denial;
 use super::digest::{Jkt, Sha256, X5tS256};
-use super::grant::{BindingRecord, OpaqueRules, RetrofitRules};
+use super::grant::{OpaqueRules, RetrofitRules};
 use super::introspection::{self, IntrospectionRules};
 use super::jose::{Algorithm, AlgorithmSet, CompactJws, KeyFault, PublicKey};
 use super::json::{self, Object};
@@ -337,48 +341,6 @@ pub fn verify(
     }
     let told = Told { issuer, vouched: Vouched::Key(key.jkt()), assumed: Assumed::default() };
     claims(&jws.payload, entry, rules, told, now)
-}
-
-/// An opaque token of `issuer`, on the record that was kept when it was issued.
-///
-/// # Errors
-/// [`Denial::Authority(AuthorityFault::RecordMissing)`] where such tokens are not taken, [`Denial::TokenExpired`], and
-/// [`Denial::TenantUnknown`].
-pub fn of_record(
-    record: &BindingRecord,
-    issuer: usize,
-    entry: &IssuerRules,
-    rules: &Rules,
-    now: UnixTime,
-) -> Result<VerifiedToken, Denial> {
-    let opaque =
-        entry.opaque_by_record().ok_or(Denial::Authority(AuthorityFault::RecordMissing))?;
-    if record.expires <= now {
-        return Err(Denial::TokenExpired);
-    }
-    let named = record.tenant.as_ref();
-    let found = named.and_then(|name| rules.tenants.iter().position(|it| it.name == *name));
-    if named.is_some() && found.is_none() && !rules.unknown_tenant_allowed {
-        return Err(Denial::TenantUnknown);
-    }
-    let tenant = found.map(TenantId).or(entry.tenant);
-    // As a token is whose claim names none.
-    if tenant.is_none() && rules.tenant_claim.is_some() && !rules.unknown_tenant_allowed {
-        return Err(Denial::TenantUnknown);
-    }
-    let scope = record.scope.as_deref().unwrap_or_default();
-    Ok(VerifiedToken {
-        issuer,
-        vouched: Vouched::Word(now),
-        subject: None,
-        client: record.client.clone(),
-        tenant,
-        audiences: vec![opaque.audience.clone()],
-        scopes: scope.split(' ').filter(|name| !name.is_empty()).map(str::to_owned).collect(),
-        confirmation: Confirmation::default(),
-        authentication: Authentication::default(),
-        expires: record.expires,
-    })
 }
 
 /// What of a token its claims do not say.
