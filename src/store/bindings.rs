@@ -101,7 +101,7 @@ impl Bindings for Registry {
             if let Some(line) = &line {
                 batch.append(line)?;
             }
-            batch.forget_outlived(now)
+            Ok(())
         });
         kept.await.map_err(|fault| match fault {
             Fault::Conflict => BindFault::Conflict,
