@@ -111,7 +111,8 @@ impl Asker {
     /// The fields of `count` requests, each with a proof of its own, signed now.
     pub(crate) fn requests(&self, nonce: Option<&str>, count: usize) -> Outcome<Vec<Fields>> {
         let (secret, url) = (fleet::secret(self.number), format!("https://{HOST}{}", self.path()));
-        let proofs = self.key.proofs(&About { url: &url, token: &secret, nonce }, count)?;
+        let about = About { method: "GET", url: &url, token: Some(&secret), nonce };
+        let proofs = self.key.proofs(&about, count)?;
         let with = |proof| {
             let mut fields = shown(self.number, &format!("DPoP {secret}"));
             fields.push(("dpop", proof));

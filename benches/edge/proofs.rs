@@ -22,8 +22,10 @@ pub(crate) struct Key {
 
 /// What a proof is about.
 pub(crate) struct About<'a> {
+    pub(crate) method: &'a str,
     pub(crate) url: &'a str,
-    pub(crate) token: &'a str,
+    /// The access token that it goes with, if there is one.
+    pub(crate) token: Option<&'a str>,
     pub(crate) nonce: Option<&'a str>,
 }
 
@@ -55,15 +57,18 @@ impl Key {
     pub(crate) fn proofs(&self, about: &About<'_>, count: usize) -> Outcome<Vec<String>> {
         let header = json!({"typ": "dpop+jwt", "alg": "ES256", "jwk": self.jwk});
         let header = encoded(&header);
-        let (ath, now) = (digest(about.token), now()?);
+        let (ath, now) = (about.token.map(digest), now()?);
         let mut proofs = Vec::with_capacity(count);
         for _ in 0..count {
             let mut id = [0; 16];
             aws_lc_rs::rand::fill(&mut id)?;
             let mut claims = json!({
-                "jti": URL_SAFE_NO_PAD.encode(id), "htm": "GET", "htu": about.url, "iat": now,
-                "ath": ath,
+                "jti": URL_SAFE_NO_PAD.encode(id), "htm": about.method, "htu": about.url,
+                "iat": now,
             });
+            if let Some(ath) = &ath {
+                claims["ath"] = ath.as_str().into();
+            }
             if let Some(nonce) = about.nonce {
                 claims["nonce"] = nonce.into();
             }
@@ -100,7 +105,8 @@ fn encoded(value: &Value) -> String {
     URL_SAFE_NO_PAD.encode(value.to_string())
 }
 
-fn now() -> Outcome<u64> {
+/// Seconds since 1970.
+pub(crate) fn now() -> Outcome<u64> {
     let since = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH)?;
     Ok(since.as_secs())
 }

@@ -121,7 +121,7 @@ impl Stage {
 
     fn proofs(&self, kind: Kind, nonce: Option<&str>, count: usize) -> Outcome<Vec<String>> {
         let url = format!("https://{HOST}{}", kind.path());
-        let about = About { url: &url, token: &self.dpop_token, nonce };
+        let about = About { method: "GET", url: &url, token: Some(&self.dpop_token), nonce };
         self.sender.proofs(&about, count)
     }
 

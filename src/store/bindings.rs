@@ -110,7 +110,7 @@ impl Bindings for Registry {
             if let Some(line) = &line {
                 batch.append(line)?;
             }
-            batch.forget_outlived(now).map(|()| true)
+            Ok(true)
         });
         let kept = kept.await.map_err(|fault| match fault {
             Fault::Conflict => BindFault::Conflict,

@@ -18,6 +18,8 @@ pub struct Batch<'a> {
     head: Head,
     /// How often something was written.
     pub(super) writes: u64,
+    /// Records and certificates that were kept.
+    pub(super) kept: usize,
 }
 
 /// A node's record with the revision that a change is compared with.
@@ -31,7 +33,7 @@ pub struct Row {
 
 impl<'a> Batch<'a> {
     pub(super) fn begin(connection: &'a Connection) -> Result<Self, Fault> {
-        Ok(Self { connection, head: head(connection)?, writes: 0 })
+        Ok(Self { connection, head: head(connection)?, writes: 0, kept: 0 })
     }
 
     /// The head of the chain, with what this transaction added.

@@ -11,9 +11,9 @@ use crate::policy::digest::{Jkt, Sha256, X5tS256};
 use crate::policy::grant::{BindingRecord, RecordKey, TokenKind};
 use crate::policy::time::UnixTime;
 
-/// Outlived rows that one transaction takes out: more than it puts in, so that they do not pile up, and
-/// few enough that it does not grow.
-const OUTLIVED: i64 = 16;
+/// Outlived rows that one transaction takes out of a table for each that it puts in: more than one, so
+/// that they do not pile up, and few enough that it does not grow.
+const OUTLIVED: usize = 4;
 
 impl Batch<'_> {
     /// Whether a record may be kept.
@@ -68,6 +68,7 @@ impl Batch<'_> {
             record.revoked,
         ])?;
         self.writes += 1;
+        self.kept += 1;
         Ok(())
     }
 
@@ -83,6 +84,7 @@ impl Batch<'_> {
         let (x5t, der) = (certificate.x5t().0.0, certificate.der());
         self.connection.prepare_cached(sql)?.execute(params![x5t, der, last.millis()])?;
         self.writes += 1;
+        self.kept += 1;
         Ok(())
     }
 
@@ -108,18 +110,34 @@ impl Batch<'_> {
         Ok(true)
     }
 
-    /// Takes out some of what is of no use any more.
+    /// Takes out some of what is of no use any more, where something was kept.
     ///
     /// # Errors
     /// [`Fault::Failed`].
     pub fn forget_outlived(&mut self, now: UnixTime) -> Result<(), Fault> {
-        for sql in [
-            "DELETE FROM authority_tokens WHERE key IN
-                 (SELECT key FROM authority_tokens WHERE expires < ?1 LIMIT ?2)",
-            "DELETE FROM sender_certificates WHERE x5t IN
-                 (SELECT x5t FROM sender_certificates WHERE expires < ?1 LIMIT ?2)",
+        if self.kept == 0 {
+            return Ok(());
+        }
+        let most = self.kept.saturating_mul(OUTLIVED);
+        for (find, remove) in [
+            (
+                "SELECT key FROM authority_tokens WHERE expires < ?1 ORDER BY expires",
+                "DELETE FROM authority_tokens WHERE key = ?1",
+            ),
+            (
+                "SELECT x5t FROM sender_certificates WHERE expires < ?1 ORDER BY expires",
+                "DELETE FROM sender_certificates WHERE x5t = ?1",
+            ),
         ] {
-            self.connection.prepare_cached(sql)?.execute([now.millis(), OUTLIVED])?;
+            // Not a DELETE of so many: SQLite prepares a statement with a parameter in its LIMIT anew
+            // each time, and makes a table for what is IN a list.
+            let mut statement = self.connection.prepare_cached(find)?;
+            let outlived = statement.query_map([now.millis()], |row| row.get::<_, Vec<u8>>(0))?;
+            let outlived: Vec<_> = outlived.take(most).collect::<Result<_, _>>()?;
+            let mut statement = self.connection.prepare_cached(remove)?;
+            for key in outlived {
+                statement.execute([key])?;
+            }
         }
         Ok(())
     }

@@ -65,8 +65,10 @@ const MIGRATIONS: [&str; 2] = [
     CREATE INDEX audit_checkpoints ON audit (seq) WHERE kind = 'checkpoint';
 ",
     "
+    -- Rows in the order in which they came: keys are random, and only their index, whose entries are
+    -- short, is written all over.
     CREATE TABLE authority_tokens (
-        key BLOB PRIMARY KEY,
+        key BLOB PRIMARY KEY NOT NULL,
         kind TEXT NOT NULL,
         tenant TEXT,
         client TEXT,
@@ -77,7 +79,7 @@ const MIGRATIONS: [&str; 2] = [
         family TEXT NOT NULL,
         bypass TEXT,
         revoked INTEGER NOT NULL
-    ) STRICT, WITHOUT ROWID;
+    ) STRICT;
     CREATE INDEX authority_tokens_by_end ON authority_tokens (expires);
     CREATE INDEX authority_tokens_by_family ON authority_tokens (family);
     CREATE TABLE sender_certificates (

@@ -237,6 +237,7 @@ impl State {
                     outcome => outcomes.push(outcome),
                 }
             }
+            batch.forget_outlived(now())?;
             if let Some(signer) = &signer {
                 signed.now = sign_now;
                 now_signed = signed.when_due(batch, rule, &***signer)?;

@@ -1,0 +1,173 @@
+//! In front of an authorization server: what a request for a token costs at the edge, the real program
+//! as its own process, under load, its records on a real disk.
+//!
+//! ```text
+//! generator (core 1)                    holdfast (core 0, one worker thread, one of the store)
+//!   clients, TLS, HTTP/1.1       ────►    a public route │ a token route ──► records, durable
+//!   authorization server, clear  ◄────
+//! ```
+//!
+//! Every proof is signed before the clock starts and used once. `benches/README.md` has the method
+//! and the figures.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark reports")]
+#![expect(clippy::indexing_slicing, reason = "a JSON object takes any member")]
+#![expect(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a benchmark has a clock, randomness, files and tasks"
+)]
+
+mod cases;
+#[path = "../edge/cpu.rs"]
+mod cpu;
+#[path = "../capsules/disk.rs"]
+#[expect(dead_code, reason = "the floor of a disk is the other benchmark's")]
+mod disk;
+#[path = "../capsules/figures.rs"]
+#[expect(dead_code, reason = "differences are the other benchmark's")]
+mod figures;
+#[path = "../edge/load/http1.rs"]
+mod http1;
+mod load;
+#[path = "../edge/pki.rs"]
+mod pki;
+#[path = "../edge/program.rs"]
+mod program;
+#[path = "../edge/proofs.rs"]
+mod proofs;
+mod report;
+mod stage;
+mod store;
+mod stub;
+#[path = "../capsules/threads.rs"]
+#[expect(dead_code, reason = "the store's thread is another process's")]
+mod threads;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+
+use cases::Kind;
+use load::WARM_UP;
+use report::{Report, Round};
+use stage::Stage;
+
+type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+/// After this the run is given up, whatever it does.
+const LIMIT: Duration = Duration::from_secs(900);
+
+/// Requests for tokens: CPU time a request, throughput, latency, and records a transaction
+#[derive(Debug, Parser)]
+#[command(name = "cargo bench --bench authority --")]
+struct Options {
+    /// Requests under way at once, each on its own connection
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=512))]
+    clients: u16,
+    /// Measured requests of each case in each round
+    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=20_000))]
+    requests: u32,
+    /// Rounds, each of every case; medians are reported
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=100))]
+    rounds: u16,
+    /// Also `retrofit, dpop` with so many requests at once, in some rounds
+    #[arg(long, value_delimiter = ',', value_name = "N", default_value = "1,4,64,256")]
+    at_once: Vec<u16>,
+    /// Of every so many rounds one has those, too
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=100))]
+    every: u16,
+    /// Only the cases whose name begins so; then there may be no ratios
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    only: String,
+    /// Grants whose records are in the store before, two each
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(0..=5_000_000))]
+    kept: u32,
+    /// Where the store is made; a directory on a real disk [default: target/tmp]
+    #[arg(long, value_name = "DIR")]
+    directory: Option<PathBuf>,
+    /// Writes every round's figures here
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// As cargo calls a benchmark
+    #[arg(long, hide = true)]
+    bench: bool,
+    /// Only sees that it works: a few requests, whose figures say nothing
+    #[arg(long)]
+    test: bool,
+}
+
+impl Options {
+    fn directory(&self) -> PathBuf {
+        let default = || PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+        self.directory.clone().unwrap_or_else(default)
+    }
+}
+
+fn main() -> ExitCode {
+    let mut options = Options::parse();
+    // Called by `cargo test`, a benchmark gets no `--bench`.
+    if options.test || !options.bench {
+        options.test = true;
+        (options.clients, options.requests, options.rounds) = (4, 16, 1);
+        (options.at_once, options.kept) = (vec![2], 100);
+    }
+    match run(&options) {
+        Ok(report) => {
+            print!("{report}");
+            for fault in report.faults() {
+                eprintln!("FAULT: {fault}");
+            }
+            if report.faults().is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Outcome<Report> {
+    println!("store in {}", disk::describe(&options.directory())?);
+    // Before there is another thread, which would not be moved.
+    let pinned = cpu::pin(std::process::id(), cpu::GENERATOR_CORE);
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    // As nothing here sleeps under load, sockets are looked at after this many steps.
+    let runtime = runtime.enable_all().event_interval(8).build()?;
+    let report = runtime.block_on(async {
+        let measured = tokio::time::timeout(LIMIT, measure(options, pinned));
+        measured.await.map_err(|_| format!("not done after {LIMIT:?}"))?
+    })?;
+    if let Some(file) = &options.json {
+        std::fs::write(file, serde_json::to_vec_pretty(&report.json())?)?;
+    }
+    Ok(report)
+}
+
+async fn measure(options: &Options, pinned: bool) -> Outcome<Report> {
+    let stage = Stage::start(options, pinned).await?;
+    let (requests, usual) = (usize::try_from(options.requests)?, usize::from(options.clients));
+    let before = stage.refresh_tokens()?;
+    let mut report = Report::new(options, &stage);
+    for number in 0..options.rounds {
+        let chosen = |kind: &Kind| kind.name().starts_with(&options.only);
+        let mut works: Vec<(Kind, usize)> =
+            Kind::ALL.into_iter().filter(chosen).map(|kind| (kind, usual)).collect();
+        if number % options.every == 0 && chosen(&Kind::Dpop) {
+            works.extend(options.at_once.iter().map(|&clients| (Kind::Dpop, clients.into())));
+        }
+        for (at, (kind, clients)) in works.into_iter().enumerate() {
+            // Codes of the sweep are others than those of the round.
+            let sweep = if clients == usual { 0 } else { at };
+            let label = format!("{number} {sweep}");
+            let prepared = stage.requests(kind, &label, WARM_UP * clients + requests).await?;
+            let load = load::run(&stage, kind, clients, prepared).await?;
+            report.add(Round { number, kind, load });
+        }
+        report.add_proof(stage.proof_cost(requests)?);
+    }
+    report.kept(stage.refresh_tokens()? - before);
+    Ok(report)
+}

@@ -1,0 +1,278 @@
+//! Figures: medians of the rounds as a table, and every round as JSON.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::Options;
+use crate::cases::Kind;
+use crate::figures::{median, micros, number, quantile, sorted};
+use crate::load::Load;
+use crate::stage::{ProofCost, Stage};
+
+/// What a request whose tokens are kept may cost, in those of a plain proxy, beside the check of its
+/// proof.
+const BAR: f64 = 1.5;
+
+/// One case once.
+#[derive(Debug)]
+pub(crate) struct Round {
+    pub(crate) number: u16,
+    pub(crate) kind: Kind,
+    pub(crate) load: Load,
+}
+
+#[derive(Debug)]
+pub(crate) struct Report {
+    setting: String,
+    requests: u32,
+    clients: usize,
+    /// Whether the figures say nothing.
+    trial: bool,
+    rounds: Vec<Round>,
+    proofs: Vec<ProofCost>,
+    /// Refresh tokens of which a record came into the store.
+    kept: usize,
+}
+
+impl Round {
+    /// Microseconds of the edge's CPU time a request.
+    fn cpu(&self) -> f64 {
+        micros(self.load.cpu) / self.answers()
+    }
+
+    fn writer(&self) -> f64 {
+        micros(self.load.writer) / self.answers()
+    }
+
+    fn rate(&self) -> f64 {
+        self.answers() / self.load.wall.as_secs_f64()
+    }
+
+    /// How much of the time the edge was on a core.
+    fn busy(&self) -> f64 {
+        self.load.cpu.as_secs_f64() / self.load.wall.as_secs_f64()
+    }
+
+    fn answers(&self) -> f64 {
+        number(self.load.latencies.len())
+    }
+
+    fn commits(&self) -> f64 {
+        f64::from(self.load.commits) / self.load.wall.as_secs_f64()
+    }
+
+    /// Requests whose records one transaction had.
+    fn batch(&self) -> f64 {
+        self.answers() / f64::from(self.load.commits)
+    }
+
+    /// KiB that a request had written.
+    fn written(&self) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "bytes")]
+        let bytes = self.load.written as f64;
+        bytes / 1024.0 / self.answers()
+    }
+
+    /// Microseconds within which this share of the requests was answered.
+    fn latency(&self, share: f64) -> f64 {
+        let of = |&nanoseconds: &u64| micros(Duration::from_nanos(nanoseconds));
+        let all: Vec<f64> = self.load.latencies.iter().map(of).collect();
+        quantile(&all, share)
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "round": self.number, "case": self.kind.name(), "at_once": self.load.clients,
+            "requests": self.load.latencies.len(), "requests_per_s": self.rate(),
+            "edge_cpu_us": self.cpu(), "writer_cpu_us": self.writer(), "edge_busy": self.busy(),
+            "p50_us": self.latency(0.5), "p99_us": self.latency(0.99),
+            "max_us": self.latency(1.0), "commits": self.load.commits,
+            "commits_per_s": self.commits(), "written_kib": self.written(),
+            "statuses": self.load.statuses, "unanswered": self.load.failures,
+        })
+    }
+}
+
+impl Report {
+    pub(crate) fn new(options: &Options, stage: &Stage) -> Self {
+        let cores = if stage.pinned { "edge and generator on a core each" } else { "NOT PINNED" };
+        let setting = format!(
+            "{} rounds of {} requests, {} at once, {} grants kept before; HTTP/1.1, TLS 1.3; {cores}",
+            options.rounds, options.requests, options.clients, options.kept
+        );
+        Self {
+            setting,
+            requests: options.requests,
+            clients: options.clients.into(),
+            trial: options.test,
+            rounds: Vec::new(),
+            proofs: Vec::new(),
+            kept: 0,
+        }
+    }
+
+    pub(crate) fn add(&mut self, round: Round) {
+        self.rounds.push(round);
+    }
+
+    pub(crate) fn add_proof(&mut self, cost: ProofCost) {
+        self.proofs.push(cost);
+    }
+
+    pub(crate) fn kept(&mut self, kept: usize) {
+        self.kept = kept;
+    }
+
+    /// Requests that were answered and have a record in the store.
+    fn acknowledged(&self) -> usize {
+        let keeping = self.rounds.iter().filter(|round| round.kind.keeps());
+        keeping.filter_map(|round| round.load.statuses.get(&200)).sum()
+    }
+
+    /// Every request that was not answered with 200, and every record that is not there.
+    pub(crate) fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        for round in &self.rounds {
+            let place = format!("round {}, {}", round.number + 1, round.kind.name());
+            let other = round.load.statuses.iter().filter(|(status, _)| **status != 200);
+            faults.extend(other.map(|(status, count)| format!("{place}: {count} × {status}")));
+            faults.extend(round.load.failures.iter().map(|failure| format!("{place}: {failure}")));
+            if round.load.latencies.len() != usize::try_from(self.requests).unwrap_or(0) {
+                faults.push(format!("{place}: {} answers", round.load.latencies.len()));
+            }
+            if round.kind.keeps() && round.load.commits == 0 {
+                faults.push(format!("{place}: nothing was committed"));
+            }
+        }
+        if self.rounds.is_empty() {
+            faults.push("no case has that name".to_owned());
+        }
+        if self.kept != self.acknowledged() {
+            let (kept, told) = (self.kept, self.acknowledged());
+            faults.push(format!("{told} grants were answered, {kept} are in the store"));
+        }
+        faults
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        let rounds: Vec<_> = self.rounds.iter().map(Round::json).collect();
+        let ratios = self.ratios().into_iter();
+        let ratios: Vec<_> = ratios
+            .map(|(name, all, rounds)| {
+                json!({"of": name, "ratio": all, "quartiles_of_rounds": rounds})
+            })
+            .collect();
+        let of = |cost: fn(&ProofCost) -> Duration| -> Vec<f64> {
+            self.proofs.iter().map(|proof| micros(cost(proof))).collect()
+        };
+        json!({
+            "setting": self.setting, "rounds": rounds, "ratios": ratios, "bar": BAR,
+            "proof_us": of(|proof| proof.whole), "es256_us": of(|proof| proof.signature),
+            "grants_kept": self.kept, "grants_answered": self.acknowledged(),
+        })
+    }
+
+    fn of(&self, kind: Kind, clients: usize) -> impl Iterator<Item = &Round> {
+        let same = move |round: &&Round| round.kind == kind && round.load.clients == clients;
+        self.rounds.iter().filter(same)
+    }
+
+    /// What each kind costs in those of a plain proxy, what a proof's check costs taken off first where
+    /// there is one: all rounds together, and the quartiles of the rounds. A machine that changes its
+    /// speed within a round makes each round's ratio a toss; in the sums that evens out.
+    fn ratios(&self) -> Vec<(String, f64, [f64; 3])> {
+        let costs = |kind| -> Vec<f64> { self.of(kind, self.clients).map(Round::cpu).collect() };
+        let proofs: Vec<f64> = self.proofs.iter().map(|proof| micros(proof.whole)).collect();
+        let pairs = [
+            (Kind::Passed, Kind::Plain),
+            (Kind::Unbound, Kind::Plain),
+            (Kind::Mtls, Kind::Plain),
+            (Kind::Native, Kind::Plain),
+            (Kind::Native, Kind::Passed),
+            (Kind::Dpop, Kind::Plain),
+            (Kind::Dpop, Kind::Passed),
+            (Kind::Refresh, Kind::Plain),
+            (Kind::Refresh, Kind::Passed),
+            (Kind::Record, Kind::Cnf),
+        ];
+        let mut ratios = Vec::new();
+        for (kind, base) in pairs {
+            let checked = kind.has_proof() && !kind.reads() && kind != Kind::Passed;
+            let costs = costs(kind).into_iter().zip(costs(base)).zip(&proofs);
+            let rounds: Vec<(f64, f64)> = costs
+                .map(|((cost, base), proof)| (if checked { cost - proof } else { cost }, base))
+                .collect();
+            if rounds.is_empty() {
+                continue;
+            }
+            let less = if checked { " less its proof" } else { "" };
+            let name = format!("{}{less} / {}", kind.name(), base.name());
+            let (cost, of): (Vec<_>, Vec<_>) = rounds.iter().copied().unzip();
+            let all = cost.iter().sum::<f64>() / of.iter().sum::<f64>();
+            let rounds = sorted(rounds.iter().map(|(cost, base)| cost / base).collect());
+            ratios.push((name, all, [0.25, 0.5, 0.75].map(|share| quantile(&rounds, share))));
+        }
+        ratios
+    }
+
+    fn line(&self, f: &mut fmt::Formatter<'_>, name: &str, kind: Kind, n: usize) -> fmt::Result {
+        let middle =
+            |figure: &dyn Fn(&Round) -> f64| median(self.of(kind, n).map(figure).collect());
+        if self.of(kind, n).next().is_none() {
+            return Ok(());
+        }
+        write!(f, "{name:<28}{:>9.1}{:>9.1}", middle(&Round::cpu), middle(&Round::writer))?;
+        write!(f, "{:>8.0}%{:>9.0}", middle(&Round::busy) * 100.0, middle(&Round::rate))?;
+        for share in [0.5, 0.99, 1.0] {
+            write!(f, "{:>9.0}", middle(&|round: &Round| round.latency(share)))?;
+        }
+        if kind.keeps() {
+            write!(f, "{:>11.0}{:>9.1}", middle(&Round::commits), middle(&Round::batch))?;
+            write!(f, "{:>9.1}", middle(&Round::written))?;
+        }
+        writeln!(f)
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.setting)?;
+        if self.trial {
+            writeln!(f, "a trial: these figures say nothing")?;
+        }
+        write!(f, "\n{:<28}", "medians of the rounds")?;
+        let columns = ["CPU µs", "store's", "busy", "req/s", "p50 µs", "p99 µs", "max µs"];
+        columns.iter().try_for_each(|name| write!(f, "{name:>9}"))?;
+        writeln!(f, "{:>11}{:>9}{:>9}", "commits/s", "req each", "KiB/req")?;
+        for kind in Kind::ALL {
+            self.line(f, kind.name(), kind, self.clients)?;
+        }
+        let of = |cost: fn(&ProofCost) -> Duration| {
+            median(self.proofs.iter().map(|proof| micros(cost(proof))).collect())
+        };
+        writeln!(f, "{:<28}{:>9.1}", "a proof, every check", of(|proof| proof.whole))?;
+        writeln!(f, "{:<28}{:>9.1}", "one ES256 verification", of(|proof| proof.signature))?;
+        let mut counts: Vec<usize> =
+            self.of_any(Kind::Dpop).map(|round| round.load.clients).collect();
+        counts.sort_unstable();
+        counts.dedup();
+        for count in counts {
+            let name = format!("{}, {count} at once", Kind::Dpop.name());
+            self.line(f, &name, Kind::Dpop, count)?;
+        }
+        writeln!(f, "\nCPU, of all rounds together (quartiles of the rounds); at most {BAR}:")?;
+        for (name, all, [low, _, high]) in self.ratios() {
+            writeln!(f, "  {name:<60}{all:>8.3}  ({low:.2} to {high:.2})")?;
+        }
+        let (kept, told) = (self.kept, self.acknowledged());
+        writeln!(f, "{told} grants answered, {kept} in the store")
+    }
+}
+
+impl Report {
+    fn of_any(&self, kind: Kind) -> impl Iterator<Item = &Round> {
+        self.rounds.iter().filter(move |round| round.kind == kind)
+    }
+}
