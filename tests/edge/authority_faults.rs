@@ -479,7 +479,7 @@ async fn servers_that_are_not_there() {
     let mut last = Issued::default();
     for _ in 0..4 {
         let answer = site.ask(None, &key, &grant("client_credentials")).await;
-        if let Ok(answer) = answer.as_ref().map(Message::clone)
+        if let Ok(answer) = answer.clone()
             && answer.status() == 200
         {
             last = issued(&answer);

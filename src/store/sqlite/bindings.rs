@@ -221,6 +221,10 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Result<BindingRecord, Fault>> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use super::super::reader::Readers;
+    use super::super::writer::{CheckpointRule, Writer};
     use super::super::{Database, now};
     use super::*;
 
@@ -237,5 +241,57 @@ mod tests {
         let ends: i64 = database.connection.query_row(sql, [], |row| row.get(0)).unwrap();
         let last = certificate.not_after().plus(LONGEST_GRACE);
         assert!(now() < certificate.not_after() && UnixTime::from_millis(ends) == last);
+    }
+
+    #[tokio::test]
+    async fn what_is_outlived_goes_with_the_next_that_is_kept() {
+        let scratch = tempfile::tempdir().unwrap();
+        let database = scratch.path().join("holdfast.db");
+        let rule = CheckpointRule { lines: 1000, interval: Duration::from_secs(3600) };
+        let writer = Writer::start(&database, rule).unwrap();
+        let key = |number: u64| RecordKey(Sha256::of(&number.to_be_bytes()));
+        let record = |expires| BindingRecord {
+            kind: TokenKind::Access,
+            tenant: None,
+            client: None,
+            cnf_jkt: None,
+            sender_certificate: None,
+            scope: None,
+            expires,
+            family: "family".to_owned(),
+            bypass: None,
+            revoked: false,
+        };
+        let hour = Duration::from_secs(3600);
+        let past = UnixTime::from_millis(now().millis() - 1);
+        for number in 0..3 {
+            let (key, record) = (key(number), record(now().plus(hour)));
+            writer.transact(move |batch| batch.bind(key, &record)).await.unwrap();
+        }
+        let records: Vec<_> = (3..23).map(|number| (key(number), record(past))).collect();
+        // By another way in, as if time had passed.
+        Database::open(&database)
+            .unwrap()
+            .transact(move |batch| {
+                records.iter().try_for_each(|(key, record)| batch.bind(*key, record))
+            })
+            .unwrap();
+        let left = || {
+            let readers = Readers::open(&database).unwrap();
+            let found = (0..30).map(|number| readers.read(|reader| reader.record(key(number))));
+            found.map(|found| usize::from(found.unwrap().is_some())).sum::<usize>()
+        };
+        assert_eq!(left(), 23);
+        writer.transact(|batch| batch.probe()).await.unwrap();
+        assert_eq!(left(), 23, "with nothing kept nothing goes");
+        for number in 23..28 {
+            let (key, record) = (key(number), record(now().plus(hour)));
+            writer.transact(move |batch| batch.bind(key, &record)).await.unwrap();
+            let gone = usize::try_from(number - 22).unwrap() * 4;
+            assert_eq!(left(), 23 + usize::try_from(number - 22).unwrap() - gone, "some at a time");
+        }
+        let (key, record) = (key(28), record(now().plus(hour)));
+        writer.transact(move |batch| batch.bind(key, &record)).await.unwrap();
+        assert_eq!(left(), 9);
     }
 }

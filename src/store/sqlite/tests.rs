@@ -9,7 +9,6 @@ use super::*;
 use crate::policy::audit::{Checkpoint, Head};
 use crate::policy::capsule::node::{Expectations, Node, NodeId, Status};
 use crate::policy::digest::Sha256;
-use crate::policy::grant::{BindingRecord, RecordKey, TokenKind};
 
 const RULE: CheckpointRule = CheckpointRule { lines: 10, interval: Duration::from_secs(3600) };
 
@@ -462,55 +461,4 @@ fn a_commit_is_on_the_disk() {
     let mode: String =
         database.connection.pragma_query_value(None, "journal_mode", |row| row.get(0)).unwrap();
     assert_eq!(mode, "wal");
-}
-
-#[tokio::test]
-async fn what_is_outlived_goes_with_the_next_that_is_kept() {
-    let scratch = Scratch::new();
-    let writer = Writer::start(&scratch.path(), RULE).unwrap();
-    let key = |number: u64| RecordKey(Sha256::of(&number.to_be_bytes()));
-    let record = |expires| BindingRecord {
-        kind: TokenKind::Access,
-        tenant: None,
-        client: None,
-        cnf_jkt: None,
-        sender_certificate: None,
-        scope: None,
-        expires,
-        family: "family".to_owned(),
-        bypass: None,
-        revoked: false,
-    };
-    let hour = Duration::from_secs(3600);
-    let past = UnixTime::from_millis(now().millis() - 1);
-    for number in 0..3 {
-        let (key, record) = (key(number), record(now().plus(hour)));
-        writer.transact(move |batch| batch.bind(key, &record)).await.unwrap();
-    }
-    let records: Vec<_> = (3..23).map(|number| (key(number), record(past))).collect();
-    let database = scratch.path();
-    // By another way in, as if time had passed.
-    Database::open(&database)
-        .unwrap()
-        .transact(move |batch| {
-            records.iter().try_for_each(|(key, record)| batch.bind(*key, record))
-        })
-        .unwrap();
-    let left = || {
-        let readers = Readers::open(&database).unwrap();
-        let found = (0..30).map(|number| readers.read(|reader| reader.record(key(number))));
-        found.map(|found| usize::from(found.unwrap().is_some())).sum::<usize>()
-    };
-    assert_eq!(left(), 23);
-    writer.transact(|batch| batch.probe()).await.unwrap();
-    assert_eq!(left(), 23, "with nothing kept nothing goes");
-    for number in 23..28 {
-        let (key, record) = (key(number), record(now().plus(hour)));
-        writer.transact(move |batch| batch.bind(key, &record)).await.unwrap();
-        let gone = usize::try_from(number - 22).unwrap() * 4;
-        assert_eq!(left(), 23 + usize::try_from(number - 22).unwrap() - gone, "some at a time");
-    }
-    let (key, record) = (key(28), record(now().plus(hour)));
-    writer.transact(move |batch| batch.bind(key, &record)).await.unwrap();
-    assert_eq!(left(), 9);
 }
