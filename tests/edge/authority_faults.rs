@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::support::Table;
 use super::support::authority::{Form, Issued, Site, TOKEN, form, grant, issued, refresh};
-use super::support::client::{Message, Outcome, Request};
+use super::support::client::{Outcome, Request};
 use super::support::keys::Key;
 use super::support::proof::Proof;
 use super::support::scripted::{Script, Step, json as good, reply, silence, trickle};
