@@ -177,7 +177,7 @@ pub(super) fn last_hop(head: &mut ResponseHeader) {
 
 /// Whether an answer can be read as it came.
 pub(super) fn is_plain(head: &ResponseHeader) -> bool {
-    head.headers.get(CONTENT_ENCODING).is_none_or(|coding| coding == "identity")
+    head.headers.get_all(CONTENT_ENCODING).iter().all(|coding| coding == "identity")
 }
 
 /// The fields of one hop, those that `Connection` names included.
