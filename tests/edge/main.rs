@@ -15,6 +15,8 @@ mod authority;
 #[cfg(test)]
 mod authority_emergency;
 #[cfg(test)]
+mod authority_faults;
+#[cfg(test)]
 mod authority_hostile;
 #[cfg(test)]
 mod authority_matrix;
