@@ -332,3 +332,60 @@ async fn a_token_of_no_tenant_is_none_of_the_default_s() {
     let used = site.consume(&key, &own.access).await;
     assert_eq!(is(used, 401, "invalid_token"), Ok(()));
 }
+
+/// A page reads every answer of a token endpoint, and one nonce in it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_reads_every_answer_of_a_token_endpoint() {
+    let site = Site::retrofit(Form::Opaque, |config| {
+        for route in config["routes"].as_array_mut().expect("a list") {
+            if route["role"] == json!("token") {
+                route["cors"] = json!({"allowedOrigins": ["https://app.example"]});
+            }
+        }
+    })
+    .await;
+    let key = Key::new("ES256");
+    let mut table = Table::default();
+    let page = |ask: super::support::client::Request| ask.field("Origin", "https://app.example");
+    let preflight = super::support::client::Request::new("OPTIONS", TOKEN)
+        .field("Access-Control-Request-Method", "POST")
+        .field("Access-Control-Request-Headers", "dpop, content-type");
+    let answer = site.world.send(&page(preflight)).await.expect("an answer");
+    table.row("preflight", expect_eq("status", &answer.status(), &204));
+    let bare = form(TOKEN, &grant("client_credentials"));
+    let with = bare.clone().field("DPoP", site.proof(&key, TOKEN).await.sign());
+    let bad = bare.clone().field("DPoP", site.proof(&key, TOKEN).await.sign());
+    for (name, ask, status) in [
+        ("challenge", bare.clone(), 400),
+        ("no form", form(TOKEN, "a=%"), 400),
+        ("good", with, 200),
+        ("server", bad, 502),
+    ] {
+        if name == "server" {
+            site.server.answer(|_| {
+                let head = "HTTP/1.1 200 OK\r\nDPoP-Nonce: theirs\r\nDPoP-Nonce: too\r\n";
+                vec![Step::Send(format!("{head}Connection: close\r\n\r\nx").into_bytes())]
+            });
+        }
+        let answer = site.world.send(&page(ask)).await.expect("an answer");
+        table.row(name, expect_eq("status", &answer.status(), &status));
+        let origin = answer.one("access-control-allow-origin");
+        table.row(name, expect_eq("origin", &origin, &Some("https://app.example")));
+        let exposed = answer.one("access-control-expose-headers").unwrap_or_default();
+        table.row(name, expect_eq(exposed, &exposed.contains("DPoP-Nonce"), &true));
+        let nonces = answer.all("dpop-nonce");
+        let ours = nonces.len() <= 1 && !nonces.contains(&"theirs");
+        table.row(name, expect_eq(&format!("{nonces:?}"), &ours, &true));
+        table.row(name, expect_eq("cache", &answer.one("cache-control"), &Some("no-store")));
+    }
+    site.server.answer(|_| {
+        let body = r#"{"access_token":"a","token_type":"Bearer","expires_in":60}"#;
+        let head = "HTTP/1.1 200 OK\r\nDPoP-Nonce: theirs\r\nContent-Type: application/json\r\n";
+        let length = body.len();
+        let text = format!("{head}Content-Length: {length}\r\nCache-Control: public\r\n\r\n{body}");
+        vec![Step::Send(text.into_bytes())]
+    });
+    let answer = site.ask(None, &key, &grant("client_credentials")).await.expect("an answer");
+    table.row("theirs", expect_eq("nonces", &answer.all("dpop-nonce").contains(&"theirs"), &false));
+    table.row("theirs", expect_eq("cache", &answer.all("cache-control"), &vec!["no-store"]));
+}
