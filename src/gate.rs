@@ -402,6 +402,12 @@ impl Gate {
         self.stores.bindings.as_ref()
     }
 
+    /// Whether what is wrong with a sender is only recorded, where neither tenant nor route says.
+    #[must_use]
+    pub fn observes(&self) -> bool {
+        self.rules.default.mode == Mode::Observe
+    }
+
     /// Whether certificates that tokens are bound to are kept, for their successors.
     #[must_use]
     pub fn follows_certificates(&self) -> bool {

@@ -9,7 +9,7 @@ use crate::policy::audit::{Draft, Kind};
 use crate::policy::denial::{Denial, DpopResult};
 use crate::policy::rule::Role;
 use crate::policy::time::UnixTime;
-use crate::telemetry::log::{ConstraintRecord, Log, RequestRecord, Thumbprint};
+use crate::telemetry::log::{BypassRecord, ConstraintRecord, Log, RequestRecord, Thumbprint};
 use crate::telemetry::metrics::{CertificateMiss, Metrics, NonceMiss, Tenant};
 
 /// What is told of a decision.
@@ -55,6 +55,11 @@ pub fn tell(told: &Told<'_>, metrics: &Metrics, log: &Log) {
         && let Some(record) = constraint(told, denial, facts)
     {
         log.constraint(&record);
+    }
+    let bypass = told.facts.and_then(|facts| Some((facts.bypass.as_deref()?, facts)));
+    if let Some((bypass, facts)) = bypass.filter(|_| told.role == Some(Role::Token)) {
+        let (tenant, client, decision_id) = (told.tenant, facts.client.as_deref(), told.id);
+        log.bypass(&BypassRecord { tenant, client, bypass, decision_id });
     }
 }
 

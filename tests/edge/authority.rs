@@ -615,6 +615,15 @@ async fn observe_lets_pass_as_received_and_keeps_what_was_issued() {
     // Who does it right is bound already.
     let own = site.issue(&key).await;
     table.row("right", expect_eq("type", &own.token_type.as_str(), &"DPoP"));
+    // Introspection tells what the server said, and the fault is recorded.
+    let question = |token: &str| form("/introspect", &format!("token={token}&client_id=client-1"));
+    site.store()
+        .execute("DELETE FROM authority_tokens WHERE cnf_jkt IS NOT NULL", [])
+        .expect("a store");
+    let told = site.world.send(&question(&own.access)).await.expect("an answer");
+    table.row("introspected", expect_eq("active", &told.json()["active"], &json!(true)));
+    let why = reason(&site, &told).await;
+    table.row("introspected", expect_eq("reason", &why, &json!("record_missing")));
     // Under `enforce` what was bound to nobody is refused.
     let loose = issued(&site.world.send(&form(TOKEN, &grant("a"))).await.expect("an answer"));
     let mut world = site.world;

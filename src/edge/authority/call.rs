@@ -4,8 +4,9 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http::Method;
 use http::header::{
-    ACCEPT_ENCODING, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HeaderName, TE, TRAILER,
-    TRANSFER_ENCODING, UPGRADE,
+    ACCEPT_ENCODING, ACCEPT_RANGES, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, ETAG, EXPECT,
+    HeaderName, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE,
+    LAST_MODIFIED, RANGE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use pingora::connectors::ConnectorOptions;
 use pingora::connectors::http::Connector;
@@ -155,7 +156,9 @@ const TOO_LONG: ErrorType = ErrorType::Custom("AnswerTooLong");
 /// # Errors
 /// When a value cannot be written, which ours always can.
 pub(super) fn next_hop(request: &mut RequestHeader, length: usize) -> pingora::Result<()> {
-    for name in one_hop(&request.headers).into_iter().chain([EXPECT, CONTENT_LENGTH]) {
+    let whole = [RANGE, IF_RANGE, IF_MATCH, IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_UNMODIFIED_SINCE];
+    let own = [EXPECT, CONTENT_LENGTH].into_iter().chain(whole);
+    for name in one_hop(&request.headers).into_iter().chain(own) {
         request.remove_header(&name);
     }
     // What is read is not to be unpacked first.
@@ -170,7 +173,9 @@ pub(super) fn next_hop(request: &mut RequestHeader, length: usize) -> pingora::R
 
 /// Takes from an answer what was about the hop before.
 pub(super) fn last_hop(head: &mut ResponseHeader) {
-    for name in one_hop(&head.headers).into_iter().chain([CONTENT_LENGTH]) {
+    // The body may be another than what these were about.
+    let own = [CONTENT_LENGTH, ETAG, LAST_MODIFIED, ACCEPT_RANGES];
+    for name in one_hop(&head.headers).into_iter().chain(own) {
         head.remove_header(&name);
     }
 }

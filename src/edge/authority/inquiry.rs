@@ -65,8 +65,48 @@ impl Asked<'_> {
         if !authority::is_active(&told)? {
             return Ok(Reply::of(answered));
         }
+        let invalid = || Denial::Authority(AuthorityFault::AnswerInvalid);
+        match self.vouched(session, ctx, &told).await {
+            Ok((confirmation, kind)) => {
+                let body = authority::with_confirmation(&answered.body, &told, confirmation, kind);
+                Ok(Reply::with(answered, body.ok_or_else(invalid)?))
+            }
+            Err(denial) if self.parts.common().gate.observes() && denial.observable() => {
+                if let Some(facts) = &mut ctx.facts {
+                    facts.observed = Some(denial);
+                }
+                Ok(Reply::of(answered))
+            }
+            Err(denial) if self.is_told_as_inactive(denial) => {
+                ctx.refused = Some(denial);
+                Ok(Reply::with(answered, authority::INACTIVE))
+            }
+            Err(denial) => Err(denial.into()),
+        }
+    }
+
+    /// Whether a token is answered `inactive`; why stays with the edge.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "all others are about the request")]
+    fn is_told_as_inactive(&self, denial: Denial) -> bool {
+        use AuthorityFault::{IssuedMismatch, RecordMissing, TokenRevoked};
+        match denial {
+            Denial::Authority(RecordMissing | TokenRevoked | IssuedMismatch)
+            | Denial::BindingTooWeak => true,
+            Denial::CertificateContextMissing
+            | Denial::CertificateMissing
+            | Denial::CertificateMismatch => self.route.rule.authority.mismatch_inactive,
+            _ => false,
+        }
+    }
+
+    /// What an active token is bound to, and what it is, if it came with the certificate that it must.
+    async fn vouched(
+        &self,
+        session: &Session,
+        ctx: &mut Ctx,
+        told: &json::Object,
+    ) -> Result<(Confirmation, Option<TokenKind>), Denial> {
         let record = self.record().await?;
-        let kind = record.as_ref().map(|record| record.kind);
         let gate = &self.parts.common().gate;
         let named = record.as_ref().and_then(|record| record.tenant.as_deref());
         let tenant = named.and_then(|name| gate.tenant_named(name));
@@ -76,29 +116,12 @@ impl Asked<'_> {
             rules: self.retrofit(),
             bypass: bypass.is_some_and(|bypass| bypass.is_open(tenant, now())),
         };
-        let confirmation = match authority::bound_to(&told, known, now()) {
-            Ok(confirmation) => confirmation,
-            Err(denial @ Denial::Authority(AuthorityFault::AnswerInvalid)) => {
-                return Err(denial.into());
-            }
-            Err(denial) => return Ok(inactive(ctx, answered, denial)),
-        };
+        let confirmation = authority::bound_to(told, known, now())?;
         if let Some(facts) = &mut ctx.facts {
             facts.confirmation = confirmation;
         }
-        match self.certificate(session, ctx, confirmation).await {
-            Ok(()) => {}
-            Err(denial)
-                if self.route.rule.authority.mismatch_inactive
-                    && denial != Denial::ClientCertInvalid
-                    && denial != Denial::StoreDown =>
-            {
-                return Ok(inactive(ctx, answered, denial));
-            }
-            Err(denial) => return Err(denial.into()),
-        }
-        let body = authority::with_confirmation(&answered.body, &told, confirmation, kind);
-        Ok(Reply::with(answered, body.ok_or(Denial::Authority(AuthorityFault::AnswerInvalid))?))
+        self.certificate(session, ctx, confirmation).await?;
+        Ok((confirmation, record.map(|record| record.kind)))
     }
 
     async fn record(&self) -> Result<Option<BindingRecord>, Denial> {
@@ -182,10 +205,4 @@ impl Asked<'_> {
         let body = authority::metadata(&answered.body, algorithms, bind);
         Ok(Reply::with(answered, body.ok_or(Denial::Authority(AuthorityFault::AnswerInvalid))?))
     }
-}
-
-/// The answer about a token that is not to be used; why stays with the edge.
-fn inactive(ctx: &mut Ctx, answered: Answered, denial: Denial) -> Reply {
-    ctx.refused = Some(denial);
-    Reply::with(answered, authority::INACTIVE)
 }

@@ -14,7 +14,6 @@ use crate::policy::grant::{self, Inherited, Issue, RecordKey, TokenAnswer, Token
 use crate::policy::json;
 use crate::policy::token::Confirmation;
 use crate::store::bindings::{BindFault, Issued};
-use crate::telemetry::log::BypassRecord;
 
 /// The most bytes of a grant's name in it.
 const GRANT_TYPE_BYTES: usize = 128;
@@ -147,14 +146,8 @@ impl Asked<'_> {
             let shown = ctx.shown.leaf().filter(|leaf| Some(leaf.x5t()) == confirmation.x5t);
             issued.certificate = shown.cloned();
         }
-        if let Some(bypass) = granted.bypass() {
+        if granted.bypass().is_some() {
             issued.line = Some(self.line(ctx, granted, Kind::Bypass, None));
-            self.parts.common().log.bypass(&BypassRecord {
-                tenant: self.parts.tenant(granted.tenant()),
-                client: granted.asker().id.as_deref(),
-                bypass,
-                decision_id: &ctx.id,
-            });
         }
         if issued.is_empty() {
             return Ok(());
