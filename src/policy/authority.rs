@@ -4,7 +4,7 @@
 use super::denial::{AuthorityFault, Denial};
 use super::grant::{BindBy, BindingRecord, RetrofitRules, TokenKind};
 use super::jose::AlgorithmSet;
-use super::json::{self, Object};
+use super::json::{self, Object, Value};
 use super::request::Sender;
 use super::time::UnixTime;
 use super::token::{self, Confirmation};
@@ -52,7 +52,7 @@ impl Known<'_> {
 /// [`Denial::Authority(AuthorityFault::AnswerInvalid)`] where it does not say.
 pub fn is_active(told: &Object) -> Result<bool, Denial> {
     match told.get("active") {
-        Some(json::Value::Bool(active)) => Ok(*active),
+        Some(Value::Bool(active)) => Ok(*active),
         Some(_) | None => Err(Denial::Authority(AuthorityFault::AnswerInvalid)),
     }
 }
@@ -83,36 +83,31 @@ pub fn check_certificate(confirmation: Confirmation, shown: Sender<'_>) -> Resul
 }
 
 /// The answer with `cnf` (RFC 9449 section 6.2, RFC 8705 section 3.2), and for an access token the
-/// `token_type` that goes with it.
+/// `token_type` that goes with it. `None` where it stays as it is.
 #[must_use]
 pub fn with_confirmation(
-    body: &[u8],
     told: &Object,
     confirmation: Confirmation,
     kind: Option<TokenKind>,
 ) -> Option<Vec<u8>> {
     if confirmation.jkt.is_none() && confirmation.x5t.is_none() {
-        return Some(body.to_vec());
+        return None;
     }
-    let mut cnf = match told.get("cnf").map(serde_json::to_value) {
-        Some(Ok(serde_json::Value::Object(own))) => own,
-        Some(_) | None => serde_json::Map::new(),
-    };
-    let members = [
+    let mut cnf = told.get("cnf").and_then(Value::as_object).cloned().unwrap_or_default();
+    for (name, value) in [
         ("jkt", confirmation.jkt.map(|it| it.to_string())),
         ("x5t#S256", confirmation.x5t.map(|it| it.to_string())),
-    ];
-    for (name, value) in members {
+    ] {
         if let Some(value) = value {
-            cnf.insert(name.to_owned(), value.into());
+            cnf = cnf.with(name, Value::String(value));
         }
     }
-    let mut set = vec![("cnf", serde_json::Value::Object(cnf))];
+    let mut answer = told.clone().with("cnf", Value::Object(cnf));
     if kind != Some(TokenKind::Refresh) {
-        let of_key = confirmation.jkt.is_some();
-        set.push(("token_type", if of_key { "DPoP" } else { "Bearer" }.into()));
+        let token_type = if confirmation.jkt.is_some() { "DPoP" } else { "Bearer" };
+        answer = answer.with("token_type", Value::String(token_type.to_owned()));
     }
-    json::with_members(body, &set)
+    Some(answer.to_json())
 }
 
 /// What a token is answered with that is not to be used.
@@ -122,13 +117,14 @@ pub const INACTIVE: &[u8] = br#"{"active":false}"#;
 /// section 3.3). `None` when it is no JSON object.
 #[must_use]
 pub fn metadata(body: &[u8], algorithms: Option<AlgorithmSet>, bind: BindBy) -> Option<Vec<u8>> {
-    let mut set = Vec::new();
+    let mut metadata = json::object(body)?;
     if let Some(algorithms) = algorithms.filter(|_| bind.key) {
-        let names: Vec<_> = algorithms.iter().map(|algorithm| algorithm.name()).collect();
-        set.push(("dpop_signing_alg_values_supported", serde_json::Value::from(names)));
+        let names = algorithms.iter().map(|it| Value::String(it.name().to_owned())).collect();
+        metadata = metadata.with("dpop_signing_alg_values_supported", Value::Array(names));
     }
     if bind.certificate {
-        set.push(("tls_client_certificate_bound_access_tokens", true.into()));
+        let name = "tls_client_certificate_bound_access_tokens";
+        metadata = metadata.with(name, Value::Bool(true));
     }
-    json::with_members(body, &set)
+    Some(metadata.to_json())
 }

@@ -384,13 +384,13 @@ pub fn records(
     records
 }
 
-/// The answer as the client sees it: `DPoP` for what is bound to a key (RFC 9449 section 5).
+/// The answer as the client sees it, where it is another: `DPoP` for what is bound to a key (RFC 9449
+/// section 5).
 #[must_use]
-pub fn told(body: &[u8], answer: &TokenAnswer<'_>, confirmation: Confirmation) -> Option<Vec<u8>> {
-    if confirmation.jkt.is_some() && answer.is_of_type("Bearer") {
-        return json::with_members(body, &[("token_type", "DPoP".into())]);
-    }
-    Some(body.to_vec())
+pub fn told(answer: &TokenAnswer<'_>, confirmation: Confirmation) -> Option<Vec<u8>> {
+    let other = confirmation.jkt.is_some() && answer.is_of_type("Bearer");
+    let name = || json::Value::String("DPoP".to_owned());
+    other.then(|| answer.members.clone().with("token_type", name()).to_json())
 }
 
 /// Holds what a server that binds by itself has issued against who asked for it.

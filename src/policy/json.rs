@@ -4,13 +4,11 @@
 //! tokens; RFC 7515 section 4 and RFC 7519 section 4 let a reader refuse it.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde::ser::{Serialize, SerializeMap as _, Serializer};
 use serde_json::Number;
-use serde_json::value::RawValue;
 
 use super::time::UnixTime;
 
@@ -61,6 +59,23 @@ impl Object {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// The same with a member put in, or in the place of the one of its name.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: Value) -> Self {
+        match self.0.iter_mut().find(|(known, _)| known == name) {
+            Some((_, old)) => *old = value,
+            None => self.0.push((name.to_owned().into(), value)),
+        }
+        self
+    }
+
+    /// As JSON, the members in their order.
+    #[must_use]
+    pub fn to_json(&self) -> Vec<u8> {
+        // Keys are text, and nothing else could fail.
+        serde_json::to_vec(self).unwrap_or_default()
     }
 
     /// Adds a member, unless there is one of its name.
@@ -187,20 +202,6 @@ pub fn object(text: &[u8]) -> Option<Object> {
     };
     reader.end().ok()?;
     Some(object)
-}
-
-/// One JSON object with the members of `set` put in, or in the place of those of their names; every
-/// other stays to the letter. `None` for what [`object`] does not read.
-#[must_use]
-pub fn with_members(text: &[u8], set: &[(&str, serde_json::Value)]) -> Option<Vec<u8>> {
-    object(text)?;
-    let mut members: BTreeMap<&str, Box<RawValue>> = BTreeMap::new();
-    let own: BTreeMap<String, Box<RawValue>> = serde_json::from_slice(text).ok()?;
-    members.extend(own.iter().map(|(name, value)| (name.as_str(), value.clone())));
-    for (name, value) in set {
-        members.insert(name, serde_json::value::to_raw_value(value).ok()?);
-    }
-    serde_json::to_vec(&members).ok()
 }
 
 /// A claim that may be absent but, when present, has one type.

@@ -65,11 +65,12 @@ impl Asked<'_> {
         if !authority::is_active(&told)? {
             return Ok(Reply::of(answered));
         }
-        let invalid = || Denial::Authority(AuthorityFault::AnswerInvalid);
         match self.vouched(session, ctx, &told).await {
             Ok((confirmation, kind)) => {
-                let body = authority::with_confirmation(&answered.body, &told, confirmation, kind);
-                Ok(Reply::with(answered, body.ok_or_else(invalid)?))
+                Ok(match authority::with_confirmation(&told, confirmation, kind) {
+                    Some(body) => Reply::with(answered, body),
+                    None => Reply::of(answered),
+                })
             }
             Err(denial) if self.parts.common().gate.observes() && denial.observable() => {
                 if let Some(facts) = &mut ctx.facts {

@@ -84,8 +84,7 @@ impl Asked<'_> {
             Terms::Retrofit { confirmation, inherited } => {
                 let issued = self.records(ctx, granted, &answer, *confirmation, inherited)?;
                 self.keep(ctx, granted, issued, *confirmation).await?;
-                let told = grant::told(&answered.body, &answer, *confirmation);
-                told.map(Some).ok_or(Denial::Authority(AuthorityFault::AnswerInvalid))
+                Ok(grant::told(&answer, *confirmation))
             }
             Terms::Unbound | Terms::AsReceived => {
                 let (nobody, nothing) = (Confirmation::default(), Inherited::default());
