@@ -57,6 +57,8 @@ use stage::Stage;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
+/// The most requests of one run: the edge remembers the proofs of a million.
+const MOST_REQUESTS: usize = 900_000;
 /// After this the run is given up, whatever it does.
 const LIMIT: Duration = Duration::from_secs(900);
 
@@ -130,6 +132,11 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Outcome<Report> {
+    let cases = Kind::ALL.len() + options.at_once.len();
+    let all = usize::try_from(options.requests)? * usize::from(options.rounds) * cases;
+    if all > MOST_REQUESTS {
+        return Err(format!("{all} requests in one run; {MOST_REQUESTS} are the most").into());
+    }
     println!("store in {}", disk::describe(&options.directory())?);
     // Before there is another thread, which would not be moved.
     let pinned = cpu::pin(std::process::id(), cpu::GENERATOR_CORE);
@@ -156,7 +163,9 @@ async fn measure(options: &Options, pinned: bool) -> Outcome<Report> {
         let mut works: Vec<(Kind, usize)> =
             Kind::ALL.into_iter().filter(chosen).map(|kind| (kind, usual)).collect();
         if number % options.every == 0 && chosen(&Kind::Dpop) {
-            works.extend(options.at_once.iter().map(|&clients| (Kind::Dpop, clients.into())));
+            let others = options.at_once.iter().map(|&clients| usize::from(clients));
+            let others = others.filter(|&clients| clients != usual);
+            works.extend(others.map(|clients| (Kind::Dpop, clients)));
         }
         for (at, (kind, clients)) in works.into_iter().enumerate() {
             // Codes of the sweep are others than those of the round.

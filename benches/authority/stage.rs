@@ -251,8 +251,8 @@ fn timed<T>(all: &[T], each: impl FnMut(&T) -> Outcome<()> + Copy) -> Outcome<Du
     Ok(took / u32::try_from(rest.len().max(1))?)
 }
 
-/// The defaults, but for one worker thread, connections that outlive a round, room for proofs of one
-/// address, and no demand where no route makes one.
+/// The defaults, but for one worker thread, connections that outlive a round, room for many proofs, of
+/// one address, and no demand where no route makes one.
 fn config(port: u16, admin: u16, upstream: u16) -> Value {
     let route = |name: &str, path: &str, role: &str| json!({"name": name, "hosts": [HOST], "path": path, "role": role, "upstream": "stub"});
     let with = |mut route: Value, more: &[(&str, Value)]| {
@@ -277,7 +277,10 @@ fn config(port: u16, admin: u16, upstream: u16) -> Value {
             }],
             "admin": {"address": format!("127.0.0.1:{admin}")},
             "threads": 1,
-            "limits": {"tokenProofsPerMinute": 10_000_000},
+            "limits": {
+                "tokenProofsPerMinute": 10_000_000,
+                "tokenReplayEntries": 1_000_000,
+            },
         },
         "upstreams": {"stub": {"servers": [format!("127.0.0.1:{upstream}")]}},
         "routes": [

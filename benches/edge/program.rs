@@ -18,8 +18,11 @@ const PAUSE: Duration = Duration::from_millis(20);
 pub(crate) struct Edge(Child);
 
 impl Edge {
+    /// The program of this build, or another one that `HOLDFAST_PROGRAM` names, so that two can be
+    /// measured in turns.
     pub(crate) fn spawn(config: &Path, pinned: bool) -> Outcome<Self> {
-        let program = env!("CARGO_BIN_EXE_holdfast");
+        let program = std::env::var("HOLDFAST_PROGRAM");
+        let program = program.as_deref().unwrap_or(env!("CARGO_BIN_EXE_holdfast"));
         let mut command = if pinned {
             let mut command = Command::new("taskset");
             // It becomes the program, under the same process id.
