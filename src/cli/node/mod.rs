@@ -115,10 +115,10 @@ struct One {
 #[derive(Clone, Copy, Debug, clap::Args)]
 struct SenderArgs {
     /// The RFC 7638 thumbprint of the key that its proofs must have [default: the first it shows]
-    #[arg(long, value_name = "THUMBPRINT", value_parser = parse_hash)]
+    #[arg(long, value_name = "THUMBPRINT", value_parser = parse_hash, allow_hyphen_values = true)]
     jkt: Option<Sha256>,
     /// The x5t#S256 of the certificate that it must show [default: the first it shows]
-    #[arg(long, value_name = "THUMBPRINT", value_parser = parse_hash)]
+    #[arg(long, value_name = "THUMBPRINT", value_parser = parse_hash, allow_hyphen_values = true)]
     x5t: Option<Sha256>,
 }
 
@@ -188,4 +188,26 @@ fn parse_hash(text: &str) -> Result<Sha256, String> {
 
 fn unknown(node: &NodeId) -> CommandError {
     CommandError::Other(format!("there is no node {node}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        node: Args,
+    }
+
+    #[test]
+    fn a_thumbprint_may_begin_with_a_hyphen() {
+        for name in ["--jkt", "--x5t"] {
+            let hash = format!("-{}", "A".repeat(42));
+            let line = ["holdfast", "rejoin", "n", name, &hash, "--reason", "r", "--config", "f"];
+            assert!(Line::try_parse_from(line).is_ok(), "{name}");
+        }
+    }
 }
