@@ -24,8 +24,8 @@ impl Known<'_> {
     /// What the token is bound to besides what its issuer says.
     ///
     /// # Errors
-    /// [`Denial::Authority(AuthorityFault::RecordMissing)`], [`Denial::Authority(AuthorityFault::TokenRevoked)`], and [`Denial::BindingTooWeak`] for a token of
-    /// a bypass that is over.
+    /// [`AuthorityFault::RecordMissing`], [`AuthorityFault::TokenRevoked`], and
+    /// [`Denial::BindingTooWeak`] for a token of a bypass that is over.
     pub fn confirmation(&self, now: UnixTime) -> Result<Confirmation, Denial> {
         let Some(rules) = self.rules else { return Ok(Confirmation::default()) };
         let Some(record) = self.record.filter(|record| now < record.expires) else {
@@ -49,7 +49,7 @@ impl Known<'_> {
 /// Whether an introspection answer vouches for its token.
 ///
 /// # Errors
-/// [`Denial::Authority(AuthorityFault::AnswerInvalid)`] where it does not say.
+/// [`AuthorityFault::AnswerInvalid`] where it does not say.
 pub fn is_active(told: &Object) -> Result<bool, Denial> {
     match told.get("active") {
         Some(Value::Bool(active)) => Ok(*active),
@@ -60,8 +60,8 @@ pub fn is_active(told: &Object) -> Result<bool, Denial> {
 /// What an active token is bound to, by its issuer's word and by what the edge knows.
 ///
 /// # Errors
-/// Those of [`Known::confirmation`], [`Denial::Authority(AuthorityFault::AnswerInvalid)`] for a `cnf` that cannot be read, and
-/// [`Denial::Authority(AuthorityFault::IssuedMismatch)`] where nobody can satisfy both.
+/// Those of [`Known::confirmation`], [`AuthorityFault::AnswerInvalid`] for a `cnf` that cannot be read, and
+/// [`AuthorityFault::IssuedMismatch`] where nobody can satisfy both.
 pub fn bound_to(told: &Object, known: Known<'_>, now: UnixTime) -> Result<Confirmation, Denial> {
     let own =
         token::confirmation(told).map_err(|_| Denial::Authority(AuthorityFault::AnswerInvalid))?;

@@ -202,7 +202,7 @@ pub struct Inherited {
 /// Holds who brings a refresh token against its record.
 ///
 /// # Errors
-/// [`Denial::Authority(AuthorityFault::GrantUnknown)`], [`Denial::Authority(AuthorityFault::GrantRevoked)`], [`Denial::Authority(AuthorityFault::GrantClient)`].
+/// [`AuthorityFault::GrantUnknown`], [`AuthorityFault::GrantRevoked`], [`AuthorityFault::GrantClient`].
 pub fn redeem(
     record: Option<&BindingRecord>,
     asker: &Asker,
@@ -269,7 +269,7 @@ impl<'a> TokenAnswer<'a> {
     /// Reads it.
     ///
     /// # Errors
-    /// [`Denial::Authority(AuthorityFault::AnswerInvalid)`] without an `access_token` and a `token_type`, or with members of the
+    /// [`AuthorityFault::AnswerInvalid`] without an `access_token` and a `token_type`, or with members of the
     /// wrong type.
     pub fn read(members: &'a Object) -> Result<Self, Denial> {
         let text = |name| {
@@ -396,8 +396,8 @@ pub fn told(answer: &TokenAnswer<'_>, confirmation: Confirmation) -> Option<Vec<
 /// Holds what a server that binds by itself has issued against who asked for it.
 ///
 /// # Errors
-/// [`Denial::Authority(AuthorityFault::IssuedMismatch)`] for a token that is bound to another than the sender, or whose type is not
-/// that of its binding; [`Denial::Authority(AuthorityFault::IssuedUnbound)`] for one that is bound to less than is demanded, as far
+/// [`AuthorityFault::IssuedMismatch`] for a token that is bound to another than the sender, or whose type is not
+/// that of its binding; [`AuthorityFault::IssuedUnbound`] for one that is bound to less than is demanded, as far
 /// as that can be seen: an opaque token shows no more than its type.
 pub fn check_issued(
     answer: &TokenAnswer<'_>,

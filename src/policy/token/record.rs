@@ -10,7 +10,7 @@ use crate::policy::time::UnixTime;
 /// An opaque token of `issuer`, on the record that was kept when it was issued.
 ///
 /// # Errors
-/// [`Denial::Authority(AuthorityFault::RecordMissing)`] where such tokens are not taken, [`Denial::TokenExpired`], and
+/// [`AuthorityFault::RecordMissing`] where such tokens are not taken, [`Denial::TokenExpired`], and
 /// [`Denial::TenantUnknown`].
 pub fn of_record(
     record: &BindingRecord,
