@@ -128,3 +128,44 @@ pub fn metadata(body: &[u8], algorithms: Option<AlgorithmSet>, bind: BindBy) -> 
     }
     Some(metadata.to_json())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::time::Duration;
+
+    use super::super::grant::UnknownRefresh;
+    use super::*;
+
+    #[test]
+    fn what_a_bypass_let_by_is_no_token_once_it_is_over() {
+        let rules = RetrofitRules {
+            bind: BindBy::BOTH,
+            by_tenant: HashMap::new(),
+            by_client: HashMap::new(),
+            unrecorded_until: None,
+            unknown_refresh: UnknownRefresh::Refuse,
+            token_lifetime: Duration::from_secs(60),
+            refresh_lifetime: Duration::from_secs(60),
+            opaque: None,
+        };
+        let record = BindingRecord {
+            kind: TokenKind::Access,
+            tenant: None,
+            client: None,
+            cnf_jkt: None,
+            sender_certificate: None,
+            scope: None,
+            expires: UnixTime::MAX,
+            family: "f".to_owned(),
+            bypass: Some("b".to_owned()),
+            revoked: false,
+        };
+        for (bypass, expect) in
+            [(true, Ok(Confirmation::default())), (false, Err(Denial::BindingTooWeak))]
+        {
+            let known = Known { record: Some(&record), rules: Some(&rules), bypass };
+            assert_eq!(known.confirmation(UnixTime::from_secs(0)), expect, "{bypass}");
+        }
+    }
+}

@@ -188,3 +188,34 @@ pub fn revocation_lists(content: &[u8]) -> Result<Vec<RevocationList>, String> {
         Ok(lists)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, DnType, KeyPair};
+
+    use super::*;
+
+    fn made(common: &str, name: &str, year: i32) -> SenderCertificate {
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, common);
+        params.not_before = rcgen::date_time_ymd(year, 1, 1);
+        params.not_after = rcgen::date_time_ymd(year + 1, 6, 1);
+        let issuer = rcgen::Issuer::new(CertificateParams::default(), KeyPair::generate().unwrap());
+        let signed = params.signed_by(&KeyPair::generate().unwrap(), &issuer).unwrap();
+        SenderCertificate::new(signed.der().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn a_successor_has_the_same_subject_and_names() {
+        let old = made("a", "a.example", 2026);
+        // 2027-01-02.
+        let now = UnixTime::from_secs(1_798_848_000);
+        for (common, name, expect) in
+            [("a", "a.example", true), ("b", "a.example", false), ("a", "b.example", false)]
+        {
+            let new = made(common, name, 2027);
+            let found = new.succeeds(&old, Duration::from_secs(10 * 86_400), now);
+            assert_eq!(found, expect, "{common} {name}");
+        }
+    }
+}
