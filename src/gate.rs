@@ -424,7 +424,7 @@ impl Gate {
     /// The configured tenant of this name.
     #[must_use]
     pub fn tenant_named(&self, name: &str) -> Option<TenantId> {
-        self.rules.tenants.iter().position(|tenant| tenant.name == name).map(TenantId)
+        self.rules.tenant_named(name)
     }
 
     /// What an issuer's tokens must be.

@@ -352,9 +352,9 @@ fn tenant(
         }
         return Ok(None);
     };
-    let found = rules.tenants.iter().position(|tenant| tenant.name == name);
+    let found = rules.tenant_named(name);
     if found.is_some() {
-        return Ok(found.map(TenantId));
+        return Ok(found);
     }
     if rules.tenant_claim.is_some() && rules.unknown_tenant_allowed {
         notes.push(format!("tenant `{name}` is not configured: the default rule holds"));

@@ -19,6 +19,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use pingora::connectors::ConnectorOptions;
+use pingora::connectors::http::Connector;
 use pingora::http::ResponseHeader;
 use pingora::protocols::Digest;
 use pingora::upstreams::peer::HttpPeer;
@@ -54,6 +56,16 @@ const H2_CONNECTION_WINDOW: u32 = 4 << 20;
 const SWEEP: Duration = Duration::from_millis(100);
 /// Bytes of a reason in a log line.
 const MAX_REASON: usize = 300;
+
+/// Connections that the edge makes on its own account, of which `idle` are kept.
+#[must_use]
+pub fn connector(idle: usize) -> Connector {
+    let mut options = ConnectorOptions::new(idle);
+    // Peers bring their authorities; without a file pingora reads the system's, and panics where
+    // there are none.
+    options.ca_file = Some("/dev/null".to_owned());
+    Connector::new(Some(options))
+}
 
 /// Why an upstream cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::policy::certificate::SenderCertificate;
 use crate::policy::denial::Denial;
 use crate::policy::digest::{Jkt, X5tS256};
 use crate::policy::jose::AlgorithmSet;
 use crate::policy::presented::Scheme;
 use crate::policy::proof;
-use crate::policy::request::{RequestView, Sender};
+use crate::policy::request::RequestView;
 use crate::policy::rule::{RouteRule, TenantId};
 use crate::policy::token::{Confirmation, VerifiedToken};
 
@@ -75,10 +76,7 @@ pub struct Facts {
 
 impl Facts {
     pub(super) fn new(view: &RequestView<'_>, route: &RouteRule, challenge: Challenge) -> Self {
-        let presented_x5t = match view.sender {
-            Sender::Certificate(certificate) => Some(certificate.x5t()),
-            Sender::NoContext | Sender::NoCertificate => None,
-        };
+        let presented_x5t = view.sender.certificate().map(SenderCertificate::x5t);
         Self {
             tenant: None,
             token: None,

@@ -8,16 +8,17 @@
 use super::{Admitted, Case, Facts, Gate};
 use crate::policy::authority;
 use crate::policy::binding::BoundBy;
+use crate::policy::certificate::SenderCertificate;
 use crate::policy::client::{self, Asker};
 use crate::policy::denial::{AuthorityFault, Denial};
 use crate::policy::digest::{Jkt, Sha256, X5tS256};
 use crate::policy::form::Form;
-use crate::policy::grant::{self, BindBy, Inherited, RecordKey, ShownBy, TokenKind};
+use crate::policy::grant::{self, BindBy, Inherited, RecordKey, RetrofitRules, ShownBy, TokenKind};
 use crate::policy::proof::{self, VerifiedProof};
 use crate::policy::request::{RequestView, Sender};
 use crate::policy::rule::{Binding, Demand, Mode, Requirement, Role, RouteRule, TenantId};
 use crate::policy::time::UnixTime;
-use crate::policy::token::Confirmation;
+use crate::policy::token::{Confirmation, IssuerRules};
 
 /// A request to an authorization server, as the gate sees it.
 #[derive(Clone, Copy)]
@@ -154,10 +155,7 @@ impl Gate {
         let Asking { view, route, form, now, .. } = *asking;
         let site = asking.origin.and_then(|index| self.sites.get(index));
         let case = Case { view, route, site: site.ok_or(Denial::HostInvalid)?, told: None, now };
-        let certificate = match view.sender.at(now) {
-            Sender::Certificate(certificate) => Some(certificate),
-            Sender::NoContext | Sender::NoCertificate => None,
-        };
+        let certificate = view.sender.at(now).certificate();
         let asker = if route.role == Role::Metadata {
             Asker::default()
         } else {
@@ -220,6 +218,7 @@ impl Gate {
 
     async fn terms(&self, matter: &Matter<'_>, facts: &mut Facts) -> Result<Weighed, Denial> {
         let (case, route) = (&matter.case, matter.case.route);
+        let demand = matter.requirement.demand;
         let proof = self.grant_proof(matter, facts)?;
         let named = matter.form.get("dpop_jkt").map(Sha256::from_base64url);
         if named.is_some()
@@ -239,33 +238,29 @@ impl Gate {
                 // A code may be tied to a key by its name alone (RFC 9449 section 10).
                 let jkt = shown.jkt.or(named.flatten().map(Jkt));
                 let meant = ShownBy { jkt, x5t };
-                self.met(matter, meant, BindBy::BOTH, Confirmation::default())?;
+                self.met(matter, meant, BindBy::BOTH, Confirmation::default(), demand)?;
                 Ok(Weighed { terms: Terms::AsReceived, shown, proof, bypass: None })
             }
             (_, Binding::Native) => {
-                let met = self.met(matter, shown, BindBy::BOTH, Confirmation::default());
+                let met = self.met(matter, shown, BindBy::BOTH, Confirmation::default(), demand);
                 let bypass = self.let_by(matter, met.err(), shown, proof.as_ref())?;
-                let mut demand = matter.requirement.demand;
-                if bypass.is_some() {
-                    demand = demand.without_key();
-                }
+                let demand = if bypass.is_some() { demand.without_key() } else { demand };
                 Ok(Weighed { terms: Terms::Native { shown, demand }, shown, proof, bypass })
             }
             (_, Binding::Retrofit) => {
                 let inherited = self.redeemed(matter, shown, facts).await?;
-                let issuer = self.issuers.get(facts.issuer.ok_or(Denial::StoreDown)?);
-                let rules = issuer.and_then(|it| it.retrofit.as_ref()).ok_or(Denial::StoreDown)?;
+                let (_, rules) = self.retrofit(facts).ok_or(Denial::StoreDown)?;
                 let bind = rules.bind_of(&matter.asker, matter.tenant);
-                let met = self.met(matter, shown, bind, inherited.next);
+                let met = self.met(matter, shown, bind, inherited.next, demand);
                 let bypass = self.let_by(matter, met.err(), shown, proof.as_ref())?;
                 let confirmation = match met {
                     Ok(confirmation) => confirmation,
                     // Nobody is bound, but by the certificate that is demanded all the same.
                     Err(_) => {
-                        let demand = matter.requirement.demand.without_key();
+                        let demand = demand.without_key();
                         let certificate = bind.certificate && demand != Demand::None;
                         let bind = BindBy { key: false, certificate };
-                        self.meets(matter, shown, bind, inherited.next, demand)?
+                        self.met(matter, shown, bind, inherited.next, demand)?
                     }
                 };
                 facts.confirmation = confirmation;
@@ -275,11 +270,16 @@ impl Gate {
         }
     }
 
+    /// The issuer whose tokens the edge binds, and how.
+    fn retrofit(&self, facts: &Facts) -> Option<(&IssuerRules, &RetrofitRules)> {
+        let issuer = self.issuers.get(facts.issuer?)?;
+        Some((issuer, issuer.retrofit.as_ref()?))
+    }
+
     /// Whether the refresh token was not revoked, which no mode relaxes. A store that is down says nothing.
     async fn stands(&self, matter: &Matter<'_>, facts: &Facts) -> Result<(), Denial> {
-        let issuer = facts.issuer.and_then(|issuer| self.issuers.get(issuer));
-        let issuer = issuer.filter(|issuer| issuer.retrofit.is_some());
-        let Some((issuer, token)) = issuer.zip(refresh_token(matter.form)) else { return Ok(()) };
+        let token = refresh_token(matter.form);
+        let Some(((issuer, _), token)) = self.retrofit(facts).zip(token) else { return Ok(()) };
         let key = RecordKey::of(&issuer.issuer, TokenKind::Refresh, token);
         let revoked = self.record(key).await.ok().flatten().is_some_and(|record| record.revoked);
         if revoked { Err(Denial::Authority(AuthorityFault::GrantRevoked)) } else { Ok(()) }
@@ -304,24 +304,12 @@ impl Gate {
     }
 
     fn certificate(&self, case: &Case<'_>) -> Option<X5tS256> {
-        match case.view.sender.at(case.now) {
-            Sender::Certificate(shown) if self.rules.mtls_enabled => Some(shown.x5t()),
-            Sender::Certificate(_) | Sender::NoCertificate | Sender::NoContext => None,
-        }
+        let shown = case.view.sender.at(case.now).certificate();
+        shown.filter(|_| self.rules.mtls_enabled).map(SenderCertificate::x5t)
     }
 
-    /// What the token will be bound to, if that meets the rule.
+    /// What the token will be bound to, if that meets what is demanded.
     fn met(
-        &self,
-        matter: &Matter<'_>,
-        shown: ShownBy,
-        bind: BindBy,
-        inherited: Confirmation,
-    ) -> Result<Confirmation, Denial> {
-        self.meets(matter, shown, bind, inherited, matter.requirement.demand)
-    }
-
-    fn meets(
         &self,
         matter: &Matter<'_>,
         shown: ShownBy,
@@ -386,9 +374,7 @@ impl Gate {
             }
             None => return Ok(Inherited::default()),
         };
-        let issuer = facts.issuer.and_then(|issuer| self.issuers.get(issuer));
-        let issuer = issuer.ok_or(Denial::StoreDown)?;
-        let rules = issuer.retrofit.as_ref().ok_or(Denial::StoreDown)?;
+        let (issuer, rules) = self.retrofit(facts).ok_or(Denial::StoreDown)?;
         let key = RecordKey::of(&issuer.issuer, TokenKind::Refresh, token);
         let record = self.record(key).await?;
         let mut inherited = grant::redeem(record.as_ref(), &matter.asker, rules, case.now)?;

@@ -74,6 +74,16 @@ impl RetrofitRules {
         let tenant = || tenant.and_then(|tenant| self.by_tenant.get(&tenant));
         client.or_else(tenant).copied().unwrap_or(self.bind)
     }
+
+    /// What binds the tokens of anyone.
+    #[must_use]
+    pub fn bind_of_any(&self) -> BindBy {
+        let others = self.by_tenant.values().chain(self.by_client.values());
+        others.fold(self.bind, |all, one| BindBy {
+            key: all.key || one.key,
+            certificate: all.certificate || one.certificate,
+        })
+    }
 }
 
 /// What a record is about.

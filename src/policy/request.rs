@@ -18,7 +18,7 @@ pub enum Sender<'a> {
     Certificate(&'a SenderCertificate),
 }
 
-impl Sender<'_> {
+impl<'a> Sender<'a> {
     /// What it showed that still counts at `now`: a certificate that has expired since the handshake,
     /// or before a session was resumed, is none.
     #[must_use]
@@ -28,6 +28,15 @@ impl Sender<'_> {
                 Self::NoCertificate
             }
             Self::NoContext | Self::NoCertificate | Self::Certificate(_) => self,
+        }
+    }
+
+    /// The certificate, if it showed one.
+    #[must_use]
+    pub fn certificate(self) -> Option<&'a SenderCertificate> {
+        match self {
+            Self::Certificate(shown) => Some(shown),
+            Self::NoContext | Self::NoCertificate => None,
         }
     }
 }

@@ -354,6 +354,12 @@ pub struct Rules {
 pub struct TenantId(pub usize);
 
 impl Rules {
+    /// The tenant of a name.
+    #[must_use]
+    pub fn tenant_named(&self, name: &str) -> Option<TenantId> {
+        self.tenants.iter().position(|tenant| tenant.name == name).map(TenantId)
+    }
+
     /// Adds up default, tenant, the token's audiences and route.
     #[must_use]
     pub fn requirement(

@@ -438,8 +438,8 @@ fn tenant(claims: &Object, entry: &IssuerRules, rules: &Rules) -> Result<Option<
         return Ok(entry.tenant);
     };
     let named = json::string(claims, claim).map_err(|_| Denial::TokenClaim)?;
-    let found = named.and_then(|name| rules.tenants.iter().position(|known| known.name == name));
-    match (entry.tenant, found.map(TenantId)) {
+    let found = named.and_then(|name| rules.tenant_named(name));
+    match (entry.tenant, found) {
         (Some(own), None) if named.is_none() => Ok(Some(own)),
         (Some(own), Some(found)) if found == own => Ok(Some(own)),
         (Some(_), Some(_) | None) => Err(Denial::TenantUnknown),

@@ -94,12 +94,8 @@ fn check(section: &Section<'_>, role: Role, rule: &AuthorityRule, issuers: &[(Is
                        no record, and be refused";
         section.error("binding", message);
     }
-    let binds = |rules: &RetrofitRules| {
-        let others = rules.by_tenant.values().chain(rules.by_client.values());
-        rules.bind.certificate || others.clone().any(|bind| bind.certificate)
-    };
     if role == Role::Introspection
-        && retrofit.is_some_and(binds)
+        && retrofit.is_some_and(|rules| rules.bind_of_any().certificate)
         && !section.has("senderCertificate")
     {
         let message = "is required: the issuer's tokens are bound to certificates. `caller` compares the \

@@ -8,7 +8,6 @@ use http::header::{
     HeaderName, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE,
     LAST_MODIFIED, RANGE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
-use pingora::connectors::ConnectorOptions;
 use pingora::connectors::http::Connector;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::client::HttpSession;
@@ -42,11 +41,7 @@ impl std::fmt::Debug for Caller {
 
 impl Default for Caller {
     fn default() -> Self {
-        let mut options = ConnectorOptions::new(POOL);
-        // Peers bring their authorities; without a file pingora reads the system's, and panics where
-        // there are none.
-        options.ca_file = Some("/dev/null".to_owned());
-        Self(Connector::new(Some(options)))
+        Self(upstream::connector(POOL))
     }
 }
 

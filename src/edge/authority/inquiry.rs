@@ -8,6 +8,7 @@ use crate::edge::ctx::Ctx;
 use crate::edge::parts::now;
 use crate::gate::Granted;
 use crate::policy::authority::{self, Known};
+use crate::policy::certificate::SenderCertificate;
 use crate::policy::client_cert::{self, Field, HandedOn};
 use crate::policy::denial::{AuthorityFault, Denial};
 use crate::policy::grant::{BindBy, BindingRecord, RecordKey, RetrofitRules, TokenKind};
@@ -17,7 +18,7 @@ use crate::policy::rule::SenderCertificateCheck;
 use crate::policy::token::{Confirmation, IssuerRules};
 
 impl Asked<'_> {
-    fn issuer(&self) -> Option<&IssuerRules> {
+    pub(super) fn issuer(&self) -> Option<&IssuerRules> {
         let gate = &self.parts.common().gate;
         self.route.rule.authority.issuer.and_then(|index| gate.issuer(index))
     }
@@ -108,16 +109,17 @@ impl Asked<'_> {
         told: &json::Object,
     ) -> Result<(Confirmation, Option<TokenKind>), Denial> {
         let record = self.record().await?;
+        let now = now();
         let gate = &self.parts.common().gate;
         let named = record.as_ref().and_then(|record| record.tenant.as_deref());
         let tenant = named.and_then(|name| gate.tenant_named(name));
-        let bypass = gate.bypass(now());
+        let bypass = gate.bypass(now);
         let known = Known {
             record: record.as_ref(),
             rules: self.retrofit(),
-            bypass: bypass.is_some_and(|bypass| bypass.is_open(tenant, now())),
+            bypass: bypass.is_some_and(|bypass| bypass.is_open(tenant, now)),
         };
-        let confirmation = authority::bound_to(told, known, now())?;
+        let confirmation = authority::bound_to(told, known, now)?;
         if let Some(facts) = &mut ctx.facts {
             facts.confirmation = confirmation;
         }
@@ -158,10 +160,7 @@ impl Asked<'_> {
                 handed_on.as_ref().map_or(Sender::NoCertificate, |it| Sender::Certificate(&it.leaf))
             }
         };
-        let shown = match sender {
-            Sender::Certificate(certificate) => Some(certificate.x5t()),
-            Sender::NoContext | Sender::NoCertificate => None,
-        };
+        let shown = sender.certificate().map(SenderCertificate::x5t);
         let gate = &self.parts.common().gate;
         let successor = gate.successor(confirmation.x5t, sender, now).await?;
         if let Some(facts) = &mut ctx.facts {
@@ -196,11 +195,7 @@ impl Asked<'_> {
         let Some(rules) = self.retrofit().filter(|_| is_success(&answered)) else {
             return Ok(Reply::of(answered));
         };
-        let others = rules.by_tenant.values().chain(rules.by_client.values());
-        let bind = others.fold(rules.bind, |all, one| BindBy {
-            key: all.key || one.key,
-            certificate: all.certificate || one.certificate,
-        });
+        let bind = rules.bind_of_any();
         let (algorithms, certificates) = self.parts.common().gate.can_bind_by();
         let bind = BindBy { certificate: bind.certificate && certificates, ..bind };
         let body = authority::metadata(&answered.body, algorithms, bind);

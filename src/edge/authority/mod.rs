@@ -31,11 +31,11 @@ pub(super) use reply::{Reply, send};
 
 use super::body;
 use super::ctx::Ctx;
-use super::headers::{self, DPOP, Onward};
+use super::headers::{self, DPOP};
 use super::parts::{Parts, now};
 use super::respond::ErrorCode;
 use super::view::{self, Target};
-use crate::config::{AuthorizationPolicy, Route};
+use crate::config::Route;
 use crate::gate::{Asking, Granted};
 use crate::policy::binding::BoundBy;
 use crate::policy::client;
@@ -195,7 +195,6 @@ impl Asked<'_> {
         ctx.admitted = Some(granted.admitted().clone());
         let onward = self.parts.onward(session, ctx, &target);
         let onward = onward.ok_or(Stop::Failed(ErrorCode::ServerError))?;
-        let onward = Onward { authorization: AuthorizationPolicy::Forward, ..onward };
         let (role, mut request) = (self.route.rule.role, session.req_header().clone());
         if request.method == Method::HEAD {
             request.set_method(Method::GET);

@@ -103,9 +103,8 @@ impl Asked<'_> {
         confirmation: Confirmation,
         inherited: &Inherited,
     ) -> Result<Issued, Denial> {
-        let gate = &self.parts.common().gate;
-        let issuer = self.route.rule.authority.issuer.and_then(|index| gate.issuer(index));
-        let (issuer, rules) = issuer
+        let (issuer, rules) = self
+            .issuer()
             .and_then(|issuer| Some((issuer, issuer.retrofit.as_ref()?)))
             .ok_or(Denial::StoreDown)?;
         if !confirmation.is_unbound() && answer.is_another_s(&issuer.issuer) {

@@ -11,10 +11,11 @@ use crate::policy::capsule::facts::{
 };
 use crate::policy::capsule::key::KeyVersion;
 use crate::policy::capsule::node::{NodeId, is_label};
+use crate::policy::certificate::SenderCertificate;
 use crate::policy::digest::Sha256;
 use crate::policy::json::{self, Value};
 use crate::policy::presented::{self, Scheme};
-use crate::policy::request::{RequestView, Sender};
+use crate::policy::request::RequestView;
 use crate::policy::target::percent_decoded;
 use crate::policy::time::UnixTime;
 
@@ -83,10 +84,8 @@ impl<'a> Asking<'a> {
 
     /// The sender's certificate, where one that counts was shown.
     pub(super) fn sender(&self) -> SenderFacts {
-        let x5t = match self.view.sender.at(self.now) {
-            Sender::Certificate(certificate) if self.certificates => Some(certificate.x5t()),
-            Sender::Certificate(_) | Sender::NoCertificate | Sender::NoContext => None,
-        };
+        let shown = self.view.sender.at(self.now).certificate();
+        let x5t = shown.filter(|_| self.certificates).map(SenderCertificate::x5t);
         SenderFacts { proof: Proof::Absent, x5t }
     }
 

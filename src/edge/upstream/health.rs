@@ -2,7 +2,6 @@
 
 use std::sync::{Arc, Weak};
 
-use pingora::connectors::ConnectorOptions;
 use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
 use pingora::protocols::http::client::HttpSession;
@@ -11,21 +10,15 @@ use pingora::{Error, ErrorType};
 use tokio::task::JoinSet;
 
 use super::target::Target;
-use super::{NOT_AGREED, Servers, reason};
+use super::{MAX_INTERIM, NOT_AGREED, Servers, reason};
 use crate::config::{Health, UpstreamProtocol};
 
 /// Checks of one upstream under way at once.
 const AT_ONCE: usize = 16;
-/// Interim answers before the one that counts.
-const MAX_INTERIM: usize = 8;
 
 /// Checks until the upstream is gone.
 pub(super) async fn watch(servers: Weak<Servers>, health: Health) {
-    let mut options = ConnectorOptions::new(1);
-    // Peers bring their authorities; without a file pingora reads the system's, and panics where
-    // there are none.
-    options.ca_file = Some("/dev/null".to_owned());
-    let connector = Arc::new(Connector::new(Some(options)));
+    let connector = Arc::new(super::connector(1));
     let health = Arc::new(health);
     loop {
         let Some(upstream) = servers.upgrade() else { return };

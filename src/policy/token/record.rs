@@ -3,7 +3,7 @@
 use super::{Confirmation, IssuerRules, VerifiedToken, Vouched};
 use crate::policy::denial::{AuthorityFault, Denial};
 use crate::policy::grant::BindingRecord;
-use crate::policy::rule::{Rules, TenantId};
+use crate::policy::rule::Rules;
 use crate::policy::step_up::Authentication;
 use crate::policy::time::UnixTime;
 
@@ -25,11 +25,11 @@ pub fn of_record(
         return Err(Denial::TokenExpired);
     }
     let named = record.tenant.as_ref();
-    let found = named.and_then(|name| rules.tenants.iter().position(|it| it.name == *name));
+    let found = named.and_then(|name| rules.tenant_named(name));
     if named.is_some() && found.is_none() && !rules.unknown_tenant_allowed {
         return Err(Denial::TenantUnknown);
     }
-    let tenant = found.map(TenantId).or(entry.tenant);
+    let tenant = found.or(entry.tenant);
     // As a token is whose claim names none.
     if tenant.is_none() && rules.tenant_claim.is_some() && !rules.unknown_tenant_allowed {
         return Err(Denial::TenantUnknown);
