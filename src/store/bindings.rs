@@ -4,6 +4,7 @@ use async_trait::async_trait;
 
 use super::registry::Registry;
 use super::sqlite::Fault;
+use super::sqlite::writer::Announced;
 use crate::policy::audit::{Draft, Kind};
 use crate::policy::bypass::Seen;
 use crate::policy::certificate::SenderCertificate;
@@ -61,6 +62,10 @@ pub trait Bindings: std::fmt::Debug + Send + Sync {
     /// [`Fault`].
     async fn certificate(&self, x5t: X5tS256) -> Result<Option<SenderCertificate>, Fault>;
 
+    /// Says that something will have to be kept soon, so that it goes with what others want kept. To be
+    /// dropped when it is handed over, or comes to nothing.
+    fn announce(&self) -> Option<Announced>;
+
     /// Keeps what was issued. It is durable when this returns `Ok`.
     ///
     /// # Errors
@@ -87,6 +92,10 @@ impl Bindings for Registry {
 
     async fn certificate(&self, x5t: X5tS256) -> Result<Option<SenderCertificate>, Fault> {
         self.read(move |reader| reader.sender_certificate(x5t)).await
+    }
+
+    fn announce(&self) -> Option<Announced> {
+        Some(Self::announce(self))
     }
 
     async fn keep(&self, issued: Issued, now: UnixTime) -> Result<(), BindFault> {
