@@ -53,6 +53,7 @@ pub(crate) fn site() -> tempfile::TempDir {
         "pki/as-ca.pem",
         "pki/as-client.pem",
         "pki/services-ca.pem",
+        "pki/redis-ca.pem",
         "pki/edge-client.pem",
     ] {
         put(name, certificate.as_bytes());
@@ -61,6 +62,8 @@ pub(crate) fn site() -> tempfile::TempDir {
     put("pki/edge-client.key", key.serialize_pem().as_bytes());
     put("pki/as-client.key", key.serialize_pem().as_bytes());
     put("keys/introspection.secret", b"0123456789abcdef\n");
+    put("keys/redis.password", b"0123456789abcdef\n");
+    put("keys/sentinel.password", b"0123456789abcdef\n");
     put("pki/other.key", KeyPair::generate().unwrap().serialize_pem().as_bytes());
     put("pki/open.key", key.serialize_pem().as_bytes());
     let open = std::fs::Permissions::from_mode(0o644);
@@ -284,6 +287,7 @@ const REFUSED: &str = include_str!("tests/refused.txt");
 #[test]
 fn each_fault_has_its_finding() {
     let site = site();
+    let mut faults = Vec::new();
     for case in REFUSED.trim_end().trim_end_matches("====").split("\n====\n") {
         let [old, new, expect] = case.split("\n---\n").collect::<Vec<_>>()[..] else {
             panic!("no case: {case}")
@@ -295,8 +299,11 @@ fn each_fault_has_its_finding() {
         };
         let found = findings(&text, site.path()).join("\n").replace("authority.yaml:", "");
         let found = found.replace(&site.path().display().to_string(), "@");
-        assert_eq!(found, expect.trim_end(), "{old} -> {new}");
+        if found != expect.trim_end() {
+            faults.push(format!("{old} -> {new}\nfound:\n{found}\nexpected:\n{expect}"));
+        }
     }
+    assert!(faults.is_empty(), "{}", faults.join("\n====\n"));
 }
 
 #[test]

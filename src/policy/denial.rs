@@ -120,11 +120,14 @@ pub enum Denial {
     NonceExpired,
     /// 10: not a nonce of ours.
     NonceUnknown,
+    /// 10: a nonce of ours that another proof has used up.
+    NonceSpent,
     /// 11: `iat` too long ago.
     ProofStale,
     /// 11: `iat` ahead of the clock.
     ProofFuture,
-    /// 11: issued before this process started, while nothing but this process remembers proofs.
+    /// 11: issued before the memory of proofs began that it would be held against: this process's, or
+    /// the epoch of a shared store.
     ProofBeforeStart,
     /// 12a: `ath` is not the hash of the token.
     ProofTokenHash,
@@ -265,6 +268,7 @@ impl Denial {
             Self::NonceAbsent => "nonce_absent",
             Self::NonceExpired => "nonce_expired",
             Self::NonceUnknown => "nonce_unknown",
+            Self::NonceSpent => "nonce_spent",
             Self::ProofStale => "proof_iat_old",
             Self::ProofFuture => "proof_iat_ahead",
             Self::ProofBeforeStart => "proof_before_start",
@@ -279,9 +283,17 @@ impl Denial {
             Self::CertificateMissing => "missing-certificate",
             Self::CertificateMismatch => "thumbprint-mismatch",
             Self::Authority(fault) => fault.code(),
-            Self::Replayed => "proof_replayed",
-            Self::ReplayCapacity => "replay_capacity",
-            Self::StoreDown => "store_down",
+            Self::Replayed | Self::ReplayCapacity | Self::StoreDown => self.store_code(),
+        }
+    }
+
+    fn store_code(self) -> &'static str {
+        if self == Self::Replayed {
+            "proof_replayed"
+        } else if self == Self::ReplayCapacity {
+            "replay_capacity"
+        } else {
+            "store_down"
         }
     }
 
@@ -291,6 +303,7 @@ impl Denial {
     pub fn observable(self) -> bool {
         match self {
             Self::Authority(fault) => fault.observable(),
+            Self::NonceAbsent | Self::NonceExpired | Self::NonceUnknown | Self::NonceSpent => true,
             Self::ProofMissing
             | Self::ProofRepeated
             | Self::ProofTooLarge
@@ -304,9 +317,6 @@ impl Denial {
             | Self::ProofPrivateKey
             | Self::ProofMethod
             | Self::ProofTarget
-            | Self::NonceAbsent
-            | Self::NonceExpired
-            | Self::NonceUnknown
             | Self::ProofStale
             | Self::ProofFuture
             | Self::ProofBeforeStart
@@ -362,7 +372,10 @@ impl Denial {
     /// Whether a fresh nonce is all that is needed.
     #[must_use]
     pub fn is_about_nonce(self) -> bool {
-        matches!(self, Self::NonceAbsent | Self::NonceExpired | Self::NonceUnknown)
+        matches!(
+            self,
+            Self::NonceAbsent | Self::NonceExpired | Self::NonceUnknown | Self::NonceSpent
+        )
     }
 
     /// How it is counted.
@@ -371,7 +384,7 @@ impl Denial {
     pub fn result(self) -> DpopResult {
         match self {
             Self::ProofMissing => DpopResult::Missing,
-            Self::NonceAbsent | Self::NonceExpired | Self::NonceUnknown => DpopResult::Nonce,
+            _ if self.is_about_nonce() => DpopResult::Nonce,
             Self::Replayed => DpopResult::Replay,
             Self::KeyMismatch
             | Self::Authority(AuthorityFault::IssuedMismatch)
