@@ -132,7 +132,8 @@ fn open_store(config: &Config, store: &Store) -> Result<capsules::State, StartEr
     let limits = config.capsules.as_ref().map_or(FailureLimits::default(), |it| it.failures);
     let budget = Budget::new(audit.refusals_per_minute, &store.path, audit.reserve_bytes);
     let failures = Failures::new(limits, random()?);
-    let audit = Audit { registry, budget: Arc::new(budget) };
+    let nodes = Arc::new(registry.clone());
+    let audit = Audit { registry, nodes, budget: Arc::new(budget) };
     let (window, entries) = (config.dpop.replay_window, config.edge.limits.replay_entries);
     let replay = Arc::new(MemoryReplay::new(&random()?, window, entries));
     Ok(capsules::State { audit, failures: Arc::new(failures), replay })

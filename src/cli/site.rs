@@ -5,17 +5,23 @@
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
+use tokio::runtime::Runtime;
 use zeroize::Zeroizing;
 
 use crate::config::{self, Config, Severity};
 use crate::policy::audit::{Draft, Kind};
 use crate::policy::digest::Sha256;
 use crate::policy::time::UnixTime;
+use crate::store::nodes::{Look, Nodes};
+use crate::store::registry::Registry;
+use crate::store::sqlite::reader::Readers;
+use crate::store::sqlite::writer::CheckpointRule;
 use crate::store::sqlite::{Database, Fault, OpenError};
 
 /// Why a command did not do what it was asked.
@@ -75,6 +81,49 @@ pub(super) fn store_path<'a>(config: &'a Config, path: &Path) -> Result<&'a Path
 /// Opens a configuration's store to change something.
 pub(super) fn open(config: &Config, path: &Path) -> Result<Database, CommandError> {
     Ok(Database::open(store_path(config, path)?)?)
+}
+
+/// The registry of nodes, for a command that waits for it.
+pub(super) struct Registered<N: ?Sized> {
+    nodes: Arc<N>,
+    runtime: Runtime,
+}
+
+impl<N: ?Sized> Registered<N> {
+    fn new(nodes: Arc<N>) -> Result<Self, CommandError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        Ok(Self { nodes, runtime: runtime? })
+    }
+
+    /// What is asked of it.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    pub(super) fn ask<'a, T, F>(&'a self, ask: impl FnOnce(&'a N) -> F) -> Result<T, Fault>
+    where
+        F: Future<Output = Result<T, Fault>> + 'a,
+    {
+        self.runtime.block_on(ask(&self.nodes))
+    }
+}
+
+/// Opens a configuration's registry of nodes to change something.
+pub(super) fn nodes(config: &Config, path: &Path) -> Result<Registered<dyn Nodes>, CommandError> {
+    let (store, audit) = (store_path(config, path)?, &config.audit);
+    // A command has no key to sign with.
+    let rule =
+        CheckpointRule { lines: audit.checkpoint_lines, interval: audit.checkpoint_interval };
+    Registered::new(Arc::new(Registry::open(store, rule)?))
+}
+
+/// Opens a configuration's registry of nodes to look at it. It must be there.
+pub(super) fn look(config: &Config, path: &Path) -> Result<Registered<dyn Look>, CommandError> {
+    let store = store_path(config, path)?;
+    if !store.exists() {
+        let text = format!("{}: there is no store yet", store.display());
+        return Err(CommandError::Fault(Fault::Failed(text)));
+    }
+    Registered::new(Arc::new(Readers::open(store)?))
 }
 
 /// Who asks: the user's name and number, and who they were before `sudo`.

@@ -5,6 +5,7 @@ pub mod budget;
 pub mod failures;
 pub mod keys;
 pub mod networks;
+pub mod nodes;
 pub mod refused;
 pub mod registry;
 pub mod replay;

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
-use super::sqlite::batch::{Batch, Found};
+use super::nodes::Found;
+use super::sqlite::batch::Batch;
 use super::sqlite::reader::{Reader, Readers};
 use super::sqlite::writer::{CheckpointRule, Signer, Writer};
 use super::sqlite::{Fault, OpenError};

@@ -7,6 +7,7 @@ use crate::policy::audit::{BEGINNING, Checkpoint, Draft, Head, Kind};
 use crate::policy::capsule::node::{Node, NodeId};
 use crate::policy::digest::Sha256;
 use crate::policy::time::UnixTime;
+use crate::store::nodes::{Found, Row};
 
 /// Quarantines older than this are counted by no brake.
 const KEPT_QUARANTINES_MS: i64 = 31 * 24 * 3600 * 1000;
@@ -20,15 +21,6 @@ pub struct Batch<'a> {
     pub(super) writes: u64,
     /// Records and certificates that were kept.
     pub(super) kept: usize,
-}
-
-/// A node's record with the revision that a change is compared with.
-#[derive(Clone, Debug)]
-pub struct Row {
-    /// The record.
-    pub node: Node,
-    /// Goes up by one with each change.
-    pub revision: i64,
 }
 
 impl<'a> Batch<'a> {
@@ -273,17 +265,6 @@ fn head(connection: &Connection) -> Result<Head, Fault> {
 /// The hash of a node's secret, as the column has it.
 fn secret(node: &Node) -> Result<[u8; 32], Fault> {
     node.secret.map(|secret| secret.0).ok_or(Fault::Malformed)
-}
-
-/// What the store knows of whoever shows a secret.
-#[derive(Clone, Debug)]
-pub enum Found {
-    /// There is no such node.
-    Unknown,
-    /// There is, and the secret is not its own.
-    Wrong,
-    /// It is its own.
-    Node(Box<Row>),
 }
 
 /// The record of `id`, where `presented` is the hash of its secret. Nothing else of a record is

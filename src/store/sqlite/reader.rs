@@ -5,10 +5,11 @@ use std::sync::{Mutex, PoisonError};
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use super::batch::{self, Found, Row};
+use super::batch;
 use super::{Fault, OpenError, connect};
-use crate::policy::capsule::node::{Node, NodeId, Status};
+use crate::policy::capsule::node::{NodeId, Status};
 use crate::policy::digest::Sha256;
+use crate::store::nodes::{Found, Listed, Row};
 
 /// Connections that are kept.
 const KEPT: usize = 8;
@@ -57,9 +58,6 @@ impl Readers {
 pub struct Reader {
     pub(super) connection: Connection,
 }
-
-/// A stored record, by its id, as far as it can be read.
-pub type Listed = (String, Result<Node, Fault>);
 
 /// A line of the audit log, as it is stored, with what it can be found by.
 #[derive(Clone, Debug, PartialEq, Eq)]
