@@ -2,10 +2,12 @@
 
 pub mod bindings;
 pub mod budget;
+pub mod epoch;
 pub mod failures;
 pub mod keys;
 pub mod networks;
 pub mod nodes;
+pub mod redis;
 pub mod refused;
 pub mod registry;
 pub mod replay;

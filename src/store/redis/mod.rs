@@ -1,0 +1,304 @@
+//! Redis or Valkey under the shared state: standalone, Sentinel or Cluster.
+//!
+//! Draft.
+
+#![expect(clippy::disallowed_methods, reason = "a connection has files, a clock, tasks and chance")]
+
+mod commit;
+mod epoch;
+mod inspect;
+mod keys;
+mod link;
+mod masters;
+mod script;
+mod server;
+mod settings;
+mod supervise;
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwapOption;
+use redis::{Pipeline, Value};
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+
+pub use keys::{Keys, TAGS, Tag};
+pub use script::Script;
+pub use settings::{Address, Login, Settings, Tls, Topology, Wait};
+
+use crate::policy::time::UnixTime;
+use crate::store::epoch::{Epoch, Epochs, Reign};
+use epoch::Mark;
+use server::Server;
+
+/// Why there is no answer. None of them may be taken for one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The server is not there, answered too late or in no way that can be read, too few replicas have
+    /// the write, or the store is not the one that the question was about. Nobody knows whether the
+    /// commands were run.
+    Down,
+    /// The server has no room for a write (`maxmemory` with `noeviction`).
+    Full,
+}
+
+/// A store that is there.
+#[derive(Debug)]
+struct View {
+    reign: Reign,
+    servers: Vec<Arc<Server>>,
+    places: Box<[usize; TAGS]>,
+    /// By tag.
+    marks: Vec<Mark>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    settings: Settings,
+    keys: Keys,
+    view: ArcSwapOption<View>,
+    /// Has the supervisor look at once.
+    look: Arc<Notify>,
+    /// Tells that a view was put in place.
+    seen: watch::Sender<()>,
+    /// Why the supervisor could not do its work, the last time.
+    failure: Mutex<Option<String>>,
+    /// What has been said once.
+    warned: Mutex<BTreeSet<String>>,
+}
+
+impl Shared {
+    fn failed(&self, error: String) {
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        if failure.as_ref() != Some(&error) {
+            tracing::warn!(error, "redis cannot be used");
+        }
+        *failure = Some(error);
+    }
+
+    fn works(&self) {
+        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if failure.is_some() {
+            tracing::info!("redis can be used again");
+        }
+    }
+
+    fn warn_once(&self, text: String) {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.insert(text.clone()) {
+            tracing::warn!("redis: {text}");
+        }
+    }
+}
+
+/// A task that ends with the last who needs it.
+#[derive(Debug)]
+struct Supervisor(JoinHandle<()>);
+
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// How the store stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Whether every master answers and takes writes.
+    pub up: bool,
+    /// Which memory it is.
+    pub epoch: Option<Epoch>,
+    /// Why it is not up, in words that hold no secret.
+    pub error: Option<String>,
+}
+
+/// The store. A clone is the same one.
+#[derive(Clone, Debug)]
+pub struct Redis {
+    shared: Arc<Shared>,
+    _supervisor: Arc<Supervisor>,
+}
+
+impl Redis {
+    /// Begins to connect, and returns at once: until that is done, and whenever it is undone, every
+    /// request is a [`Fault::Down`].
+    #[must_use]
+    pub fn start(settings: Settings, runtime: &Handle) -> Self {
+        let keys = Keys::new(&settings.prefix);
+        let shared = Arc::new(Shared {
+            settings,
+            keys,
+            view: ArcSwapOption::empty(),
+            look: Arc::default(),
+            seen: watch::Sender::new(()),
+            failure: Mutex::default(),
+            warned: Mutex::default(),
+        });
+        let task = runtime.spawn(supervise::supervise(Arc::clone(&shared)));
+        Self { shared, _supervisor: Arc::new(Supervisor(task)) }
+    }
+
+    /// Waits until the store can be used, at most `within`: for commands, which have nobody to answer
+    /// meanwhile. `false` when it cannot; [`Redis::status`] says why.
+    pub async fn ready(&self, within: Duration) -> bool {
+        let mut seen = self.shared.seen.subscribe();
+        let up = async {
+            while !self.is_up() {
+                // The sender lives as long as `self`.
+                let _ = tokio::time::timeout(Duration::from_millis(50), seen.changed()).await;
+            }
+        };
+        tokio::time::timeout(within, up).await.is_ok()
+    }
+
+    /// Names of keys.
+    #[must_use]
+    pub fn keys(&self) -> &Keys {
+        &self.shared.keys
+    }
+
+    /// Whether every master answers and takes writes.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        let view = self.shared.view.load();
+        view.as_ref().is_some_and(|view| view.servers.iter().all(|server| server.is_up()))
+    }
+
+    /// How the store stands, for `/readyz`.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let up = self.is_up();
+        let failure = self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let view = self.shared.view.load();
+        let servers = view.iter().flat_map(|view| &view.servers);
+        let mut troubles = servers.filter_map(|server| {
+            let trouble = server
+                .trouble()
+                .or_else(|| (!server.is_open()).then(|| "is not answering".to_owned()));
+            trouble.map(|trouble| format!("{}: {trouble}", server.address))
+        });
+        let error = if up { None } else { failure.or_else(|| troubles.next()) };
+        let epoch = self.current().map(|reign| reign.epoch);
+        Status { up, epoch, error }
+    }
+
+    /// Sends commands whose keys are all at `tag`, in one round trip, once. Answers are in their order;
+    /// an error that is about one command alone stands in its place as [`Value::ServerError`].
+    ///
+    /// # Errors
+    /// See [`Fault`]. After one the commands may have been run or not.
+    pub async fn send(&self, tag: Tag, pipeline: &Pipeline) -> Result<Vec<Value>, Fault> {
+        self.server(tag)?.send(pipeline).await
+    }
+
+    /// [`Redis::send`] for writes that must outlive the master: with `waitReplicas`, the answers come
+    /// when so many replicas have what was written.
+    ///
+    /// # Errors
+    /// As [`Redis::send`]; too few replicas are a [`Fault::Down`] too.
+    pub async fn commit(&self, tag: Tag, pipeline: &Pipeline) -> Result<Vec<Value>, Fault> {
+        self.server(tag)?.commit(pipeline).await
+    }
+
+    /// [`Redis::commit`], whose answers come only when the store has been the one of `epoch` from
+    /// before the first command until after the last: one that was wiped or has failed over meanwhile
+    /// is not taken for it. `GET` of the tag's mark goes along in the same round trip.
+    ///
+    /// # Errors
+    /// As [`Redis::commit`]; another store is a [`Fault::Down`].
+    pub async fn commit_in(
+        &self,
+        epoch: Epoch,
+        tag: Tag,
+        mut pipeline: Pipeline,
+    ) -> Result<Vec<Value>, Fault> {
+        let view = self.shared.view.load_full().ok_or(Fault::Down)?;
+        if view.reign.epoch != epoch {
+            return Err(Fault::Down);
+        }
+        let server = view.server(tag)?;
+        let mark = view.marks.get(tag.index()).ok_or(Fault::Down)?;
+        pipeline.cmd("GET").arg(self.shared.keys.named(tag, "mark"));
+        let mut answers = server.commit(&pipeline).await?;
+        match answers.pop() {
+            Some(Value::BulkString(found)) if found == *mark => Ok(answers),
+            Some(_) | None => {
+                server.trip("the store has lost its mark: it was wiped");
+                Err(Fault::Down)
+            }
+        }
+    }
+
+    /// Runs a script whose keys are all at `tag`, as a [`Redis::commit`]. The server keeps it from its
+    /// first time on; one whose scripts were flushed is given it again.
+    ///
+    /// # Errors
+    /// As [`Redis::commit`].
+    pub async fn script(
+        &self,
+        tag: Tag,
+        script: &Script,
+        keys: &[String],
+        arguments: &[&[u8]],
+    ) -> Result<Value, Fault> {
+        let call = |name: &str, what: &str| {
+            let mut pipeline = Pipeline::new();
+            pipeline.cmd(name).arg(what).arg(keys.len()).arg(keys);
+            for argument in arguments {
+                pipeline.arg(*argument);
+            }
+            pipeline
+        };
+        let answered = self.commit(tag, &call("EVALSHA", script.hash())).await?;
+        match answered.into_iter().next() {
+            // It was not run, so that it can be sent again.
+            Some(Value::ServerError(error)) if error.code() == "NOSCRIPT" => {
+                let answered = self.commit(tag, &call("EVAL", script.text())).await?;
+                answered.into_iter().next().ok_or(Fault::Down)
+            }
+            other => other.ok_or(Fault::Down),
+        }
+    }
+
+    fn server(&self, tag: Tag) -> Result<Arc<Server>, Fault> {
+        self.shared.view.load().as_ref().ok_or(Fault::Down)?.server(tag).cloned()
+    }
+}
+
+impl View {
+    fn server(&self, tag: Tag) -> Result<&Arc<Server>, Fault> {
+        let place = self.places.get(tag.index()).ok_or(Fault::Down)?;
+        self.servers.get(*place).ok_or(Fault::Down)
+    }
+}
+
+impl Epochs for Redis {
+    /// `None` while no master answers.
+    fn current(&self) -> Option<Reign> {
+        let view = self.shared.view.load();
+        let view = view.as_ref()?;
+        view.servers.iter().any(|server| server.is_open()).then_some(view.reign)
+    }
+}
+
+impl Topology {
+    fn is_cluster(&self) -> bool {
+        matches!(self, Self::Cluster(_))
+    }
+}
+
+fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    // Without randomness two marks could be the same; then nothing starts here at all, since the
+    // process draws its keys from the same source first.
+    let _ = aws_lc_rs::rand::fill(&mut bytes);
+    bytes
+}
+
+fn now() -> UnixTime {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    UnixTime::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
