@@ -8,6 +8,9 @@
 //! Invariant: a decision is a function of what it is shown. It may be run several times; what its last
 //! run said is what was done.
 
+mod scripts;
+pub mod shared;
+
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -26,7 +29,7 @@ use crate::policy::time::UnixTime;
 pub struct Row {
     /// The record.
     pub node: Node,
-    /// Goes up by one with each change.
+    /// Another one with each change.
     pub revision: i64,
 }
 
@@ -51,13 +54,15 @@ pub struct About {
     pub id: NodeId,
     /// Quarantines after this are counted, of any node; `None` where nobody wants to know.
     pub quarantines_since: Option<UnixTime>,
+    /// Whether it is done even if the store has forgotten something: for what takes away.
+    pub even_if_behind: bool,
 }
 
 impl About {
     /// A node, and nothing else.
     #[must_use]
     pub fn node(id: &NodeId) -> Self {
-        Self { id: id.clone(), quarantines_since: None }
+        Self { id: id.clone(), quarantines_since: None, even_if_behind: false }
     }
 }
 
@@ -161,6 +166,13 @@ pub trait Nodes: Look {
     /// [`Fault`], or what the decision failed with; then the record is as it was, as far as anybody can
     /// tell.
     async fn commit(&self, about: About, decide: Box<Decide>) -> Result<(), Fault>;
+
+    /// Takes a store that has forgotten something for true from now on; `line` says so in the audit log.
+    /// `false` where there is nothing to be said: a store that nobody shares cannot be behind and open.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    async fn confirm(&self, line: Draft) -> Result<bool, Fault>;
 }
 
 impl dyn Nodes + '_ {
@@ -229,6 +241,10 @@ impl Nodes for Registry {
     async fn commit(&self, about: About, mut decide: Box<Decide>) -> Result<(), Fault> {
         self.transact(move |batch| commit(batch, &about, &mut *decide)).await
     }
+
+    async fn confirm(&self, _line: Draft) -> Result<bool, Fault> {
+        Ok(false)
+    }
 }
 
 /// Decides within a transaction, which nobody else's can come between.
@@ -268,3 +284,6 @@ impl Look for Readers {
         self.read(|reader| reader.nodes(after, status, limit))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -113,6 +113,17 @@ impl Registry {
         done
     }
 
+    /// Reads on this thread, which waits for the disk: before there is anybody to be served.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    pub fn read_at_start<T>(
+        &self,
+        read: impl FnOnce(&Reader) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        self.readers.read(read)
+    }
+
     /// Does `work` in a transaction; durable when this returns `Ok` ([`Writer::transact`]).
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use super::{Add, One, show, unknown};
+use super::{Add, One, Site, show, unknown};
 use crate::cli::capsule::files::create_private;
 use crate::cli::site::{self, CommandError, now, secret};
 use crate::config::Config;
@@ -96,7 +96,7 @@ fn warn_of_factors(config: &Config, expected: &Expectations) -> Result<(), Comma
 pub(super) fn make(one: &One, change: &Change, out: &mut dyn Write) -> Result<(), CommandError> {
     let config = site::load(&one.site.config)?;
     let asked = change.clone();
-    let node = apply(one, &config, move |_| Ok(asked.clone()))?;
+    let node = apply(one, &config, !change.loosens(), move |_| Ok(asked.clone()))?;
     tell(one, name(change).as_deref().unwrap_or_default(), &node, None, out)
 }
 
@@ -104,7 +104,7 @@ pub(super) fn make(one: &One, change: &Change, out: &mut dyn Write) -> Result<()
 pub(super) fn rotate_secret(one: &One, out: &mut dyn Write) -> Result<(), CommandError> {
     let config = site::load(&one.site.config)?;
     let (text, secret) = secret()?;
-    let node = apply(one, &config, move |_| Ok(Change::RotateSecret { secret }))?;
+    let node = apply(one, &config, true, move |_| Ok(Change::RotateSecret { secret }))?;
     tell(one, "rotate-secret", &node, Some(&text), out)
 }
 
@@ -121,7 +121,7 @@ pub(super) fn accept_network(
         |it| Networks::open(it.asn_database.as_deref(), it.region_database.as_deref()),
     );
     let networks = networks.map_err(CommandError::Other)?;
-    let node = apply(one, &config, move |node| {
+    let node = apply(one, &config, false, move |node| {
         // Whose address a refused request had only an operator can know.
         let seen = || {
             let refused = node.quarantine.as_ref().and_then(|it| it.network.as_ref());
@@ -137,11 +137,28 @@ pub(super) fn accept_network(
     tell(one, "accept-network", &node, None, out)
 }
 
+/// Takes a shared registry that has lost something for true.
+pub(super) fn confirm(site: &Site, reason: &str, out: &mut dyn Write) -> Result<(), CommandError> {
+    let config = site::load(&site.config)?;
+    let nodes = site::nodes(&config, &site.config)?;
+    let line = site::draft(Kind::NodeChange, None, json!({ "action": "confirm" }), reason, now())?;
+    if !nodes.ask(|nodes| nodes.confirm(line))? {
+        let text = "there is nothing to confirm: the registry is a file of this machine's own";
+        return Err(CommandError::Other(text.to_owned()));
+    }
+    if site.json {
+        writeln!(out, "{:#}", json!({ "action": "confirm" }))?;
+    } else {
+        writeln!(out, "confirmed: nodes are served from the shared store as it is")?;
+    }
+    Ok(())
+}
+
 /// Takes a node out.
 pub(super) fn remove(one: &One, out: &mut dyn Write) -> Result<(), CommandError> {
     let config = site::load(&one.site.config)?;
     let (reason, now) = (one.reason.clone(), now());
-    let node = alter(one, &config, move |node| {
+    let node = alter(one, &config, true, move |node| {
         let data = json!({ "action": "remove", "before": node.without_secret() });
         let line = site::draft(Kind::NodeChange, Some(node.id.as_str()), data, &reason, now)?;
         let commit = Commit { becomes: Becomes::Nothing, quarantined: None, lines: vec![line] };
@@ -150,20 +167,22 @@ pub(super) fn remove(one: &One, out: &mut dyn Write) -> Result<(), CommandError>
     tell(one, "remove", &node, None, out)
 }
 
-/// Makes the change that `change` says for the record as it stands.
+/// Makes the change that `change` says for the record as it stands. `even_if_behind`: [`About`].
 fn apply(
     one: &One,
     config: &Config,
+    even_if_behind: bool,
     mut change: impl FnMut(&Node) -> Result<Change, CommandError> + Send + 'static,
 ) -> Result<Node, CommandError> {
     let (reason, now) = (one.reason.clone(), now());
-    alter(one, config, move |node| changed(node, &change(node)?, &reason, now))
+    alter(one, config, even_if_behind, move |node| changed(node, &change(node)?, &reason, now))
 }
 
 /// Does what `alter` says about the record as it stands; the record that it says.
 fn alter(
     one: &One,
     config: &Config,
+    even_if_behind: bool,
     mut alter: impl FnMut(&Node) -> Result<(Node, Commit), CommandError> + Send + 'static,
 ) -> Result<Node, CommandError> {
     let nodes = site::nodes(config, &one.site.config)?;
@@ -175,7 +194,8 @@ fn alter(
             Err(error) => (Err(error), Commit::default()),
         })
     };
-    nodes.ask(|nodes| nodes.decide(About::node(&one.node), decide))?
+    let about = About { even_if_behind, ..About::node(&one.node) };
+    nodes.ask(|nodes| nodes.decide(about, decide))?
 }
 
 fn changed(

@@ -250,7 +250,7 @@ impl Capsules {
             now: asking.now,
         };
         let since = Some(asking.now.minus(self.policy.brake.window));
-        let about = About { id: shown.id.clone(), quarantines_since: since };
+        let about = About { quarantines_since: since, ..About::node(&shown.id) };
         self.nodes().decide(about, move |standing| Ok(work.run(standing))).await
     }
 
@@ -372,5 +372,7 @@ pub(super) fn fault_code(fault: &Fault) -> &'static str {
         Fault::Conflict => "record_changed",
         Fault::Replaced => "store_replaced",
         Fault::Closed => "store_closed",
+        Fault::Down => "store_down",
+        Fault::Behind => "store_behind",
     }
 }

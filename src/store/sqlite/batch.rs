@@ -315,7 +315,7 @@ pub(super) fn node(connection: &Connection, id: &NodeId) -> Result<Option<Row>, 
 }
 
 /// Reads a stored record. One without a secret's hash is none: it could be matched by nobody.
-pub(super) fn read(record: &str) -> Result<Node, Fault> {
+pub(in crate::store) fn read(record: &str) -> Result<Node, Fault> {
     let node: Node = serde_json::from_str(record).map_err(|_| Fault::Malformed)?;
     if node.secret.is_none() || node.oldest_key_version > node.key_version {
         return Err(Fault::Malformed);
