@@ -341,6 +341,52 @@ async fn a_decision_that_came_too_late_is_superseded_and_made_anew() {
     assert_eq!(found[1].1, json!({ "of": "capsule.decision", "why": "changed" }));
 }
 
+/// Decides about `node-1` once `meanwhile` was done to the store, the first time; what it was decided on.
+async fn decide_while(
+    server: &Server,
+    nodes: &dyn Nodes,
+    commit: Commit,
+    meanwhile: &'static [&'static str],
+) -> (Result<u32, Fault>, u32) {
+    let (port, runs) = (server.port, Arc::new(AtomicU32::new(0)));
+    let counted = Arc::clone(&runs);
+    let decide = move |standing: &Standing| {
+        if counted.fetch_add(1, Ordering::Relaxed) == 0 {
+            raw(port, meanwhile);
+        }
+        Ok((standing.quarantines, commit.clone()))
+    };
+    let about = About { quarantines_since: Some(NOW), ..About::node(&id("node-1")) };
+    let decided = nodes.decide(about, decide).await;
+    (decided, runs.load(Ordering::Relaxed))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_changes_meanwhile_is_seen_by_the_script() {
+    let scratch = tempfile::tempdir().unwrap();
+    let Some(server) = Server::start(scratch.path()) else { return };
+    let registry = registry(scratch.path(), "holdfast.db");
+    let nodes = server.nodes(&registry, Duration::ZERO).await;
+    put(&*nodes, node("node-1")).await;
+    let quarantine = || Commit {
+        becomes: Becomes::Node(Box::new(Node { status: Status::Quarantined, ..node("node-1") })),
+        quarantined: Some(NOW.plus(Duration::from_secs(1))),
+        lines: Vec::new(),
+    };
+    // Another quarantine, which the fleet brake must count.
+    let other = &["ZADD", "{test:0}:nodes:quarantines", "1800000000500", "other"];
+    assert_eq!(decide_while(&server, &*nodes, quarantine(), other).await, (Ok(1), 2));
+    // Somebody finds something missing.
+    let doubt = &["HSET", "{test:0}:nodes:lineage", "doubted", "1"];
+    let found = decide_while(&server, &*nodes, quarantine(), doubt).await;
+    assert_eq!(found, (Err(Fault::Behind), 1));
+    raw(server.port, &["HDEL", "{test:0}:nodes:lineage", "doubted"]);
+    // The store is wiped, but for the record.
+    let wipe = &["DEL", "{test:0}:nodes:lineage", "{test:0}:nodes:ledger"];
+    let found = decide_while(&server, &*nodes, quarantine(), wipe).await;
+    assert_eq!(found, (Err(Fault::Behind), 1));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_store_did_not_answer_was_not_done() {
     let scratch = tempfile::tempdir().unwrap();
