@@ -62,7 +62,8 @@ impl Ledger {
         let newer = self.last.confirmed > mark.confirmed;
         let same = self.last.confirmed == mark.confirmed;
         let there = mark.seq == 0 || self.at_mark.as_ref() == Some(&mark.id);
-        if !newer && !(same && there && self.last.seq >= mark.seq) {
+        let follows = same && there && self.last.seq >= mark.seq;
+        if !newer && !follows {
             return Standing::Behind;
         }
         if self.doubted {

@@ -352,12 +352,12 @@ impl Inner {
         let done = self.redis.script(TAG, &self.scripts.commit, &keys, &arguments).await;
         let done = done.map_err(|fault| down(&fault))?;
         scripts::refused(&done)?;
-        match done {
-            Value::Int(seq) => Ok(Some(u64::try_from(seq).map_err(|_| scripts::unreadable())?)),
-            other => match scripts::text(&other)?.as_deref() {
-                Some("changed") => Ok(None),
-                Some(_) | None => Err(scripts::unreadable()),
-            },
+        if let Value::Int(_) = done {
+            return scripts::count(&done).map(Some);
+        }
+        match scripts::text(&done)?.as_deref() {
+            Some("changed") => Ok(None),
+            Some(_) | None => Err(scripts::unreadable()),
         }
     }
 

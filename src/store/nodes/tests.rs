@@ -1,5 +1,7 @@
 //! One list of what must hold of every registry, and what must hold of the shared one beyond that.
 
+#![expect(clippy::disallowed_methods, reason = "a test has an environment")]
+
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
