@@ -11,9 +11,10 @@ use std::time::Duration;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use holdfast::gate::{Gate, Settings, Stores};
 use holdfast::policy::digest::Sha256;
+use holdfast::policy::epoch::Reign;
 use holdfast::policy::jose::{Algorithm, AlgorithmSet, CompactJws, PublicKey};
 use holdfast::policy::json;
-use holdfast::policy::nonce::NonceKeys;
+use holdfast::policy::nonce::{NonceKeys, bound_secret};
 use holdfast::policy::proof::{self, Expected, ProofRules, Seen};
 use holdfast::policy::request::{RequestView, Sender};
 use holdfast::policy::rule::{
@@ -23,6 +24,7 @@ use holdfast::policy::step_up::StepUp;
 use holdfast::policy::target::Origin;
 use holdfast::policy::time::UnixTime;
 use holdfast::policy::token::{IssuerRules, KeySet, TokenType};
+use holdfast::store::epoch::OfProcess;
 use holdfast::store::replay::MemoryReplay;
 use http::{HeaderMap, HeaderValue};
 use josekit::jwk::Jwk;
@@ -65,13 +67,18 @@ fn make_proof(sender: &Jwk, token: &str, number: u64) -> String {
     let mut header = JwsHeader::new();
     header.set_token_type("dpop+jwt");
     header.set_jwk(sender.to_public_key().unwrap());
-    let nonce = NonceKeys::derive(&[SECRET], &Origin::parse(ORIGIN).unwrap());
+    let secret = bound_secret(&SECRET, &reign().epoch);
+    let nonce = NonceKeys::derive(&[secret], &Origin::parse(ORIGIN).unwrap());
     let claims = serde_json::json!({
         "jti": format!("{number:032x}"), "htm": "GET", "htu": format!("{ORIGIN}{PATH}"),
         "iat": NOW.secs(), "ath": Sha256::of(token.as_bytes()).to_string(),
         "nonce": nonce.make(NOW, [1; 8]).unwrap(),
     });
     sign(sender, &header, &claims)
+}
+
+fn reign() -> Reign {
+    Reign::of_process([0; 32], UnixTime::from_secs(0))
 }
 
 fn proof_rules() -> ProofRules {
@@ -81,6 +88,7 @@ fn proof_rules() -> ProofRules {
         replay_window: Duration::from_secs(300),
         nonce_ttl: Some(Duration::from_secs(600)),
         nonce_replaces_iat: false,
+        nonce_single_use: false,
     }
 }
 
@@ -116,13 +124,14 @@ fn gate(issuer: &Jwk) -> Gate {
         token_cache_entries: 100_000,
         introspection_cache_entries: 10,
         nonce_secrets: vec![SECRET],
-        started: UnixTime::from_secs(0),
+        era_margin: Duration::ZERO,
         clients: Vec::new(),
         bypass: None,
         rotation_grace: Duration::ZERO,
     };
     let replay = MemoryReplay::new(&SECRET, settings.proof.replay_window, 100_000_000);
-    let gate = Gate::new(settings, Stores::of_resources(Arc::new(replay)));
+    let gate =
+        Gate::new(settings, Stores::of_resources(Arc::new(replay), Arc::new(OfProcess(reign()))));
     let mut jwk = issuer.to_public_key().unwrap();
     jwk.set_key_id("k1");
     let set = format!(r#"{{"keys":[{jwk}]}}"#);
@@ -155,7 +164,7 @@ fn proof_verification(criterion: &mut Criterion) {
     let sender = key();
     let proof = make_proof(&sender, "token", 1);
     let origin = Origin::parse(ORIGIN).unwrap();
-    let nonce_keys = NonceKeys::derive(&[SECRET], &origin);
+    let nonce_keys = NonceKeys::derive(&[bound_secret(&SECRET, &reign().epoch)], &origin);
     let rules = proof_rules();
     let expected = Expected {
         method: "GET",
@@ -167,7 +176,7 @@ fn proof_verification(criterion: &mut Criterion) {
         nonce_required: true,
         rules: &rules,
         max_bytes: 8192,
-        started: UnixTime::from_secs(0),
+        reign: reign(),
         now: NOW,
     };
     let shown = headers("token", &proof);

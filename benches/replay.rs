@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use holdfast::policy::digest::{Jkt, Sha256};
+use holdfast::policy::epoch::Epoch;
 use holdfast::policy::time::UnixTime;
-use holdfast::store::replay::{MemoryReplay, ReplayLog as _};
+use holdfast::store::replay::{MemoryReplay, ReplayLog as _, Use};
 
 const START: i64 = 1_800_000_000;
 const LIVE: u32 = 10_000_000;
@@ -23,6 +24,10 @@ fn memory(name: &str) -> f64 {
     line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() * 1024.0
 }
 
+fn used(jkt: Jkt, jti: &str) -> Use<'_> {
+    Use { jkt, jti, epoch: Epoch(Sha256([0; 32])) }
+}
+
 fn replay(criterion: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let jkt = Jkt(Sha256::of(b"key"));
@@ -32,7 +37,7 @@ fn replay(criterion: &mut Criterion) {
     runtime.block_on(async {
         for number in 0..LIVE {
             let now = UnixTime::from_secs(START + i64::from(number / (LIVE / WINDOW_S)));
-            log.check_and_insert(jkt, &format!("{number:032x}"), now).await.unwrap();
+            log.check_and_insert(used(jkt, &format!("{number:032x}")), now).await.unwrap();
         }
     });
     let peak = memory("VmHWM") - before;
@@ -46,14 +51,14 @@ fn replay(criterion: &mut Criterion) {
         bencher.iter(|| {
             number += 1;
             let jti = format!("{number:032x}");
-            runtime.block_on(log.check_and_insert(jkt, &jti, now)).unwrap();
+            runtime.block_on(log.check_and_insert(used(jkt, &jti), now)).unwrap();
         });
     });
     group.bench_function("replay refused", |bencher| {
         bencher.iter(|| {
             number = number.wrapping_mul(2_654_435_761).wrapping_add(1);
             let jti = format!("{:032x}", number % LIVE);
-            runtime.block_on(log.check_and_insert(jkt, &jti, now)).unwrap_err();
+            runtime.block_on(log.check_and_insert(used(jkt, &jti), now)).unwrap_err();
         });
     });
     group.finish();

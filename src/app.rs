@@ -23,7 +23,7 @@ use rustls::crypto::CryptoProvider;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
-use crate::config::{Config, Listener, NonceKeyFile};
+use crate::config::{Config, Listener, ReplayStore};
 use crate::edge::accept::{InFront, Limits, Serving};
 use crate::edge::admin;
 use crate::edge::jwks::JwksError;
@@ -36,7 +36,6 @@ use crate::edge::trust::Live;
 use crate::edge::upstream::{MAX_ATTEMPTS, Servers, UpstreamError};
 use crate::gate::{Gate, Settings, Stores, Withdrawn};
 use crate::policy::bypass::Bypass;
-use crate::policy::nonce;
 use crate::policy::time::UnixTime;
 use crate::store::bindings::Bindings;
 use crate::store::keys::KeysError;
@@ -201,7 +200,7 @@ pub fn start(config: &Config, log: &Log) -> Result<Running, StartError> {
         .enable_all()
         .build()
         .map_err(StartError::Runtime)?;
-    let lasting = Lasting::new(config, log, provider)?;
+    let lasting = Lasting::new(config, log, provider, runtime.handle())?;
     let made = make(config, &lasting, None, FIRST)?;
     lasting.sign_with(made.ring);
     let current = Arc::new(ArcSwap::from(Arc::clone(&made.parts)));
@@ -251,12 +250,11 @@ fn gate(
     withdrawn: Arc<dyn Withdrawn>,
 ) -> Gate {
     let limits = &config.edge.limits;
-    let process: &[u8; 32] = &lasting.nonce_secret;
-    let bound = |key: &NonceKeyFile| nonce::process_secret(key.bytes(), process);
-    let mut nonce_secrets: Vec<_> = config.nonce_keys.iter().map(bound).collect();
+    let mut nonce_secrets: Vec<_> = config.nonce_keys.iter().map(|key| *key.bytes()).collect();
     if nonce_secrets.is_empty() {
-        nonce_secrets.push(*process);
+        nonce_secrets.push(*lasting.nonce_secret);
     }
+    let shared = config.replay_store == ReplayStore::Redis;
     let asked = config.issuers.iter().filter_map(|issuer| issuer.introspection.as_ref());
     let settings = Settings {
         rules: config.rules.clone(),
@@ -268,7 +266,7 @@ fn gate(
         token_cache_entries: limits.token_cache_entries,
         introspection_cache_entries: asked.map(|asking| asking.cache_entries).sum(),
         nonce_secrets,
-        started: lasting.started,
+        era_margin: if shared { config.dpop.clock_skew } else { Duration::ZERO },
         clients: config.clients.clone(),
         bypass,
         rotation_grace: config.rotation_grace,
@@ -280,6 +278,8 @@ fn gate(
     let stores = Stores {
         replay: Arc::clone(&lasting.replay),
         grants: Arc::clone(&lasting.grants),
+        nonces: lasting.nonces.clone(),
+        epochs: Arc::clone(&lasting.epochs),
         bindings,
         withdrawn,
     };

@@ -9,6 +9,7 @@
 //! Invariant: nothing is asked of the network here; keys, and what an issuer says of an opaque
 //! token, are facts that `edge` brings.
 
+mod era;
 mod facts;
 mod grants;
 mod nodes;
@@ -35,9 +36,12 @@ use crate::policy::target::Origin;
 use crate::policy::time::UnixTime;
 use crate::policy::token::{Confirmation, IssuerRules, KeySet, VerifiedToken};
 use crate::store::bindings::Bindings;
-use crate::store::replay::{ReplayFault, ReplayLog};
+use crate::store::epoch::Epochs;
+use crate::store::nonces::{SpendFault, SpentNonces};
+use crate::store::replay::{ReplayFault, ReplayLog, Use};
 use crate::store::tokens::TokenMemory;
 
+use era::{Era, Held, Secrets};
 pub use facts::{Challenge, Facts, NonceStatus};
 pub use grants::{Asking, GrantDecision, Granted, Terms};
 use tokens::Presented;
@@ -106,11 +110,11 @@ pub struct Settings {
     pub token_cache_entries: usize,
     /// Opaque tokens remembered.
     pub introspection_cache_entries: usize,
-    /// Secrets of this process, the first for new nonces: what was made for another process, or this
-    /// one before a restart, is none here.
+    /// Secrets that nonces are made from, the first for new ones. Each is bound to the epoch: what was
+    /// made for another memory of proofs is none here.
     pub nonce_secrets: Vec<[u8; 32]>,
-    /// When this process started.
-    pub started: UnixTime,
+    /// For how long after an epoch's begin a proof without a nonce may have been used before it.
+    pub era_margin: Duration,
     /// The clients that the configuration knows.
     pub clients: Vec<KnownClient>,
     /// The temporary bypass, where it was opened.
@@ -126,6 +130,10 @@ pub struct Stores {
     pub replay: Arc<dyn ReplayLog>,
     /// Proofs at token endpoints, where any fresh key makes one that holds.
     pub grants: Arc<dyn ReplayLog>,
+    /// Nonces that are used up, where each is good once.
+    pub nonces: Option<Arc<dyn SpentNonces>>,
+    /// Which memory it is that proofs are held against.
+    pub epochs: Arc<dyn Epochs>,
     /// What tokens are bound to, where the edge keeps it.
     pub bindings: Option<Arc<dyn Bindings>>,
     /// Certificates that were withdrawn.
@@ -135,9 +143,10 @@ pub struct Stores {
 impl Stores {
     /// For resources alone: nothing is kept of tokens, and no certificate is withdrawn.
     #[must_use]
-    pub fn of_resources(replay: Arc<dyn ReplayLog>) -> Self {
+    pub fn of_resources(replay: Arc<dyn ReplayLog>, epochs: Arc<dyn Epochs>) -> Self {
         let grants = Arc::clone(&replay);
-        Self { replay, grants, bindings: None, withdrawn: Arc::new(NoneWithdrawn) }
+        let withdrawn = Arc::new(NoneWithdrawn);
+        Self { replay, grants, nonces: None, epochs, bindings: None, withdrawn }
     }
 }
 
@@ -156,11 +165,11 @@ pub trait Withdrawn: std::fmt::Debug + Send + Sync {
     fn is_withdrawn(&self, certificate: &SenderCertificate) -> bool;
 }
 
-/// An external origin, with the nonces that are good there.
+/// An external origin, and which of them it is.
 #[derive(Debug)]
 struct Site {
     origin: Origin,
-    nonce_keys: Option<NonceKeys>,
+    index: usize,
 }
 
 /// Admits, or says why not.
@@ -177,7 +186,9 @@ pub struct Gate {
     /// Opaque tokens, for as long as their issuers' word is fresh.
     opaque: TokenMemory,
     stores: Stores,
-    started: UnixTime,
+    nonce_secrets: Secrets,
+    era: Held,
+    era_margin: Duration,
     clients: Vec<KnownClient>,
     bypass: Option<Bypass>,
     rotation_grace: Duration,
@@ -187,14 +198,10 @@ impl Gate {
     /// A gate without keys: every token is refused until [`Gate::replace_keys`] brought its issuer's.
     #[must_use]
     pub fn new(settings: Settings, stores: Stores) -> Self {
-        let nonces = settings.proof.nonce_ttl.is_some();
-        let site = |origin: Origin| Site {
-            nonce_keys: nonces.then(|| NonceKeys::derive(&settings.nonce_secrets, &origin)),
-            origin,
-        };
+        let site = |(index, origin)| Site { origin, index };
         Self {
             keys: settings.issuers.iter().map(|_| ArcSwap::default()).collect(),
-            sites: settings.origins.into_iter().map(site).collect(),
+            sites: settings.origins.into_iter().enumerate().map(site).collect(),
             rules: settings.rules,
             issuers: settings.issuers,
             proof: settings.proof,
@@ -203,7 +210,9 @@ impl Gate {
             tokens: TokenMemory::new(settings.token_cache_entries),
             opaque: TokenMemory::new(settings.introspection_cache_entries),
             stores,
-            started: settings.started,
+            nonce_secrets: Secrets::new(settings.nonce_secrets),
+            era: Held::empty(),
+            era_margin: settings.era_margin,
             clients: settings.clients,
             bypass: settings.bypass,
             rotation_grace: settings.rotation_grace,
@@ -252,8 +261,9 @@ impl Gate {
         let Some(site) = origin.and_then(|index| self.sites.get(index)) else {
             return Decision { verdict: Err(Denial::HostInvalid), facts };
         };
-        let case = Case { view, route, site, told, now };
+        let case = Case { view, route, site, era: self.era(), told, now };
         let verdict = self.decide(&case, requirement, &mut facts).await;
+        let verdict = self.or_down(verdict, case.era.as_deref());
         Decision { verdict, facts }
     }
 
@@ -295,7 +305,7 @@ impl Gate {
         let held = match self.sender(case, requirement, presented, &token, facts).await {
             Ok((by, proof)) => {
                 self.allows(case, &token)?;
-                self.first_use(&*self.stores.replay, proof, case.now).await.map(|()| by)
+                self.first_use(&*self.stores.replay, proof, facts, case.now).await.map(|()| by)
             }
             Err(denial) => Err(denial),
         };
@@ -326,16 +336,50 @@ impl Gate {
         &self,
         log: &dyn ReplayLog,
         proof: Option<VerifiedProof>,
+        facts: &mut Facts,
         now: UnixTime,
     ) -> Result<(), Denial> {
         let Some(proof) = proof else {
             return Ok(());
         };
-        let noted = log.check_and_insert(proof.jkt(), proof.jti(), now).await;
-        noted.map_err(|fault| match fault {
-            ReplayFault::Replayed => Denial::Replayed,
-            ReplayFault::AtCapacity => Denial::ReplayCapacity,
-        })
+        let used = self.use_up(log, &proof, now).await;
+        if used == Err(Denial::NonceSpent) {
+            facts.nonce = NonceStatus::Spent;
+        }
+        used
+    }
+
+    /// Has the proof remembered, and its nonce where that is good once, both in the time of one.
+    ///
+    /// # Errors
+    /// [`Denial::Replayed`], [`Denial::NonceSpent`] for a new proof with a nonce that another has used
+    /// up, [`Denial::ReplayCapacity`] and [`Denial::StoreDown`].
+    pub async fn use_up(
+        &self,
+        log: &dyn ReplayLog,
+        proof: &VerifiedProof,
+        now: UnixTime,
+    ) -> Result<(), Denial> {
+        let noted = async {
+            let noted = log.check_and_insert(Use::of(proof), now).await;
+            noted.map_err(|fault| match fault {
+                ReplayFault::Replayed => Denial::Replayed,
+                ReplayFault::AtCapacity => Denial::ReplayCapacity,
+                ReplayFault::Down => Denial::StoreDown,
+            })
+        };
+        let Some(nonce) = proof.nonce() else { return noted.await };
+        let spent = self.stores.nonces.as_ref().ok_or(Denial::StoreDown)?;
+        let spent = async {
+            let spent = spent.spend(nonce, proof.epoch(), now).await;
+            spent.map_err(|fault| match fault {
+                SpendFault::Spent => Denial::NonceSpent,
+                SpendFault::AtCapacity => Denial::ReplayCapacity,
+                SpendFault::Down => Denial::StoreDown,
+            })
+        };
+        let (noted, spent) = tokio::join!(noted, spent);
+        noted.and(spent)
     }
 
     fn challenge(&self, requirement: &Requirement, route: &RouteRule) -> Challenge {
@@ -365,17 +409,26 @@ impl Gate {
         let dpop = facts.challenge.dpop || (facts.dpop && self.rules.dpop_enabled);
         let needed = requirement.nonce && dpop;
         match (verdict, facts.nonce) {
-            (Err(_), NonceStatus::Absent | NonceStatus::Expired | NonceStatus::Unknown) => true,
+            (
+                Err(_),
+                NonceStatus::Absent
+                | NonceStatus::Expired
+                | NonceStatus::Unknown
+                | NonceStatus::Spent,
+            ) => true,
             (Err(_), NonceStatus::NotChecked | NonceStatus::Fresh { .. }) => needed,
-            (Ok(_), NonceStatus::Fresh { age, superseded }) => superseded || age > ttl / 2,
+            (Ok(_), NonceStatus::Fresh { age, superseded }) => {
+                superseded || age > ttl / 2 || self.proof.nonce_single_use
+            }
             (Ok(_), _) => needed && facts.observed.is_some(),
         }
     }
 
-    /// A fresh nonce for `origin`; `None` when nonces are off.
+    /// A fresh nonce for `origin`; `None` when nonces are off, and while nobody knows which memory it
+    /// would be for.
     #[must_use]
     pub fn nonce(&self, origin: usize, now: UnixTime, random: [u8; 8]) -> Option<String> {
-        self.sites.get(origin)?.nonce_keys.as_ref()?.make(now, random)
+        self.era()?.nonce_keys(origin)?.make(now, random)
     }
 
     /// Live proofs remembered, for the metrics.
@@ -439,8 +492,16 @@ struct Case<'a> {
     view: &'a RequestView<'a>,
     route: &'a RouteRule,
     site: &'a Site,
+    /// The memory of proofs that the request is held against; `None` while nobody knows which it is.
+    era: Option<Arc<Era>>,
     told: Option<&'a Told>,
     now: UnixTime,
+}
+
+impl Case<'_> {
+    fn nonce_keys(&self) -> Option<&NonceKeys> {
+        self.era.as_ref()?.nonce_keys(self.site.index)
+    }
 }
 
 fn scopes(route: &RouteRule, token: &VerifiedToken) -> Result<(), Denial> {

@@ -15,6 +15,7 @@ use holdfast::policy::binding::BoundBy;
 use holdfast::policy::certificate::SenderCertificate;
 use holdfast::policy::denial::Denial;
 use holdfast::policy::digest::Sha256;
+use holdfast::policy::epoch::Reign;
 use holdfast::policy::introspection::IntrospectionRules;
 use holdfast::policy::jose::{Algorithm, AlgorithmSet, PublicKey};
 use holdfast::policy::json;
@@ -27,6 +28,7 @@ use holdfast::policy::step_up::StepUp;
 use holdfast::policy::target::Origin;
 use holdfast::policy::time::UnixTime;
 use holdfast::policy::token::{IssuerRules, KeySet, TokenType};
+use holdfast::store::epoch::OfProcess;
 use holdfast::store::replay::MemoryReplay;
 use http::{HeaderMap, HeaderValue};
 use serde_json::{Value, json};
@@ -100,13 +102,14 @@ fn world(change: impl FnOnce(&mut Settings)) -> World {
             replay_window: Duration::from_secs(900),
             nonce_ttl: Some(TTL),
             nonce_replaces_iat: false,
+            nonce_single_use: false,
         },
         authorization_bytes: 16_384,
         proof_bytes: 8192,
         token_cache_entries: 10,
         introspection_cache_entries: 10,
         nonce_secrets: vec![[2; 32]],
-        started: UnixTime::from_millis(START),
+        era_margin: Duration::ZERO,
         clients: Vec::new(),
         bypass: None,
         rotation_grace: Duration::ZERO,
@@ -114,7 +117,9 @@ fn world(change: impl FnOnce(&mut Settings)) -> World {
     change(&mut settings);
     let replay = MemoryReplay::new(&[3; 32], settings.proof.replay_window, 1000);
     let (issuer, client) = (Key::new(), Key::new());
-    let gate = Gate::new(settings, Stores::of_resources(Arc::new(replay)));
+    let reign = Reign::of_process([4; 32], UnixTime::from_millis(START));
+    let epochs = Arc::new(OfProcess(reign));
+    let gate = Gate::new(settings, Stores::of_resources(Arc::new(replay), epochs));
     let set = json!({"keys": [issuer.jwk()]}).to_string();
     gate.replace_keys(0, KeySet::from_json(set.as_bytes()).unwrap());
     let route = RouteRule {

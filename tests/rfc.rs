@@ -7,6 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use holdfast::policy::certificate::SenderCertificate;
 use holdfast::policy::denial::Denial;
 use holdfast::policy::digest::Sha256;
+use holdfast::policy::epoch::Reign;
 use holdfast::policy::jose::{Algorithm, AlgorithmSet, PublicKey};
 use holdfast::policy::json;
 use holdfast::policy::proof::{self, Expected, ProofRules, Seen};
@@ -36,6 +37,7 @@ fn verify(text: &str, origin: &str, path: &str, now: i64) -> (Result<String, Den
         replay_window: Duration::from_secs(300),
         nonce_ttl: None,
         nonce_replaces_iat: false,
+        nonce_single_use: false,
     };
     let expected = Expected {
         method: "GET",
@@ -47,7 +49,7 @@ fn verify(text: &str, origin: &str, path: &str, now: i64) -> (Result<String, Den
         nonce_required: false,
         rules: &rules,
         max_bytes: 8192,
-        started: UnixTime::from_secs(0),
+        reign: Reign::of_process([0; 32], UnixTime::from_secs(0)),
         now: UnixTime::from_secs(now),
     };
     let mut headers = HeaderMap::new();

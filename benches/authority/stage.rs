@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use holdfast::policy::epoch::Reign;
 use holdfast::policy::jose::{Algorithm, AlgorithmSet};
 use holdfast::policy::nonce::NonceKeys;
 use holdfast::policy::proof::{self, Expected, ProofRules, Seen};
@@ -188,6 +189,7 @@ impl Stage {
                 replay_window: Duration::from_secs(300),
                 nonce_ttl: Some(Duration::from_secs(600)),
                 nonce_replaces_iat: false,
+                nonce_single_use: false,
             };
             let expected = Expected {
                 method: "POST",
@@ -199,7 +201,7 @@ impl Stage {
                 nonce_required: true,
                 rules: &rules,
                 max_bytes: 8192,
-                started: UnixTime::from_secs(0),
+                reign: Reign::of_process([0; 32], UnixTime::from_secs(0)),
                 now,
             };
             let whole = timed(&shown, |headers| {

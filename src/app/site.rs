@@ -8,7 +8,7 @@ use rustls::crypto::CryptoProvider;
 use tokio::runtime::Handle;
 
 use super::{StartError, gate, now, random, servers, serving};
-use crate::config::{Config, Store};
+use crate::config::{Config, NonceStore, ReplayStore, Store};
 use crate::edge::accept::Serving;
 use crate::edge::admin;
 use crate::edge::audit::Audit;
@@ -19,12 +19,16 @@ use crate::edge::jwks::KeySets;
 use crate::edge::parts::{Common, Parts};
 use crate::edge::tls::{self, ServerTls, TlsError};
 use crate::policy::bypass::Bypass;
+use crate::policy::epoch::Reign;
 use crate::policy::time::UnixTime;
 use crate::store::bindings;
 use crate::store::budget::Budget;
+use crate::store::epoch::{Epochs, OfProcess};
 use crate::store::failures::{FailureLimits, Failures};
 use crate::store::keys::{AuditSigner, KeyRing};
 use crate::store::networks::Networks;
+use crate::store::nonces::{MemorySpent, SpentNonces};
+use crate::store::redis::{Partition, Redis, RedisReplay, RedisSpent};
 use crate::store::registry::Registry;
 use crate::store::replay::{MemoryReplay, ReplayLog};
 use crate::store::sqlite::Database;
@@ -60,6 +64,12 @@ pub(super) struct Lasting {
     pub(super) replay: Arc<dyn ReplayLog>,
     /// Proofs at token endpoints.
     pub(super) grants: Arc<dyn ReplayLog>,
+    /// Nonces that are used up.
+    pub(super) nonces: Option<Arc<dyn SpentNonces>>,
+    /// Which memory of proofs it is.
+    pub(super) epochs: Arc<dyn Epochs>,
+    /// What edges share.
+    redis: Option<Redis>,
     authority: authority::State,
     pub(super) nonce_secret: NonceSecret,
     pub(super) started: UnixTime,
@@ -104,27 +114,74 @@ impl Lasting {
         config: &Config,
         log: &Log,
         provider: Arc<CryptoProvider>,
+        runtime: &Handle,
     ) -> Result<Self, StartError> {
-        let (window, limits) = (config.dpop.replay_window, &config.edge.limits);
-        let entries = limits.replay_entries;
+        let limits = &config.edge.limits;
         let paced = NonZeroU32::new(limits.token_proofs_per_minute).unwrap_or(NonZeroU32::MAX);
         let pace = FailureLimits { per_address: paced, per_node: paced, entries: PACED };
         let pace = Arc::new(Failures::new(pace, random()?));
-        let grants = MemoryReplay::new(&random()?, window, limits.token_replay_entries);
+        let settings = config.store.as_ref().and_then(|store| store.redis.clone());
+        let redis = settings.map(|settings| Redis::start(settings, runtime));
+        let shared = redis.clone().filter(|_| config.replay_store == ReplayStore::Redis);
+        let log_of = |partition, entries| replay(config, shared.as_ref(), partition, entries);
+        let started = now();
+        let epochs: Arc<dyn Epochs> = match shared.clone() {
+            Some(redis) => Arc::new(redis),
+            None => Arc::new(OfProcess(Reign::of_process(random()?, started))),
+        };
+        let nodes = log_of(Partition::Nodes, limits.replay_entries)?;
+        let store = config.store.as_ref();
         Ok(Self {
-            grants: Arc::new(grants),
+            grants: log_of(Partition::Grants, limits.token_replay_entries)?,
+            nonces: spent_nonces(config, redis.as_ref())?,
+            epochs,
+            store: store.map(|store| open_store(config, store, nodes)).transpose()?,
+            redis,
             authority: authority::State { caller: Arc::default(), pace },
             log: log.clone(),
             provider,
-            replay: Arc::new(MemoryReplay::new(&random()?, window, entries)),
+            replay: log_of(Partition::Resources, limits.replay_entries)?,
             nonce_secret: NonceSecret(random()?.into()),
-            started: now(),
-            store: config.store.as_ref().map(|store| open_store(config, store)).transpose()?,
+            started,
         })
     }
 }
 
-fn open_store(config: &Config, store: &Store) -> Result<capsules::State, StartError> {
+/// The log of some proofs: here, or where other edges look as well.
+fn replay(
+    config: &Config,
+    shared: Option<&Redis>,
+    partition: Partition,
+    entries: usize,
+) -> Result<Arc<dyn ReplayLog>, StartError> {
+    let window = config.dpop.replay_window;
+    Ok(match shared {
+        Some(redis) => Arc::new(RedisReplay::new(redis.clone(), partition, window)),
+        None => Arc::new(MemoryReplay::new(&random()?, window, entries)),
+    })
+}
+
+/// The nonces that are used up, where each is good once.
+fn spent_nonces(
+    config: &Config,
+    redis: Option<&Redis>,
+) -> Result<Option<Arc<dyn SpentNonces>>, StartError> {
+    let ttl = config.dpop.nonce_ttl.unwrap_or_default();
+    Ok(match (config.nonce_store, redis) {
+        (NonceStore::Stateless, _) => None,
+        (NonceStore::Redis, Some(redis)) => Some(Arc::new(RedisSpent::new(redis.clone(), ttl))),
+        (NonceStore::Memory | NonceStore::Redis, _) => {
+            let entries = config.edge.limits.replay_entries;
+            Some(Arc::new(MemorySpent::new(&random()?, ttl, entries)))
+        }
+    })
+}
+
+fn open_store(
+    config: &Config,
+    store: &Store,
+    replay: Arc<dyn ReplayLog>,
+) -> Result<capsules::State, StartError> {
     let audit = &config.audit;
     let rule =
         CheckpointRule { lines: audit.checkpoint_lines, interval: audit.checkpoint_interval };
@@ -134,8 +191,6 @@ fn open_store(config: &Config, store: &Store) -> Result<capsules::State, StartEr
     let failures = Failures::new(limits, random()?);
     let nodes = Arc::new(registry.clone());
     let audit = Audit { registry, nodes, budget: Arc::new(budget) };
-    let (window, entries) = (config.dpop.replay_window, config.edge.limits.replay_entries);
-    let replay = Arc::new(MemoryReplay::new(&random()?, window, entries));
     Ok(capsules::State { audit, failures: Arc::new(failures), replay })
 }
 
@@ -206,7 +261,9 @@ pub(super) fn make(
     let (capsules, ring) = capsules(config, lasting)?.unzip();
     let audit = lasting.store.as_ref().map(|store| store.audit.clone());
     let authority = lasting.authority.clone();
-    let common = Common { gate, keys, introspectors, capsules, authority, audit, metrics, log };
+    let redis = lasting.redis.clone();
+    let common =
+        Common { gate, keys, introspectors, capsules, authority, audit, redis, metrics, log };
     let trust = tls.iter().map(|tls| Arc::clone(&tls.trust)).collect();
     let servers = servers(config)?;
     let parts = Parts::new(config, trust, servers, common);
@@ -335,7 +392,15 @@ fn fixed(old: &Config, new: &Config) -> Vec<String> {
         (config.edge.limits.token_replay_entries, config.edge.limits.token_proofs_per_minute)
     };
     same("edge.limits.tokenReplayEntries and tokenProofsPerMinute", grants(old) == grants(new));
-    same("store.path", old.store == new.store);
+    same("store", old.store == new.store);
+    let shared = |config: &Config| {
+        let ttl = config.dpop.nonce_ttl.filter(|_| config.dpop.nonce_single_use);
+        (config.replay_store, config.nonce_store, ttl)
+    };
+    same(
+        "security.senderConstraints.dpop.replay, nonce.store, and nonce.ttl with singleUse",
+        shared(old) == shared(new),
+    );
     same("audit", old.audit == new.audit);
     keys
 }

@@ -1,4 +1,4 @@
-//! `capsules`, `store` and `audit`.
+//! `capsules` and `audit`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,13 +23,6 @@ pub struct Capsules {
     pub region_database: Option<PathBuf>,
     /// How many failures are taken.
     pub failures: FailureLimits,
-}
-
-/// `store`: where nodes and the audit log are kept.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Store {
-    /// The SQLite file.
-    pub path: PathBuf,
 }
 
 /// `audit`: the log that cannot be rewritten.

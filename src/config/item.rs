@@ -91,15 +91,6 @@ impl<'a> Item<'a> {
         Some(Text { value, written, item: self })
     }
 
-    /// Refuses the words of a later version. Whether it was one.
-    pub(super) fn is_later(&self, words: &[&str]) -> bool {
-        let later = self.value.as_str().is_some_and(|text| words.contains(&text));
-        if later {
-            self.error(format!("`{}` is not available in this version", self.written()));
-        }
-        later
-    }
-
     /// The meaning of a word. A number is taken for the word that writes it (`1.2`).
     pub(super) fn word<T: Copy>(&self, words: Words<T>) -> Option<T> {
         let word = match self.value {

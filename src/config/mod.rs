@@ -14,6 +14,7 @@ mod item;
 mod raw;
 mod resolve;
 mod section;
+mod store;
 mod upstream;
 mod value;
 
@@ -21,9 +22,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-pub use capsules::{Audit, Capsules, Store};
+pub use capsules::{Audit, Capsules};
 pub use finding::{Finding, Severity};
 pub use introspection::{ClientAuthentication, Introspection, Secret};
+pub use store::{NonceStore, ReplayStore, Store};
 pub use upstream::{Authorities, Health, Server, UpstreamTls};
 pub use value::{duration, show_duration};
 
@@ -135,6 +137,10 @@ pub struct Config {
     pub dpop: ProofRules,
     /// `dpop.nonce.keyFiles`: the first makes nonces, each checks them. Empty: a key of the process.
     pub nonce_keys: Vec<NonceKeyFile>,
+    /// Where proofs are remembered.
+    pub replay_store: ReplayStore,
+    /// Where nonces are remembered that are used up.
+    pub nonce_store: NonceStore,
     /// What a proof that was used before is answered with at a token endpoint: 400 or 401.
     pub replay_status: u16,
     /// The temporary bypass.

@@ -12,6 +12,7 @@ mod proxies;
 mod routes;
 mod scope;
 mod security;
+mod store;
 mod tenants;
 mod tls;
 mod upstream_tls;
@@ -59,7 +60,8 @@ pub(super) fn resolve(root: Section<'_>) -> Option<Config> {
     let capsules = capsules::resolve(&root, &mut origins, &means);
     let binds = issuers.iter().any(|(issuer, _)| issuer.rules.retrofit.is_some());
     let keeps = binds || security.bypass.allowed || !security.rotation_grace.is_zero();
-    let store = capsules::store(&root, keeps || root.has("capsules"));
+    let store = store::resolve(&root, keeps || root.has("capsules"));
+    store::check_use(&root, &security);
     let audit = capsules::audit(&root);
 
     let reads_tokens = drafts.iter().any(|draft| draft.route.rule.role.reads_token());
@@ -95,6 +97,8 @@ pub(super) fn resolve(root: Section<'_>) -> Option<Config> {
         rules,
         dpop: security.proof,
         nonce_keys: security.nonce_keys,
+        replay_store: security.replay_store,
+        nonce_store: security.nonce_store,
         replay_status: security.replay_status,
         bypass: security.bypass,
         rotation_grace: security.rotation_grace,

@@ -193,17 +193,6 @@ impl<'a> Section<'a> {
         self.item(key)?.word(words)
     }
 
-    /// [`Section::word`], with words that only a later version can serve.
-    pub(super) fn word_or_later<T: Copy>(
-        &self,
-        key: &'static str,
-        words: Words<T>,
-        later: &[&str],
-    ) -> Option<T> {
-        let item = self.item(key)?;
-        if item.is_later(later) { None } else { item.word(words) }
-    }
-
     /// The whole number under `key`, in `range`; `default` where it is absent.
     pub(super) fn number(
         &self,

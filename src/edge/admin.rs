@@ -90,13 +90,14 @@ async fn metrics(State(told): State<Arc<Told>>) -> Response {
     let servers = edge.servers().flat_map(|upstream| {
         upstream.status().map(|status| (upstream.name(), status.server, status.up))
     });
-    let Common { gate, metrics, log, .. } = edge.common();
+    let Common { gate, metrics, log, redis, .. } = edge.common();
     let now = Now {
         live_proofs: gate.live_proofs(),
         live_grants: gate.live_grants(),
         log_suppressed: log.suppressed(),
         bypass: gate.bypass(parts::now()).is_some(),
         store,
+        shared: redis.as_ref().map(|redis| redis.is_up()),
     };
     let text = metrics.render(&now, servers);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
@@ -169,6 +170,11 @@ fn report(told: &Told) -> (bool, Value) {
         let up = gate.bindings().is_some_and(|bindings| bindings.is_up());
         json!({ "ready": part(up) })
     });
+    let shared = edge.common().redis.as_ref().map(|redis| {
+        let status = redis.status();
+        let epoch = status.epoch.map(|epoch| epoch.to_string());
+        json!({ "ready": part(status.up), "epoch": epoch, "lastError": status.error })
+    });
     // Open or not, it is no reason to send requests elsewhere.
     let bypass = gate
         .bypass(parts::now())
@@ -185,6 +191,7 @@ fn report(told: &Told) -> (bool, Value) {
         "replay": replay,
         "tokenReplay": grants,
         "bindings": bindings,
+        "redis": shared,
         "bypass": bypass,
         "capsules": capsules,
     });

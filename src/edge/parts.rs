@@ -38,6 +38,7 @@ use crate::policy::request::RequestView;
 use crate::policy::rule::{Role, TenantId};
 use crate::policy::target::{Origin, split_authority};
 use crate::policy::time::UnixTime;
+use crate::store::redis::Redis;
 use crate::telemetry::log::Log;
 use crate::telemetry::metrics::{Metrics, Stage};
 
@@ -56,6 +57,8 @@ pub struct Common {
     pub authority: authority::State,
     /// The audit log, where there is a store.
     pub audit: Option<Audit>,
+    /// What edges share, where they share anything.
+    pub redis: Option<Redis>,
     /// Counts.
     pub metrics: Arc<Metrics>,
     /// Records.

@@ -111,6 +111,7 @@ fn nonce_miss(denial: Denial) -> Option<NonceMiss> {
         Denial::NonceAbsent => Some(NonceMiss::Absent),
         Denial::NonceExpired => Some(NonceMiss::Expired),
         Denial::NonceUnknown => Some(NonceMiss::Unknown),
+        Denial::NonceSpent => Some(NonceMiss::Replayed),
         _ => None,
     }
 }
@@ -155,6 +156,7 @@ fn nonce_status(nonce: NonceStatus) -> &'static str {
         NonceStatus::Absent => "absent",
         NonceStatus::Expired => "expired",
         NonceStatus::Unknown => "unknown",
+        NonceStatus::Spent => "spent",
     }
 }
 

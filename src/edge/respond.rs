@@ -255,7 +255,7 @@ fn error_of(denial: Denial, nonce: bool) -> ErrorCode {
         Denial::ScopeMissing => ErrorCode::InsufficientScope,
         Denial::AuthenticationStale | Denial::AcrInsufficient => ErrorCode::StepUpNeeded,
         Denial::ProofMissing if nonce => ErrorCode::UseDpopNonce,
-        Denial::NonceAbsent | Denial::NonceExpired | Denial::NonceUnknown => {
+        Denial::NonceAbsent | Denial::NonceExpired | Denial::NonceUnknown | Denial::NonceSpent => {
             ErrorCode::UseDpopNonce
         }
         Denial::ProofMissing
@@ -532,6 +532,7 @@ mod tests {
         (Denial::NonceAbsent, 401, "use_dpop_nonce"),
         (Denial::NonceExpired, 401, "use_dpop_nonce"),
         (Denial::NonceUnknown, 401, "use_dpop_nonce"),
+        (Denial::NonceSpent, 401, "use_dpop_nonce"),
         (Denial::ProofStale, 401, "invalid_dpop_proof"),
         (Denial::ProofFuture, 401, "invalid_dpop_proof"),
         (Denial::ProofBeforeStart, 401, "invalid_dpop_proof"),

@@ -31,6 +31,8 @@ pub enum NonceStatus {
     Expired,
     /// Not ours.
     Unknown,
+    /// Ours, and used up by another proof.
+    Spent,
 }
 
 /// What is known of a request when the decision falls: for the record, the metrics and the answer.

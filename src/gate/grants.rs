@@ -154,7 +154,8 @@ impl Gate {
     async fn grant(&self, asking: &Asking<'_>, facts: &mut Facts) -> Result<Granted, Denial> {
         let Asking { view, route, form, now, .. } = *asking;
         let site = asking.origin.and_then(|index| self.sites.get(index));
-        let case = Case { view, route, site: site.ok_or(Denial::HostInvalid)?, told: None, now };
+        let (site, era) = (site.ok_or(Denial::HostInvalid)?, self.era());
+        let case = Case { view, route, site, era: era.clone(), told: None, now };
         let certificate = view.sender.at(now).certificate();
         let asker = if route.role == Role::Metadata {
             Asker::default()
@@ -181,6 +182,7 @@ impl Gate {
         let fault = verdict.as_ref().err().copied().or(facts.observed);
         facts.dpop |= fault == Some(Denial::ProofMissing);
         let ours = !route.authority.upstream_nonces;
+        let verdict = if ours { self.or_down(verdict, era.as_deref()) } else { verdict };
         facts.wants_nonce = ours && self.wants_nonce(&requirement, &verdict, facts);
         verdict
     }
@@ -190,7 +192,7 @@ impl Gate {
         let weighed = match self.terms(&matter, facts).await {
             Ok(weighed) => {
                 let (log, proof) = (&*self.stores.grants, weighed.proof.clone());
-                self.first_use(log, proof, matter.case.now).await.map(|()| weighed)
+                self.first_use(log, proof, facts, matter.case.now).await.map(|()| weighed)
             }
             Err(denial) => Err(denial),
         };
@@ -299,7 +301,7 @@ impl Gate {
             return Err(Denial::DpopDisabled);
         }
         let ours = !case.route.authority.upstream_nonces;
-        let nonces = case.site.nonce_keys.as_ref().filter(|_| ours);
+        let nonces = case.nonce_keys().filter(|_| ours);
         self.proof(case, &matter.requirement, nonces, None, facts).map(Some)
     }
 

@@ -26,17 +26,18 @@ impl Gate {
             return Err(Denial::DpopDisabled);
         }
         let site = self.sites.get(origin).ok_or(Denial::HostInvalid)?;
+        let era = self.era().ok_or(Denial::StoreDown)?;
         let expected = proof::Expected {
             method: view.method,
             origin: &site.origin,
             path: view.path,
             token_hash: Some(secret),
             algorithms: self.rules.default.algorithms,
-            nonce_keys: site.nonce_keys.as_ref(),
-            nonce_required: site.nonce_keys.is_some(),
+            nonce_keys: era.nonce_keys(origin),
+            nonce_required: era.nonce_keys(origin).is_some(),
             rules: &self.proof,
             max_bytes: self.proof_bytes,
-            started: self.started,
+            reign: era.reign,
             now,
         };
         proof::verify(view.headers, &expected, seen)
@@ -48,10 +49,12 @@ impl Gate {
         self.rules.mtls_enabled
     }
 
-    /// Whether a fresh nonce should go out beside one that was taken: it is past half its time.
+    /// Whether a fresh nonce should go out beside one that was taken: it is past half its time, or good
+    /// once only.
     #[must_use]
     pub fn is_worn(&self, nonce: &FreshNonce) -> bool {
-        self.proof.nonce_ttl.is_some_and(|ttl| nonce.superseded || nonce.age > ttl / 2)
+        let once = self.proof.nonce_single_use;
+        self.proof.nonce_ttl.is_some_and(|ttl| once || nonce.superseded || nonce.age > ttl / 2)
     }
 
     /// What a node must present: any algorithm that proofs may have by default.

@@ -34,7 +34,7 @@ impl Gate {
             return Err(Denial::MtlsDisabled);
         }
         let proof = if binding::proof_needed(confirmation, presented.scheme)? {
-            let nonces = case.site.nonce_keys.as_ref();
+            let nonces = case.nonce_keys();
             Some(self.proof(case, requirement, nonces, Some(presented.hash), facts)?)
         } else {
             proof::at_most_one_field(case.view.headers)?;
@@ -107,6 +107,7 @@ impl Gate {
         token_hash: Option<Sha256>,
         facts: &mut Facts,
     ) -> Result<VerifiedProof, Denial> {
+        let era = case.era.as_ref().ok_or(Denial::StoreDown)?;
         let expected = proof::Expected {
             method: case.view.method,
             origin: &case.site.origin,
@@ -117,7 +118,7 @@ impl Gate {
             nonce_required: requirement.nonce,
             rules: &self.proof,
             max_bytes: self.proof_bytes,
-            started: self.started,
+            reign: era.reign,
             now: case.now,
         };
         let mut seen = proof::Seen::default();

@@ -177,7 +177,7 @@ impl Gate {
         let shown = match presented.scheme {
             Scheme::Dpop if !self.rules.dpop_enabled => Err(Denial::DpopDisabled),
             Scheme::Dpop => {
-                let nonces = case.site.nonce_keys.as_ref();
+                let nonces = case.nonce_keys();
                 self.proof(case, &least, nonces, Some(presented.hash), facts).map(drop)
             }
             Scheme::Bearer => self.certificate_shown(case, &least),

@@ -120,11 +120,14 @@ pub enum Denial {
     NonceExpired,
     /// 10: not a nonce of ours.
     NonceUnknown,
+    /// 10: a nonce of ours that another proof has used up.
+    NonceSpent,
     /// 11: `iat` too long ago.
     ProofStale,
     /// 11: `iat` ahead of the clock.
     ProofFuture,
-    /// 11: issued before this process started, while nothing but this process remembers proofs.
+    /// 11: issued before the memory of proofs began that it would be held against: this process's, or
+    /// the epoch of a shared store.
     ProofBeforeStart,
     /// 12a: `ath` is not the hash of the token.
     ProofTokenHash,
@@ -265,6 +268,7 @@ impl Denial {
             Self::NonceAbsent => "nonce_absent",
             Self::NonceExpired => "nonce_expired",
             Self::NonceUnknown => "nonce_unknown",
+            Self::NonceSpent => "nonce_spent",
             Self::ProofStale => "proof_iat_old",
             Self::ProofFuture => "proof_iat_ahead",
             Self::ProofBeforeStart => "proof_before_start",
@@ -307,6 +311,7 @@ impl Denial {
             | Self::NonceAbsent
             | Self::NonceExpired
             | Self::NonceUnknown
+            | Self::NonceSpent
             | Self::ProofStale
             | Self::ProofFuture
             | Self::ProofBeforeStart
@@ -362,7 +367,10 @@ impl Denial {
     /// Whether a fresh nonce is all that is needed.
     #[must_use]
     pub fn is_about_nonce(self) -> bool {
-        matches!(self, Self::NonceAbsent | Self::NonceExpired | Self::NonceUnknown)
+        matches!(
+            self,
+            Self::NonceAbsent | Self::NonceExpired | Self::NonceUnknown | Self::NonceSpent
+        )
     }
 
     /// How it is counted.
@@ -371,7 +379,7 @@ impl Denial {
     pub fn result(self) -> DpopResult {
         match self {
             Self::ProofMissing => DpopResult::Missing,
-            Self::NonceAbsent | Self::NonceExpired | Self::NonceUnknown => DpopResult::Nonce,
+            _ if self.is_about_nonce() => DpopResult::Nonce,
             Self::Replayed => DpopResult::Replay,
             Self::KeyMismatch
             | Self::Authority(AuthorityFault::IssuedMismatch)

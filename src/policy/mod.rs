@@ -17,6 +17,7 @@ pub mod client_cert;
 pub mod cors;
 pub mod denial;
 pub mod digest;
+pub mod epoch;
 pub mod form;
 pub mod forwarded;
 pub mod grant;

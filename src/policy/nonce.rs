@@ -14,6 +14,7 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 use subtle::ConstantTimeEq as _;
 
+use super::epoch::Epoch;
 use super::target::Origin;
 use super::time::UnixTime;
 
@@ -59,13 +60,13 @@ pub enum NonceFault {
     Unknown,
 }
 
-/// The secret of a process under a key that outlives it: HKDF-SHA256 with fresh randomness of the
-/// process as salt. Where nothing but the process remembers proofs, no other one may take its nonces.
+/// The secret of one memory of proofs under a key that outlives it: HKDF-SHA256 with the epoch as salt.
+/// What does not remember the proofs that came with a nonce must not take that nonce.
 #[must_use]
-pub fn process_secret(key: &[u8; 32], process: &[u8; 32]) -> [u8; 32] {
+pub fn bound_secret(key: &[u8; 32], epoch: &Epoch) -> [u8; 32] {
     let mut secret = [0; 32];
     let expanded =
-        Hkdf::<Sha256>::new(Some(process), key).expand(b"dpop-nonce-process/v1", &mut secret);
+        Hkdf::<Sha256>::new(Some(&epoch.0.0), key).expand(b"dpop-nonce-epoch/v1", &mut secret);
     debug_assert!(expanded.is_ok());
     secret
 }
@@ -175,6 +176,14 @@ mod tests {
         assert_eq!(at(600), Ok(FreshNonce { age: TTL, superseded: false }));
         assert_eq!(at(601), Err(NonceFault::Expired));
         assert_eq!(at(-1), Err(NonceFault::Expired));
+    }
+
+    #[test]
+    fn is_of_one_epoch() {
+        let [one, other] = [1, 2].map(|byte| Epoch(crate::policy::digest::Sha256([byte; 32])));
+        assert_eq!(bound_secret(&[7; 32], &one), bound_secret(&[7; 32], &one));
+        assert_ne!(bound_secret(&[7; 32], &one), bound_secret(&[7; 32], &other));
+        assert_ne!(bound_secret(&[7; 32], &one), bound_secret(&[8; 32], &one));
     }
 
     #[test]

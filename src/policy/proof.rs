@@ -6,6 +6,7 @@ use http::HeaderMap;
 
 use super::denial::Denial;
 use super::digest::{Jkt, Sha256};
+use super::epoch::{Epoch, Reign};
 use super::jose::{Algorithm, AlgorithmSet, CompactJws, KeyFault, PublicKey};
 use super::json;
 use super::nonce::{FreshNonce, NonceFault, NonceKeys};
@@ -55,6 +56,8 @@ pub struct ProofRules {
     pub nonce_ttl: Option<Duration>,
     /// Whether a valid nonce decides freshness alone.
     pub nonce_replaces_iat: bool,
+    /// Whether a nonce is good for one proof only.
+    pub nonce_single_use: bool,
 }
 
 /// The most bytes of a `jti`.
@@ -82,8 +85,8 @@ pub struct Expected<'a> {
     pub rules: &'a ProofRules,
     /// The most bytes of a proof.
     pub max_bytes: usize,
-    /// When this process started: nothing remembers proofs from before.
-    pub started: UnixTime,
+    /// The memory that the proof will be held against: it may not know proofs from before its begin.
+    pub reign: Reign,
     /// The time.
     pub now: UnixTime,
 }
@@ -107,6 +110,8 @@ pub struct Seen {
 pub struct VerifiedProof {
     jkt: Jkt,
     jti: String,
+    nonce: Option<Sha256>,
+    epoch: Epoch,
     enc_jwk: Option<Box<json::Value>>,
 }
 
@@ -121,6 +126,18 @@ impl VerifiedProof {
     #[must_use]
     pub fn jti(&self) -> &str {
         &self.jti
+    }
+
+    /// The SHA-256 of its nonce, where that is one of this edge's, holds, and is good only once.
+    #[must_use]
+    pub fn nonce(&self) -> Option<Sha256> {
+        self.nonce
+    }
+
+    /// The one memory that can say whether it is new.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
     }
 
     /// Its `enc_jwk`, whatever it is: the ephemeral key that a node wants its capsule sealed to.
@@ -158,9 +175,12 @@ pub fn verify(
     seen.nonce = nonce.ok().flatten();
     freshness(&claims, nonce, expected)?;
     token_hash(&claims, expected)?;
-    younger_than_process(&claims, nonce?, expected)?;
+    younger_than_memory(&claims, nonce?, expected)?;
     let enc_jwk = jws.payload.get("enc_jwk").cloned().map(Box::new);
-    Ok(VerifiedProof { jkt: key.jkt(), jti: claims.jti.to_owned(), enc_jwk })
+    let nonce = claims.nonce.filter(|_| seen.nonce.is_some() && expected.rules.nonce_single_use);
+    let nonce = nonce.map(|nonce| Sha256::of(nonce.as_bytes()));
+    let (jkt, jti, epoch) = (key.jkt(), claims.jti.to_owned(), expected.reign.epoch);
+    Ok(VerifiedProof { jkt, jti, nonce, epoch, enc_jwk })
 }
 
 /// Whether a `DPoP` field is there at all.
@@ -307,14 +327,14 @@ fn freshness(
     Ok(())
 }
 
-/// A proof without a nonce of this process must be younger than the process: one that an earlier
-/// process admitted is remembered nowhere.
-fn younger_than_process(
+/// A proof without a nonce of this memory must be younger than the memory: one that an earlier memory
+/// admitted is remembered nowhere.
+fn younger_than_memory(
     claims: &Claims<'_>,
     nonce: Option<FreshNonce>,
     expected: &Expected<'_>,
 ) -> Result<(), Denial> {
-    if nonce.is_none() && claims.issued <= expected.started {
+    if nonce.is_none() && claims.issued <= expected.reign.since {
         return Err(Denial::ProofBeforeStart);
     }
     Ok(())

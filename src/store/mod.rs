@@ -7,6 +7,7 @@ pub mod failures;
 pub mod keys;
 pub mod networks;
 pub mod nodes;
+pub mod nonces;
 pub mod redis;
 pub mod refused;
 pub mod registry;

@@ -9,23 +9,44 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 
 use crate::policy::digest::Jkt;
+use crate::policy::epoch::Epoch;
+use crate::policy::proof::VerifiedProof;
 use crate::policy::time::UnixTime;
 
 /// Remembers proofs for as long as they could pass.
 #[async_trait::async_trait]
 pub trait ReplayLog: std::fmt::Debug + Send + Sync {
     /// Checks that this key has not used this `jti` within the window, and takes note of it, in one
-    /// atomic step: of any number of calls with the same two at one time, one gets `Ok`.
+    /// atomic step: of any number of calls with the same two at one time, here and at every edge that
+    /// shares the log, one gets `Ok`.
     ///
     /// To be called last, when signature, token and binding hold: what gets here may fill the log.
     ///
     /// # Errors
     /// See [`ReplayFault`]; none of them may be taken as "new".
-    async fn check_and_insert(&self, jkt: Jkt, jti: &str, now: UnixTime)
-    -> Result<(), ReplayFault>;
+    async fn check_and_insert(&self, used: Use<'_>, now: UnixTime) -> Result<(), ReplayFault>;
 
-    /// Proofs held.
+    /// Proofs held in memory here.
     fn live(&self) -> usize;
+}
+
+/// One use of a proof.
+#[derive(Clone, Copy, Debug)]
+pub struct Use<'a> {
+    /// The thumbprint of its key.
+    pub jkt: Jkt,
+    /// Its `jti`.
+    pub jti: &'a str,
+    /// The memory that it was verified for. Another one does not know whether it is new.
+    pub epoch: Epoch,
+}
+
+impl<'a> Use<'a> {
+    /// The use of this proof.
+    #[must_use]
+    pub fn of(proof: &'a VerifiedProof) -> Self {
+        Self { jkt: proof.jkt(), jti: proof.jti(), epoch: proof.epoch() }
+    }
 }
 
 /// Why a proof is not taken as new.
@@ -35,6 +56,9 @@ pub enum ReplayFault {
     Replayed,
     /// The log is full of live proofs, and none of them is dropped for a new one.
     AtCapacity,
+    /// The log is not there, or not the one that the proof was verified for: nobody knows whether it is
+    /// new, nor whether it was taken note of.
+    Down,
 }
 
 /// Tables a window is cut into; a table is dropped as a whole, one slice late at most.
@@ -43,7 +67,7 @@ const SLICES: i64 = 4;
 const SHARDS: usize = 1024;
 
 /// The log of a single edge, in memory: 128-bit keyed hashes in tables by expiry, 21 to 27 bytes
-/// a proof. A restart forgets; the nonce key of the process and [`proof`] make up for that.
+/// a proof. A restart forgets; the epoch of the process and [`proof`] make up for that.
 ///
 /// [`proof`]: crate::policy::proof
 pub struct MemoryReplay {
@@ -121,13 +145,9 @@ fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
 
 #[async_trait::async_trait]
 impl ReplayLog for MemoryReplay {
-    async fn check_and_insert(
-        &self,
-        jkt: Jkt,
-        jti: &str,
-        now: UnixTime,
-    ) -> Result<(), ReplayFault> {
-        let (index, entry) = self.entry(jkt, jti);
+    async fn check_and_insert(&self, used: Use<'_>, now: UnixTime) -> Result<(), ReplayFault> {
+        // Its epoch is this process's, as the log is.
+        let (index, entry) = self.entry(used.jkt, used.jti);
         let slice = now.millis().div_euclid(self.slice_ms.max(1));
         let shard = self.shards.get(index).ok_or(ReplayFault::AtCapacity)?;
         let mut guard = lock(shard);
@@ -258,13 +278,17 @@ mod tests {
         Jkt(Digest([byte; 32]))
     }
 
+    fn used(key: u8, jti: &str) -> Use<'_> {
+        Use { jkt: jkt(key), jti, epoch: Epoch(Digest([9; 32])) }
+    }
+
     fn at(secs: i64) -> UnixTime {
         UnixTime::from_secs(1_800_000_000 + secs)
     }
 
     async fn all(log: &MemoryReplay, steps: &[(u8, &str, i64, Result<(), ReplayFault>)]) {
         for (key, jti, secs, expect) in steps {
-            let found = log.check_and_insert(jkt(*key), jti, at(*secs)).await;
+            let found = log.check_and_insert(used(*key, jti), at(*secs)).await;
             assert_eq!(found, *expect, "key {key}, {jti} at {secs}");
         }
     }
@@ -331,7 +355,7 @@ mod tests {
                 .map(|_| {
                     let log = Arc::clone(&log);
                     tokio::spawn(async move {
-                        log.check_and_insert(jkt(1), &round.to_string(), at(0)).await.is_ok()
+                        log.check_and_insert(used(1, &round.to_string()), at(0)).await.is_ok()
                     })
                 })
                 .collect();

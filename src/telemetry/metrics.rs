@@ -52,6 +52,8 @@ pub struct Now {
     pub bypass: bool,
     /// The store, where there is one.
     pub store: Option<StoreStatus>,
+    /// Whether Redis does its work, where edges share anything.
+    pub shared: Option<bool>,
 }
 
 /// The classes of `holdfast_responses_total`.
@@ -284,7 +286,7 @@ impl Metrics {
         self.bypass_active.set(now.bypass.into());
         self.log_suppressed.set(i64::try_from(now.log_suppressed).unwrap_or(i64::MAX));
         let store = now.store.as_ref();
-        self.capsules.set(store);
+        self.capsules.set(store, now.shared);
         let mut families = self.families.gather();
         families.extend(upstream_up(servers));
         let mut text = Vec::new();
@@ -558,7 +560,8 @@ mod tests {
             "holdfast_capsule_held_total 0",
             "holdfast_node_telemetry_total{result=\"strange-network\"} 0",
             "holdfast_node_status{status=\"quarantined\"} 0",
-            "holdfast_store_up 1",
+            "holdfast_store_up{store=\"embedded\"} 1",
+            "holdfast_store_up{store=\"redis\"} 1",
             "holdfast_audit_suppressed 0",
             "holdfast_upstream_up{server=\"10.0.0.1:80\",upstream=\"api\"} 0",
         ] {

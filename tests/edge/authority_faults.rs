@@ -526,7 +526,7 @@ async fn a_store_that_is_moved_away_while_requests_run() {
     table.row("fail/moved", expect_eq(&format!("asked {asked}"), &(asked <= 2), &true));
     let body = format!("token={}&client_id=client-1", own.refresh);
     table.row("fail/revocation", unavailable(site.world.send(&form("/revoke", &body)).await));
-    let down = site.world.metric_once("holdfast_store_up", &[], 0.0).await;
+    let down = site.world.metric_once("holdfast_store_up", &["store=\"embedded\""], 0.0).await;
     table.row("fail/moved", expect_eq("store up", &down, &0.0));
     fs::rename(&away, &path).expect("it is moved back");
     table.row("kept", expect_eq("records", &records(&site), &kept));

@@ -135,7 +135,7 @@ async fn a_file_that_is_moved_away_is_waited_for() {
     for _ in 0..3 {
         table.row("fail/moved", unavailable(&ask(&world, &node, &nonce).await));
     }
-    let down = world.metric_once("holdfast_store_up", &[], 0.0).await;
+    let down = world.metric_once("holdfast_store_up", &["store=\"embedded\""], 0.0).await;
     table.row("fail/moved", expect_eq("store up", &down, &0.0));
     // Something else in its place is not written to.
     fs::write(&path, b"").expect("a file");
@@ -211,7 +211,7 @@ async fn a_file_that_is_cut_off_gives_nothing() {
             }
         }
         table.row(&format!("fail/{name}"), expect_eq("given", &given, &0));
-        let down = world.metric_once("holdfast_store_up", &[], 0.0).await;
+        let down = world.metric_once("holdfast_store_up", &["store=\"embedded\""], 0.0).await;
         table.row(&format!("fail/{name}"), expect_eq("store up", &down, &0.0));
         // It does not start with it either, and says what to do.
         world.process.terminate();
@@ -321,7 +321,7 @@ async fn a_full_disk_gives_nothing_and_loses_nothing() {
         let told = format!("{out}{errors}");
         table.row("fail/command", expect_eq(&told, &(status == Some(0)), &false));
         table.row("fail/command", expect_eq(&told, &told.contains("panicked"), &false));
-        let down = world.metric_once("holdfast_store_up", &[], 0.0).await;
+        let down = world.metric_once("holdfast_store_up", &["store=\"embedded\""], 0.0).await;
         table.row("fail/full", expect_eq("store up", &down, &0.0));
         let ready = world.admin("/readyz").await.status();
         table.row("fail/full", expect_eq("readyz", &ready, &503));
@@ -329,7 +329,7 @@ async fn a_full_disk_gives_nothing_and_loses_nothing() {
         // Seen without a request: a balancer that asks here sends none.
         let ready = world.admin("/readyz").await.status();
         table.row("ok/room", expect_eq("readyz", &ready, &200));
-        let up = world.metric("holdfast_store_up", &[]).await;
+        let up = world.metric("holdfast_store_up", &["store=\"embedded\""]).await;
         table.row("ok/room", expect_eq("store up", &up, &1.0));
         let again = ask(&world, &node, &nonce).await;
         table.row(&format!("ok/room {round}"), is(again.clone(), "200 risk 0"));

@@ -68,7 +68,7 @@ async fn a_set_is_handed_on_and_its_fetches_end() {
     let handle = tokio::runtime::Handle::current();
     let log = Log::start(Box::new(std::io::sink()), tracing::Level::ERROR).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let lasting = Lasting::new(&config, &log, provider).unwrap();
+    let lasting = Lasting::new(&config, &log, provider, &handle).unwrap();
     let make = |config: &Config, previous: Option<&KeySets>| {
         let gate =
             Arc::new(gate(config, &lasting, None, Arc::new(WithdrawnCertificates::default())));

@@ -88,6 +88,7 @@ pub fn fresh_id() -> Result<String, KeyError> {
 
 #[cfg(test)]
 mod tests {
+    use crate::policy::epoch::Reign;
     use std::time::Duration;
 
     use http::HeaderMap;
@@ -108,6 +109,7 @@ mod tests {
             replay_window: Duration::from_secs(1),
             nonce_ttl: None,
             nonce_replaces_iat: false,
+            nonce_single_use: false,
         };
         for algorithm in Algorithm::ALL {
             let key = SigningKey::generate(algorithm).unwrap();
@@ -138,7 +140,7 @@ mod tests {
                 nonce_required: false,
                 rules: &rules,
                 max_bytes: 8192,
-                started: UnixTime::from_secs(0),
+                reign: Reign::of_process([0; 32], UnixTime::from_secs(0)),
                 now,
             };
             let verified = verify(&headers, &expected, &mut Seen::default()).unwrap();

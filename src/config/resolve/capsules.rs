@@ -1,11 +1,11 @@
-//! `capsules`, `store` and `audit`: nodes, their keys, and what is written down of both.
+//! `capsules` and `audit`: nodes, their keys, and what is written down of both.
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use crate::config::item::{Text, Words};
 use crate::config::section::Section;
-use crate::config::{Audit, Capsules, ClientCertificates, Edge, Store};
+use crate::config::{Audit, Capsules, ClientCertificates, Edge};
 use crate::policy::capsule::baseline::BaselinePolicy;
 use crate::policy::capsule::pipeline::{BrakePolicy, Policy, ProofDemand, SealPolicy};
 use crate::policy::capsule::risk::RiskPolicy;
@@ -25,9 +25,6 @@ const SEALS: Words<SealPolicy> = &[
     ("offered", SealPolicy::Offered),
     ("off", SealPolicy::Off),
 ];
-const STORES: Words<()> = &[("embedded", ())];
-/// The store's file where none is named.
-const STORE_FILE: &str = "holdfast.db";
 
 /// What nodes have to prove themselves by.
 pub(super) struct Means<'a> {
@@ -214,17 +211,6 @@ fn failures(section: &Section<'_>) -> FailureLimits {
         per_node: number("perNode", 10),
         entries: section.size("entries", 100_000, 1..=10_000_000),
     }
-}
-
-/// Resolves `store`; `None` where nothing needs one.
-pub(super) fn store(root: &Section<'_>, needed: bool) -> Option<Store> {
-    let asked = root.has("store") || root.has("audit");
-    let section = root.section("store");
-    section.word_or_later("kind", STORES, &["redis"]);
-    section.later(&["redis"]);
-    let path = section.text("path").map(Text::path).map(|(path, _)| path);
-    (asked || needed)
-        .then(|| Store { path: path.unwrap_or_else(|| root.sink().base().join(STORE_FILE)) })
 }
 
 /// Resolves `audit`.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::config::item::{Text, Words};
 use crate::config::section::Section;
 use crate::config::value::show_duration;
-use crate::config::{NonceKeyFile, files};
+use crate::config::{NonceKeyFile, NonceStore, ReplayStore, files};
 use crate::policy::bypass::BypassRules;
 use crate::policy::jose::{Algorithm, AlgorithmSet};
 use crate::policy::proof::ProofRules;
@@ -20,8 +20,13 @@ const ALGORITHMS: [Algorithm; 5] =
     [Algorithm::Es256, Algorithm::Es384, Algorithm::EdDsa, Algorithm::Ed25519, Algorithm::Ps256];
 
 const REPLAY_STATUSES: Words<u16> = &[("400", 400), ("401", 401)];
-const REPLAY_STORES: Words<()> = &[("memory", ())];
-const NONCE_STORES: Words<()> = &[("stateless", ())];
+const REPLAY_STORES: Words<ReplayStore> =
+    &[("memory", ReplayStore::Memory), ("redis", ReplayStore::Redis)];
+const NONCE_STORES: Words<NonceStore> = &[
+    ("stateless", NonceStore::Stateless),
+    ("memory", NonceStore::Memory),
+    ("redis", NonceStore::Redis),
+];
 
 /// What the file says of sender constraints, before tenant, audience or route add to it.
 #[derive(Debug)]
@@ -40,6 +45,14 @@ pub(super) struct Security<'a> {
     pub(super) proof: ProofRules,
     /// `dpop.nonce.keyFiles`.
     pub(super) nonce_keys: Vec<NonceKeyFile>,
+    /// `dpop.replay.store`.
+    pub(super) replay_store: ReplayStore,
+    /// `dpop.nonce.store`.
+    pub(super) nonce_store: NonceStore,
+    /// `dpop.replay`, for findings.
+    pub(super) replay: Section<'a>,
+    /// `dpop.nonce`, for findings.
+    pub(super) nonce: Section<'a>,
     /// `dpop.replayStatus`.
     pub(super) replay_status: u16,
     /// `dpop.allowTemporaryBypass` and `dpop.temporaryBypass`.
@@ -57,6 +70,8 @@ pub(super) fn resolve<'a>(root: &Section<'a>, tenancy: &Tenancy<'_>) -> Security
     let dpop = section.section("dpop");
     let nonce = dpop.section("nonce");
     let nonces = nonce.flag("enabled").unwrap_or(true);
+    let replay = dpop.section("replay");
+    let replay_store = replay.word("store", REPLAY_STORES).unwrap_or(ReplayStore::Memory);
     let mtls = section.section("mtls");
     let default = Requirement {
         demand: section.word("require", DEMANDS).unwrap_or(Demand::Any),
@@ -85,13 +100,17 @@ pub(super) fn resolve<'a>(root: &Section<'a>, tenancy: &Tenancy<'_>) -> Security
         dpop_enabled: dpop.flag("enabled").unwrap_or(true),
         mtls_enabled,
         certificate_audiences,
-        nonce_audiences: nonce_audiences(&nonce, nonces),
-        proof: proof(&dpop, &nonce, nonces),
-        nonce_keys: nonce_keys(&nonce, nonces),
+        nonce_audiences: nonce_audiences(&nonce, nonces, replay_store),
+        proof: proof(&dpop, &nonce, nonces, replay_store),
+        nonce_keys: nonce_keys(&nonce, nonces, replay_store),
+        replay_store,
+        nonce_store: nonce_store(&nonce, nonces, replay_store),
+        replay,
         replay_status: dpop.word("replayStatus", REPLAY_STATUSES).unwrap_or(401),
         bypass: authority::bypass(&dpop, tenancy),
         rotation_grace,
         mtls,
+        nonce,
     }
 }
 
@@ -101,26 +120,33 @@ pub(super) fn audiences(section: &Section<'_>, key: &'static str) -> Vec<String>
     texts.into_iter().map(|Text { value, .. }| value).collect()
 }
 
-fn nonce_audiences(nonce: &Section<'_>, nonces: bool) -> Vec<String> {
+fn nonce_audiences(nonce: &Section<'_>, nonces: bool, replay: ReplayStore) -> Vec<String> {
     let audiences = audiences(nonce, "requiredAudiences");
     if !audiences.is_empty() && !nonces {
         nonce.warn("requiredAudiences", "has no effect: `nonce.enabled` is `false`");
     } else if !audiences.is_empty() {
         nonce.warn(
             "requiredAudiences",
-            restart("tokens for other audiences need no nonce:", "their"),
+            restart("tokens for other audiences need no nonce:", "their", replay),
         );
     }
     audiences
 }
 
 /// Keys of nonces by file, the first for new ones.
-fn nonce_keys(nonce: &Section<'_>, nonces: bool) -> Vec<NonceKeyFile> {
+fn nonce_keys(nonce: &Section<'_>, nonces: bool, replay: ReplayStore) -> Vec<NonceKeyFile> {
     let texts = nonce.texts("keyFiles", 8).unwrap_or_default();
-    if nonce.flag("sharedKeys") == Some(true) {
+    let shared = nonce.flag("sharedKeys") == Some(true);
+    if shared && replay == ReplayStore::Memory {
         let message = "`true` needs a replay store that the edges share; with `replay.store: memory` a \
                        proof could be used once at each edge";
         nonce.error("sharedKeys", message);
+    } else if shared && nonce.lacks("keyFiles") {
+        nonce.error("sharedKeys", "`true` needs `keyFiles` that every edge has");
+    } else if replay == ReplayStore::Redis && nonces && !shared {
+        let message = "is not `true`: edges without the same `keyFiles` do not take each other's \
+                       nonces, so that clients are challenged again at each";
+        nonce.warn("sharedKeys", message);
     }
     if nonce.has("keyFiles") && nonce.lacks("keyFiles") {
         nonce.error("keyFiles", "is empty; leave it out for a key that each start makes anew");
@@ -130,8 +156,34 @@ fn nonce_keys(nonce: &Section<'_>, nonces: bool) -> Vec<NonceKeyFile> {
     texts.into_iter().filter_map(files::nonce_key).collect()
 }
 
-fn proof(dpop: &Section<'_>, nonce: &Section<'_>, nonces: bool) -> ProofRules {
-    later(dpop, nonce);
+/// Where nonces are remembered that are used up.
+fn nonce_store(nonce: &Section<'_>, nonces: bool, replay: ReplayStore) -> NonceStore {
+    let store = nonce.word("store", NONCE_STORES).unwrap_or(NonceStore::Stateless);
+    let once = nonces && nonce.flag("singleUse") == Some(true);
+    match store {
+        NonceStore::Stateless if once => {
+            let message = "`true` needs `store: memory` or `redis`: stateless nonces are not \
+                           remembered";
+            nonce.error("singleUse", message);
+        }
+        NonceStore::Memory if once && replay == ReplayStore::Redis => {
+            let message = "`memory` with `replay.store: redis`: a nonce could be used once at each \
+                           edge; say `redis`";
+            nonce.error("store", message);
+        }
+        NonceStore::Redis if replay == ReplayStore::Memory => {
+            nonce.error("store", "`redis` needs `replay.store: redis`");
+        }
+        NonceStore::Memory | NonceStore::Redis if !once => {
+            nonce.warn("store", "has no effect: `singleUse` is not `true`");
+        }
+        NonceStore::Stateless | NonceStore::Memory | NonceStore::Redis => {}
+    }
+    store
+}
+
+fn proof(dpop: &Section<'_>, nonce: &Section<'_>, nonces: bool, replay: ReplayStore) -> ProofRules {
+    later(nonce);
     let ttl = nonce.duration("ttl", "10m", ["10s", "1d"]);
     let rules = ProofRules {
         proof_lifetime: dpop.duration("proofLifetime", "2m", ["1s", "1h"]),
@@ -139,26 +191,27 @@ fn proof(dpop: &Section<'_>, nonce: &Section<'_>, nonces: bool) -> ProofRules {
         replay_window: dpop.duration("replayWindow", "5m", ["1s", "7d"]),
         nonce_ttl: nonces.then_some(ttl),
         nonce_replaces_iat: nonce.flag("replacesIat").unwrap_or(false),
+        nonce_single_use: nonces && nonce.flag("singleUse").unwrap_or(false),
     };
-    check_times(dpop, nonce, &rules, ttl);
+    check_times(dpop, nonce, &rules, ttl, replay);
     rules
 }
 
 /// Refuses what only a later version can serve.
-fn later(dpop: &Section<'_>, nonce: &Section<'_>) {
-    let replay = dpop.section("replay");
-    replay.word_or_later("store", REPLAY_STORES, &["redis"]);
-    nonce.word_or_later("store", NONCE_STORES, &["memory", "redis"]);
-    if nonce.flag("singleUse") == Some(true) {
-        nonce.error("singleUse", "`true` is not available in this version");
-    }
+fn later(nonce: &Section<'_>) {
     if nonce.number("maxIssuancePerMinute", 0, 0..=u64::MAX) != 0 {
         nonce.error("maxIssuancePerMinute", "anything but 0 is not available in this version");
     }
 }
 
 /// A proof must be remembered for as long as it could pass.
-fn check_times(dpop: &Section<'_>, nonce: &Section<'_>, rules: &ProofRules, ttl: Duration) {
+fn check_times(
+    dpop: &Section<'_>,
+    nonce: &Section<'_>,
+    rules: &ProofRules,
+    ttl: Duration,
+    replay: ReplayStore,
+) {
     let passes = rules.proof_lifetime + rules.clock_skew * 2;
     let window = show_duration(rules.replay_window);
     if rules.replay_window < passes {
@@ -182,12 +235,18 @@ fn check_times(dpop: &Section<'_>, nonce: &Section<'_>, rules: &ProofRules, ttl:
         dpop.error("replayWindow", message);
     }
     if rules.nonce_ttl.is_none() {
-        nonce.warn("enabled", restart("nonces are off:", "the"));
+        nonce.warn("enabled", restart("nonces are off:", "the", replay));
     }
 }
 
 /// What a restart does to proofs without a nonce.
-fn restart(why: &str, whose: &str) -> String {
+fn restart(why: &str, whose: &str, replay: ReplayStore) -> String {
+    if replay == ReplayStore::Redis {
+        return format!(
+            "{why} whenever Redis is restarted, fails over or is wiped, {whose} proofs that are \
+             dated up to `allowedClockSkew` after it are refused"
+        );
+    }
     format!(
         "{why} with `replay.store: memory` a restart refuses {whose} proofs issued before it, and a \
          proof from a clock that runs ahead can be replayed once within `allowedClockSkew` after it"

@@ -41,6 +41,14 @@ pub(super) fn resolve(section: &Section<'_>, servers: &[Server]) -> UpstreamTls 
     }
 }
 
+/// The files of authorities; none for the system's.
+pub(super) fn authority_files(section: &Section<'_>) -> Vec<std::path::PathBuf> {
+    match authorities(section) {
+        Authorities::System => Vec::new(),
+        Authorities::Files(files) => files,
+    }
+}
+
 fn authorities(section: &Section<'_>) -> Authorities {
     match section.item("authorities") {
         Some(item) if !item.is_list() => {
@@ -55,7 +63,7 @@ fn authorities(section: &Section<'_>) -> Authorities {
 }
 
 /// The edge's own certificate: both files or none.
-fn client(section: &Section<'_>) -> Option<CertificateFiles> {
+pub(super) fn client(section: &Section<'_>) -> Option<CertificateFiles> {
     if section.has("certificate") || section.has("key") {
         return files::certificate_files(section);
     }
@@ -65,6 +73,6 @@ fn client(section: &Section<'_>) -> Option<CertificateFiles> {
 
 /// Whether a certificate can be compared with it. pingora compares `a_b` with `a-b`, so that an
 /// underscore would let in a server of another name.
-fn is_certifiable(name: &str) -> bool {
+pub(super) fn is_certifiable(name: &str) -> bool {
     !name.contains('_') && ServerName::try_from(name).is_ok()
 }

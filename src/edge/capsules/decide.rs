@@ -18,7 +18,6 @@ use crate::policy::time::UnixTime;
 use crate::store::budget::{Budget, Verdict};
 use crate::store::networks::Networks;
 use crate::store::nodes::{About, Becomes, Commit, Found, Standing};
-use crate::store::replay::ReplayFault;
 use crate::store::sqlite::Fault;
 
 use super::Capsules;
@@ -177,7 +176,7 @@ impl Capsules {
     /// Holds the sender's proof, and uses it up where it is the node's.
     ///
     /// # Errors
-    /// Why nothing can be said: the replay log is full.
+    /// Why nothing can be said: the replay log is full or away.
     pub(super) async fn prove(
         &self,
         gate: &Gate,
@@ -207,6 +206,7 @@ impl Capsules {
         };
         let verified = match verified {
             Ok(verified) => verified,
+            Err(denial @ Denial::StoreDown) => return Err(denial.code()),
             Err(denial) => return Ok(faulty(denial)),
         };
         let jkt = verified.jkt();
@@ -221,10 +221,12 @@ impl Capsules {
             if !self.pace.take(shown.id.as_str()) {
                 return Err("too_many_proofs");
             }
-            match self.replay.check_and_insert(jkt, verified.jti(), asking.now).await {
+            match gate.use_up(&*self.replay, &verified, asking.now).await {
                 Ok(()) => {}
-                Err(ReplayFault::Replayed) => return Ok(faulty(Denial::Replayed)),
-                Err(ReplayFault::AtCapacity) => return Err("replay_capacity"),
+                Err(denial @ (Denial::ReplayCapacity | Denial::StoreDown)) => {
+                    return Err(denial.code());
+                }
+                Err(denial) => return Ok(faulty(denial)),
             }
         }
         Ok(Proved { proof: Proof::Holds { jkt }, denial: None, seal, nonce: seen.nonce })

@@ -13,11 +13,13 @@ use crate::policy::capsule::node::{Expectations, Node, NodeId, Status};
 use crate::policy::capsule::pipeline::{BrakePolicy, ProofDemand, SealPolicy};
 use crate::policy::capsule::risk::RiskPolicy;
 use crate::policy::digest::{Sha256, made};
+use crate::policy::epoch::Reign;
 use crate::policy::jose::{Algorithm, AlgorithmSet};
 use crate::policy::proof::ProofRules;
 use crate::policy::request::{RequestView, Sender};
 use crate::policy::rule::{Demand, Mode, Requirement, Rules};
 use crate::policy::time::UnixTime;
+use crate::store::epoch::OfProcess;
 use crate::store::failures::FailureLimits;
 use crate::store::keys;
 use crate::store::registry::Registry;
@@ -48,19 +50,21 @@ fn gate(origin: Origin) -> Gate {
             replay_window: Duration::from_secs(300),
             nonce_ttl: Some(Duration::from_secs(600)),
             nonce_replaces_iat: false,
+            nonce_single_use: false,
         },
         authorization_bytes: 16_384,
         proof_bytes: 8192,
         token_cache_entries: 10,
         introspection_cache_entries: 10,
         nonce_secrets: vec![[7; 32]],
-        started: NOW,
+        era_margin: Duration::ZERO,
         clients: Vec::new(),
         bypass: None,
         rotation_grace: Duration::ZERO,
     };
     let replay = MemoryReplay::new(&[7; 32], Duration::from_secs(300), 1000);
-    Gate::new(settings, Stores::of_resources(Arc::new(replay)))
+    let epochs = Arc::new(OfProcess(Reign::of_process([7; 32], NOW)));
+    Gate::new(settings, Stores::of_resources(Arc::new(replay), epochs))
 }
 
 fn settings(directory: &std::path::Path) -> config::Capsules {

@@ -7,8 +7,8 @@ use redis::{Pipeline, Value};
 use super::inspect::Identity;
 use super::keys::{Keys, Tag};
 use crate::policy::digest::Sha256;
+use crate::policy::epoch::Epoch;
 use crate::policy::time::UnixTime;
-use crate::store::epoch::Epoch;
 
 /// A tag's mark: a random text that is there as long as nobody wiped the server.
 pub(super) type Mark = Vec<u8>;

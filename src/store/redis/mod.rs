@@ -1,8 +1,57 @@
 //! Redis or Valkey under the shared state: standalone, Sentinel or Cluster.
 //!
-//! Draft.
+//! ```text
+//! supervise ─► masters ─► link ─► inspect      who is there, each second and whenever something is wrong
+//!     └─► epoch: the marks, and who the masters are ─► View
+//! request ─► View ─► server ─► link            once, never again; `commit` where replicas must have it
+//! ```
+//!
+//! Each master has one connection that all requests share ([`server`]), which the supervisor has made
+//! and looked at. The connection is the store's identity: as long as it stands, the same process is at
+//! its other end. So nothing here reconnects or sends again behind anybody's back, and a Cluster is
+//! followed by its slots, not by a client that does.
+//!
+//! # The breaker
+//!
+//! A connection that ends, an answer that says that the server is no master any more, a lost mark, or
+//! three answers in a row that did not come in time trip a server: from then on requests are refused
+//! at once, and the supervisor alone tries, with a rest between two tries. When it has found a master,
+//! seen that it may be used, and read the marks, requests go there. No restart is needed.
+//!
+//! # The epoch
+//!
+//! A store that lost what it had acknowledged must not be asked whether a proof is new. So an [`Epoch`]
+//! names one memory: it is a hash over a random mark at each tag and over `run_id` and `master_replid`
+//! of each master. Nonces are keyed by it, so that a proof with a nonce can be admitted under the epoch
+//! of its nonce and under no other; where there is no nonce, a proof that is dated before the epoch's
+//! begin (and the clocks' skew after it) is refused. Every use of a proof is sent together with a `GET`
+//! of the mark and counts only when the mark is the epoch's.
+//!
+//! - **Restart**: another `run_id`, a new epoch, whatever is on the disk. With `appendfsync everysec` the
+//!   last second may be missing, which nobody could tell from a complete file.
+//! - **Failover**: another process, and another `master_replid`: a new epoch. What the replica had not
+//!   yet received is refused by its epoch. A master that becomes a replica closes its clients'
+//!   connections or answers `READONLY`; one that became master again has another `master_replid`, which
+//!   is looked at each second.
+//! - **`FLUSHALL`**: the marks are gone. The mark comes behind the write in the same round trip, so that
+//!   no write is taken for new which a wiped key made so, without any connection being lost.
+//! - **A restored backup**: needs a restart, or a resynchronisation: as those.
+//! - **Partition, the old master still alive**: edges on its side stay in the old epoch, those on the
+//!   other side go to a new one. A proof *with a nonce* is admitted on one side only, since the other
+//!   does not know its nonce; no proof is admitted twice. A proof *without one* which is dated after
+//!   the new epoch's begin could be admitted once on each side while both take writes:
+//!   `min-replicas-to-write` at the servers, or `waitReplicas` here, ends that, because the master that
+//!   was left behind has no replica. Without nonces use one of them.
+//!
+//! What does not hold: edges whose clocks differ by more than a moment shift the epoch's begin by as
+//! much, for proofs without a nonce. A proxy that lets several servers share a connection hides who
+//! answers; there must be none in between. A replica that attaches to a master which never had one
+//! gives it another `master_replid`: a new epoch for no need, which costs clients one challenge.
+//!
+//! Keys have a TTL, the marks and the epoch's begin apart ([`epoch`]).
 
 #![expect(clippy::disallowed_methods, reason = "a connection has files, a clock, tasks and chance")]
+#![expect(clippy::wildcard_enum_match_arm, reason = "the crate adds kinds of values as Redis does")]
 
 mod commit;
 mod epoch;
@@ -10,6 +59,7 @@ mod inspect;
 mod keys;
 mod link;
 mod masters;
+mod replay;
 mod script;
 mod server;
 mod settings;
@@ -26,11 +76,13 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 pub use keys::{Keys, TAGS, Tag};
+pub use replay::{Partition, RedisReplay, RedisSpent};
 pub use script::Script;
 pub use settings::{Address, Login, Settings, Tls, Topology, Wait};
 
+use crate::policy::epoch::{Epoch, Reign};
 use crate::policy::time::UnixTime;
-use crate::store::epoch::{Epoch, Epochs, Reign};
+use crate::store::epoch::Epochs;
 use epoch::Mark;
 use server::Server;
 

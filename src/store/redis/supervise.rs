@@ -15,7 +15,8 @@ use super::masters::{self, Masters};
 use super::server::Server;
 use super::settings::Address;
 use super::{Shared, View, now};
-use crate::store::epoch::Reign;
+use crate::policy::epoch::{Epoch, Reign};
+use crate::policy::time::UnixTime;
 
 /// How often is looked when nothing is wrong.
 const LOOK: Duration = Duration::from_secs(1);
@@ -74,7 +75,7 @@ async fn look(shared: &Arc<Shared>) -> Result<Option<View>, String> {
     for address in &masters.addresses {
         let held = known.iter().find(|server| server.address == *address && server.is_open());
         let kept = match held {
-            Some(server) => verify(shared, server).await?.then(|| Arc::clone(server)),
+            Some(server) => verify(server).await?.then(|| Arc::clone(server)),
             None => None,
         };
         servers.push(match kept {
@@ -94,7 +95,7 @@ async fn look(shared: &Arc<Shared>) -> Result<Option<View>, String> {
 }
 
 /// Whether a server that is in use is still the one that was connected to.
-async fn verify(shared: &Shared, server: &Server) -> Result<bool, String> {
+async fn verify(server: &Server) -> Result<bool, String> {
     let mut pipeline = Pipeline::new();
     inspect::ask_info(&mut pipeline);
     let Ok(answers) = server.send(&pipeline).await else { return Ok(server.is_open()) };
@@ -108,7 +109,6 @@ async fn verify(shared: &Shared, server: &Server) -> Result<bool, String> {
         server.trip(&refused);
         return Err(format!("{}: {refused}", server.address));
     }
-    let _ = shared;
     Ok(true)
 }
 
@@ -224,8 +224,8 @@ async fn since(
     shared: &Shared,
     masters: &Masters,
     servers: &[Arc<Server>],
-    epoch: crate::store::epoch::Epoch,
-) -> Result<crate::policy::time::UnixTime, String> {
+    epoch: Epoch,
+) -> Result<UnixTime, String> {
     let place = masters.places.get(Tag::FIRST.index());
     let server =
         place.and_then(|place| servers.get(*place)).ok_or("no master for the first tag")?;

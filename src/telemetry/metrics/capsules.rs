@@ -79,7 +79,7 @@ pub(super) struct CapsuleMetrics {
     held: IntCounter,
     telemetry: Vec<IntCounter>,
     nodes: Vec<IntGauge>,
-    store_up: IntGauge,
+    store_up: [IntGauge; 2],
     suppressed: IntGauge,
 }
 
@@ -92,6 +92,11 @@ impl CapsuleMetrics {
             "holdfast_node_telemetry_total",
             "Telemetry of nodes by what became of it",
             &["result"],
+        )?;
+        let up = define.gauges(
+            "holdfast_store_up",
+            "Whether each store does its work, or is not in use",
+            &["store"],
         )?;
         let nodes = define.gauges("holdfast_node_status", "Nodes by status", &["status"])?;
         Ok(Self {
@@ -111,7 +116,7 @@ impl CapsuleMetrics {
                 .map(|result| results.with_label_values(&[result.name()]))
                 .into(),
             nodes: Status::ALL.map(|status| nodes.with_label_values(&[status.name()])).into(),
-            store_up: define.gauge("holdfast_store_up", "Whether the store does its work")?,
+            store_up: ["embedded", "redis"].map(|store| up.with_label_values(&[store])),
             suppressed: define.gauge(
                 "holdfast_audit_suppressed",
                 "Refusals that were counted but not written to the audit log since the start",
@@ -135,9 +140,11 @@ impl CapsuleMetrics {
         super::count(&self.telemetry, place.unwrap_or(usize::MAX));
     }
 
-    /// Sets the gauges; without a store nothing of it is down.
-    pub(super) fn set(&self, store: Option<&StoreStatus>) {
-        self.store_up.set(store.is_none_or(|store| store.up).into());
+    /// Sets the gauges; without a store nothing of it is down. `shared` is whether Redis is up.
+    pub(super) fn set(&self, store: Option<&StoreStatus>, shared: Option<bool>) {
+        let [embedded, redis] = &self.store_up;
+        embedded.set(store.is_none_or(|store| store.up).into());
+        redis.set(shared.unwrap_or(true).into());
         let Some(store) = store else { return };
         self.suppressed.set(i64::try_from(store.suppressed).unwrap_or(i64::MAX));
         for (status, count) in &store.nodes {

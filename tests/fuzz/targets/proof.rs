@@ -12,6 +12,7 @@ use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use holdfast::policy::digest::Sha256;
+use holdfast::policy::epoch::Reign;
 use holdfast::policy::jose::{Algorithm, AlgorithmSet};
 use holdfast::policy::nonce::NonceKeys;
 use holdfast::policy::proof::{Expected, ProofRules, Seen, verify};
@@ -46,6 +47,7 @@ pub(super) fn proof(input: &[u8]) {
         replay_window: Duration::from_secs(300),
         nonce_ttl: Some(Duration::from_secs(600)),
         nonce_replaces_iat: false,
+        nonce_single_use: false,
     };
     for nonce_required in [false, true] {
         let expected = Expected {
@@ -58,7 +60,7 @@ pub(super) fn proof(input: &[u8]) {
             nonce_required,
             rules: &rules,
             max_bytes: 8192,
-            started: UnixTime::from_secs(NOW - 3600),
+            reign: Reign::of_process([0; 32], UnixTime::from_secs(NOW - 3600)),
             now: UnixTime::from_secs(NOW),
         };
         let mut seen = Seen::default();

@@ -1,0 +1,86 @@
+//! The nonces of one memory of proofs. Another memory, other nonces: no proof that the one before
+//! admitted can be shown to one that does not know it.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+use zeroize::Zeroizing;
+
+use super::{Gate, Site};
+use crate::policy::denial::Denial;
+use crate::policy::epoch::Reign;
+use crate::policy::nonce::{self, NonceKeys};
+
+/// What nonces are made from, whatever the memory. Not to be printed.
+pub(super) struct Secrets(Zeroizing<Vec<[u8; 32]>>);
+
+impl Secrets {
+    pub(super) fn new(secrets: Vec<[u8; 32]>) -> Self {
+        Self(secrets.into())
+    }
+}
+
+impl std::fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secrets")
+    }
+}
+
+/// One memory of proofs, and the nonces that go with it.
+#[derive(Debug)]
+pub(super) struct Era {
+    pub(super) reign: Reign,
+    /// By external origin; none where nonces are off.
+    keys: Vec<NonceKeys>,
+}
+
+impl Era {
+    fn of(reign: Reign, secrets: &Secrets, sites: &[Site], nonces: bool) -> Self {
+        let bound = |secret: &[u8; 32]| nonce::bound_secret(secret, &reign.epoch);
+        let secrets: Zeroizing<Vec<_>> = Zeroizing::new(secrets.0.iter().map(bound).collect());
+        let sites = sites.iter().filter(|_| nonces);
+        let keys = sites.map(|site| NonceKeys::derive(&secrets, &site.origin)).collect();
+        Self { reign, keys }
+    }
+
+    /// The nonces of an external origin; `None` when nonces are off.
+    pub(super) fn nonce_keys(&self, origin: usize) -> Option<&NonceKeys> {
+        self.keys.get(origin)
+    }
+}
+
+/// The era that was looked at last.
+pub(super) type Held = ArcSwapOption<Era>;
+
+impl Gate {
+    /// The era of now. Which memory it is can change at any moment, without a reload; its nonces are
+    /// derived when it is first met.
+    pub(super) fn era(&self) -> Option<Arc<Era>> {
+        let mut reign = self.stores.epochs.current()?;
+        // A proof may be dated ahead: what an earlier memory admitted just before this one began can
+        // bear a time that is to come.
+        reign.since = reign.since.plus(self.era_margin);
+        let held = self.era.load_full();
+        if let Some(era) = held.filter(|era| era.reign == reign) {
+            return Some(era);
+        }
+        let nonces = self.proof.nonce_ttl.is_some();
+        let era = Arc::new(Era::of(reign, &self.nonce_secrets, &self.sites, nonces));
+        self.era.store(Some(Arc::clone(&era)));
+        Some(era)
+    }
+
+    /// Nobody is told to come again with a nonce while there is none to be had.
+    pub(super) fn or_down<T>(
+        &self,
+        verdict: Result<T, Denial>,
+        era: Option<&Era>,
+    ) -> Result<T, Denial> {
+        match verdict {
+            Err(Denial::ProofMissing) if era.is_none() && self.proof.nonce_ttl.is_some() => {
+                Err(Denial::StoreDown)
+            }
+            Ok(_) | Err(_) => verdict,
+        }
+    }
+}
