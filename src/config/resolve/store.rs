@@ -29,8 +29,8 @@ enum Mode {
     Cluster,
 }
 
-/// Resolves `store`; `None` where nothing needs one.
-pub(super) fn resolve(root: &Section<'_>, needed: bool) -> Option<Store> {
+/// Resolves `store`, which is `None` where nothing needs one.
+pub(super) fn resolve(root: &Section<'_>, security: &Security<'_>, needed: bool) -> Option<Store> {
     let asked = root.has("store") || root.has("audit");
     let section = root.section("store");
     let kind = section.word("kind", KINDS).unwrap_or(Kind::Embedded);
@@ -41,13 +41,13 @@ pub(super) fn resolve(root: &Section<'_>, needed: bool) -> Option<Store> {
     if kind == Kind::Embedded && given {
         section.error("redis", "has no effect: `store.kind` is not `redis`");
     }
+    check_use(&section, kind == Kind::Redis, security);
     let redis = (kind == Kind::Redis).then_some(redis).flatten();
     (asked || needed).then_some(Store { path, redis })
 }
 
 /// Whether what is to be remembered at servers has any, and is of use there.
-pub(super) fn check_use(root: &Section<'_>, security: &Security<'_>) {
-    let shares = root.section("store").word("kind", KINDS) == Some(Kind::Redis);
+fn check_use(section: &Section<'_>, shares: bool, security: &Security<'_>) {
     let proofs = security.replay_store == ReplayStore::Redis;
     let nonces = security.nonce_store == NonceStore::Redis;
     if proofs && !shares {
@@ -59,7 +59,7 @@ pub(super) fn check_use(root: &Section<'_>, security: &Security<'_>) {
     if shares && !proofs {
         let message = "`redis`, and yet `security.senderConstraints.dpop.replay.store` is `memory`: \
                        a proof can be used once at each edge";
-        root.section("store").warn("kind", message);
+        section.warn("kind", message);
     }
 }
 
