@@ -8,6 +8,7 @@
 //! Invariant: a decision is a function of what it is shown. It may be run several times; what its last
 //! run said is what was done.
 
+mod memory;
 mod scripts;
 pub mod shared;
 

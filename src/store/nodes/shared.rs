@@ -55,8 +55,8 @@
 #![expect(clippy::disallowed_methods, reason = "a store has a clock and random ids")]
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -64,9 +64,10 @@ use redis::{Pipeline, Value};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
+use super::memory::Memory;
 use super::scripts::{self, Names, Put, Scripts, TAG, Written};
 use super::{About, Becomes, Commit, Decide, Found, Listed, Look, Nodes, Row, Standing};
-use crate::policy::audit::{Draft, Kind};
+use crate::policy::audit::Draft;
 use crate::policy::capsule::node::{Node, NodeId, Status};
 use crate::policy::digest::Sha256;
 use crate::policy::lineage::{self, Ledger, Mark};
@@ -111,23 +112,13 @@ impl Drop for Looking {
 #[derive(Debug)]
 struct Inner {
     redis: Redis,
-    /// The audit log, and what is remembered.
-    registry: Registry,
+    memory: Memory,
     scripts: Scripts,
-    seen: Mutex<Seen>,
     turns: Vec<tokio::sync::Mutex<()>>,
     settle: Duration,
-    doubted: AtomicBool,
+    /// Whether the store could be acted on when it was last looked at.
+    trusted: AtomicBool,
     looked_up: AtomicU64,
-}
-
-/// What was seen of the ledger.
-#[derive(Clone, Debug, Default)]
-struct Seen {
-    /// The last entry.
-    mark: Mark,
-    /// Whether that is on the disk.
-    kept: bool,
 }
 
 impl SharedNodes {
@@ -142,15 +133,13 @@ impl SharedNodes {
         settle: Duration,
         runtime: &Handle,
     ) -> Result<Self, Fault> {
-        let mark = registry.read_at_start(|reader| reader.ledger_mark())?;
         let inner = Arc::new(Inner {
             redis,
-            registry,
+            memory: Memory::of(registry)?,
             scripts: Scripts::default(),
-            seen: Mutex::new(Seen { mark, kept: true }),
             turns: (0..TURNS).map(|_| tokio::sync::Mutex::default()).collect(),
             settle,
-            doubted: AtomicBool::new(false),
+            trusted: AtomicBool::new(false),
             looked_up: AtomicU64::default(),
         });
         let looking = Arc::clone(&inner);
@@ -176,22 +165,6 @@ impl Inner {
         Names(self.redis.keys())
     }
 
-    fn seen(&self) -> MutexGuard<'_, Seen> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn mark(&self) -> Mark {
-        self.seen().mark.clone()
-    }
-
-    /// Takes note of a later entry.
-    fn note(&self, mark: Mark) {
-        let mut seen = self.seen();
-        if mark.is_after(&seen.mark) {
-            *seen = Seen { mark, kept: false };
-        }
-    }
-
     async fn send<const N: usize>(&self, pipeline: &Pipeline) -> Result<[Value; N], Fault> {
         let answered = self.redis.send(TAG, pipeline).await.map_err(|fault| down(&fault))?;
         scripts::answers(answered)
@@ -202,13 +175,17 @@ impl Inner {
     /// # Errors
     /// [`Fault::Down`] while it settles, [`Fault::Behind`] where it has forgotten something.
     async fn trust(&self, ledger: &Ledger, mark: &Mark) -> Result<(), Fault> {
+        let trusted = self.weigh(ledger, mark).await;
+        self.trusted.store(trusted.is_ok(), Ordering::Relaxed);
+        trusted
+    }
+
+    async fn weigh(&self, ledger: &Ledger, mark: &Mark) -> Result<(), Fault> {
         let reign = self.redis.current().ok_or(Fault::Down)?;
-        let judged = ledger.against(mark);
-        self.doubted.store(!matches!(judged, lineage::Standing::Follows(_)), Ordering::Relaxed);
-        match judged {
+        match ledger.against(mark) {
             lineage::Standing::Follows(next) => {
                 if let Some(next) = next {
-                    self.note(next);
+                    self.memory.note(next);
                 }
             }
             lineage::Standing::Doubted => return Err(Fault::Behind),
@@ -243,41 +220,20 @@ impl Inner {
     /// Looks at the ledger, and keeps what is new of it.
     async fn look(&self) -> Result<(), Fault> {
         // A command on this machine may have made an entry.
-        self.note(self.registry.read(|reader| reader.ledger_mark()).await?);
-        let mark = self.mark();
+        self.memory.look().await?;
+        let mark = self.memory.mark();
         let mut pipeline = Pipeline::new();
         self.names().ask_ledger(&mut pipeline, &mark);
         let [head, entry] = self.send(&pipeline).await?;
         let trusted = self.trust(&scripts::ledger(&head, &entry)?, &mark).await;
-        self.keep(Vec::new()).await?;
+        self.memory.keep(Vec::new()).await?;
         trusted
-    }
-
-    /// Writes lines, and what was seen of the ledger since the last time. It is durable then.
-    async fn keep(&self, lines: Vec<Draft>) -> Result<(), Fault> {
-        let Seen { mark, kept } = self.seen().clone();
-        if lines.is_empty() && kept {
-            return Ok(());
-        }
-        let keeping = mark.clone();
-        let keep = self.registry.transact(move |batch| {
-            if !kept {
-                batch.keep_ledger_mark(&keeping)?;
-            }
-            lines.iter().try_for_each(|line| batch.append(line))
-        });
-        keep.await?;
-        let mut seen = self.seen();
-        if seen.mark == mark {
-            seen.kept = true;
-        }
-        Ok(())
     }
 
     /// How things stand, and what the ledger must still go on from when something is done about them;
     /// `None` where it is done though the store has forgotten something.
     async fn standing(&self, about: &About) -> Result<(Standing, Option<Mark>), Fault> {
-        let (names, mark) = (self.names(), self.mark());
+        let (names, mark) = (self.names(), self.memory.mark());
         let mut pipeline = Pipeline::new();
         names.ask_row(&mut pipeline, about.id.as_str());
         names.ask_standing(&mut pipeline, &about.id, about.quarantines_since);
@@ -285,7 +241,7 @@ impl Inner {
         names.ask_ledger(&mut pipeline, &mark);
         let [row, removed, quarantines, head, entry] = self.send(&pipeline).await?;
         let trusted = match self.trust(&scripts::ledger(&head, &entry)?, &mark).await {
-            Ok(()) => Some(self.mark()),
+            Ok(()) => Some(self.memory.mark()),
             Err(Fault::Behind) if about.even_if_behind => None,
             Err(fault) => return Err(fault),
         };
@@ -305,7 +261,7 @@ impl Inner {
     ) -> Result<Tried, Fault> {
         let Commit { becomes, quarantined, lines } = commit;
         let last = lines.last().cloned();
-        self.keep(lines).await?;
+        self.memory.keep(lines).await?;
         let (becomes, after) = match becomes {
             Becomes::Same if quarantined.is_none() => return Ok(Tried::Done),
             Becomes::Same => ("same", standing.node().cloned()),
@@ -329,17 +285,17 @@ impl Inner {
             Ok(Some(seq)) => {
                 // One in a store that has forgotten something is not what is to be gone on from.
                 if let (Some(id), Some(mark)) = (entry, mark) {
-                    self.note(Mark { confirmed: mark.confirmed, seq, id });
-                    self.keep(Vec::new()).await?;
+                    self.memory.note(Mark { confirmed: mark.confirmed, seq, id });
+                    self.memory.keep(Vec::new()).await?;
                 }
                 Ok(Tried::Done)
             }
             Ok(None) => {
-                self.superseded(last, "changed").await?;
+                self.memory.superseded(last, "changed", now()).await?;
                 Ok(Tried::Changed)
             }
             Err(fault) => {
-                self.superseded(last, "unknown").await?;
+                self.memory.superseded(last, "unknown", now()).await?;
                 Err(fault)
             }
         }
@@ -359,14 +315,6 @@ impl Inner {
             Some("changed") => Ok(None),
             Some(_) | None => Err(scripts::unreadable()),
         }
-    }
-
-    /// Says that what a line tells of was not done (`changed`), or that nobody knows (`unknown`).
-    async fn superseded(&self, line: Option<Draft>, why: &str) -> Result<(), Fault> {
-        let Some(line) = line else { return Ok(()) };
-        let data = serde_json::json!({ "of": line.kind, "why": why });
-        let node = line.node.as_deref();
-        self.keep(vec![Draft::new(Kind::Superseded, now(), &line.id, node, &data)]).await
     }
 
     /// At most `limit` ids after `after`.
@@ -434,7 +382,7 @@ impl Look for SharedNodes {
 #[async_trait]
 impl Nodes for SharedNodes {
     fn is_up(&self) -> bool {
-        self.inner.redis.is_up() && !self.inner.doubted.load(Ordering::Relaxed)
+        self.inner.redis.is_up() && self.inner.trusted.load(Ordering::Relaxed)
     }
 
     async fn look_again(&self) {
@@ -448,7 +396,7 @@ impl Nodes for SharedNodes {
     }
 
     async fn find(&self, id: &NodeId, presented: Sha256) -> Result<Found, Fault> {
-        let (inner, names, mark) = (&self.inner, self.inner.names(), self.inner.mark());
+        let (inner, names, mark) = (&self.inner, self.inner.names(), self.inner.memory.mark());
         inner.looked_up.fetch_add(1, Ordering::Relaxed);
         let mut pipeline = Pipeline::new();
         names.ask_secret(&mut pipeline, id);
@@ -497,8 +445,8 @@ impl Nodes for SharedNodes {
 
     async fn confirm(&self, line: Draft) -> Result<bool, Fault> {
         let inner = &self.inner;
-        inner.keep(vec![line]).await?;
-        let at = now().millis().max(inner.mark().confirmed.saturating_add(1)).to_string();
+        inner.memory.keep(vec![line]).await?;
+        let at = now().millis().max(inner.memory.mark().confirmed.saturating_add(1)).to_string();
         let (entry, names) = (entry()?, inner.names());
         let (keys, arguments) =
             ([names.lineage(), names.ledger()], [at.as_bytes(), entry.as_bytes()]);
@@ -507,8 +455,8 @@ impl Nodes for SharedNodes {
         scripts::refused(&done)?;
         let [confirmed, seq] = scripts::list(&done)? else { return Err(scripts::unreadable()) };
         let confirmed = scripts::number(confirmed)?.ok_or_else(scripts::unreadable)?;
-        inner.note(Mark { confirmed, seq: scripts::count(seq)?, id: entry });
-        inner.keep(Vec::new()).await?;
+        inner.memory.note(Mark { confirmed, seq: scripts::count(seq)?, id: entry });
+        inner.memory.keep(Vec::new()).await?;
         Ok(true)
     }
 }
