@@ -227,10 +227,19 @@ impl Server {
 
     /// Another edge, or another command.
     async fn nodes(&self, registry: &Registry, settle: Duration) -> Arc<dyn Nodes> {
+        self.nodes_as(Login::default(), registry, settle).await
+    }
+
+    async fn nodes_as(
+        &self,
+        login: Login,
+        registry: &Registry,
+        settle: Duration,
+    ) -> Arc<dyn Nodes> {
         let address = Address { host: "127.0.0.1".to_owned(), port: self.port };
         let settings = Settings {
             topology: Topology::Standalone(vec![address]),
-            login: Login::default(),
+            login,
             tls: None,
             prefix: "test".to_owned(),
             connect_timeout: Duration::from_secs(5),
@@ -275,6 +284,30 @@ async fn the_shared_registry() {
     // Every key has a TTL, or is one of those that stay.
     assert_eq!(raw(server.port, &["PTTL", "{test:0}:node:node-1"]), ":-1");
     assert!(raw(server.port, &["PTTL", "{test:0}:nodes:quarantines"]).len() > 8);
+}
+
+/// What a user of the server needs for the connection, and for nodes.
+const RIGHTS: &str = "+set +get +info +config|get +wait +eval +evalsha +cluster|slots \
+                      +hget +hmget +hset +hsetnx +hincrby +hdel +del +pexpire +zadd +zrem \
+                      +zremrangebyscore +zcount +zcard +zrangebylex";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_with_the_least_rights_is_enough() {
+    let scratch = tempfile::tempdir().unwrap();
+    let Some(server) = Server::start(scratch.path()) else { return };
+    let mut words = vec!["ACL", "SETUSER", "edge", "on", ">word", "~{test:*", "-@all"];
+    words.extend(RIGHTS.split_whitespace());
+    assert_eq!(raw(server.port, &words), "+OK");
+    let password = scratch.path().join("password");
+    std::fs::write(&password, "word").unwrap();
+    let login = Login { user: Some("edge".to_owned()), password_file: Some(password) };
+    let registry = registry(scratch.path(), "holdfast.db");
+    let nodes = server.nodes_as(login, &registry, Duration::ZERO).await;
+    check(Arc::clone(&nodes), &registry).await;
+    assert_eq!(nodes.confirm(line(Kind::NodeChange, "confirmed", "node-1")).await, Ok(true));
+    raw(server.port, &["FLUSHALL"]);
+    assert!(matches!(once_up(&*nodes, "node-1").await, Err(Fault::Behind)));
+    assert_eq!(raw(server.port, &["HEXISTS", "{test:0}:nodes:lineage", "doubted"]), ":1");
 }
 
 #[tokio::test(flavor = "multi_thread")]
