@@ -69,6 +69,8 @@ mod proof;
 #[cfg(test)]
 mod real_upstreams;
 #[cfg(test)]
+mod redis;
+#[cfg(test)]
 mod reload;
 #[cfg(test)]
 mod replay;

@@ -8,6 +8,7 @@ pub(crate) mod node;
 pub(crate) mod pki;
 pub(crate) mod process;
 pub(crate) mod proof;
+pub(crate) mod redis;
 pub(crate) mod scripted;
 pub(crate) mod server;
 pub(crate) mod service;

@@ -39,6 +39,22 @@ impl Process {
         panic!("not ready within 30 s:\n{}", process.output());
     }
 
+    /// Starts `holdfast run` and waits until its admin listener answers, ready or not.
+    pub(crate) async fn start_unready(directory: &Path, config: &Value, admin: u16) -> Self {
+        let file = write_config(directory, config);
+        let mut process = Self::spawn(&["run", "--config"], &file);
+        for _ in 0..POLLS {
+            if let Some(status) = process.child.try_wait().expect("a child") {
+                panic!("ended at start with {status}:\n{}", process.output());
+            }
+            if plain_get(admin, "/readyz").await.is_ok() {
+                return process;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("no answer within 30 s:\n{}", process.output());
+    }
+
     fn spawn(arguments: &[&str], file: &Path) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_holdfast"))
             .args(arguments)
