@@ -2,23 +2,22 @@
 
 #![expect(clippy::disallowed_methods, reason = "a test has an environment")]
 
-use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+mod server;
+
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
-use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
-use super::shared::SharedNodes;
+use self::server::{Server, raw};
 use super::*;
 use crate::policy::audit::{Kind, Line};
 use crate::policy::capsule::node::Expectations;
-use crate::store::redis::{Address, Login, Redis, Settings, Topology, Wait};
+use crate::store::redis::Login;
 use crate::store::sqlite::writer::CheckpointRule;
 
 const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
@@ -173,98 +172,6 @@ async fn the_embedded_registry() {
     check(Arc::new(registry.clone()), &registry).await;
 }
 
-/// A server of a test's own.
-struct Server {
-    directory: PathBuf,
-    port: u16,
-    process: Child,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
-
-impl Server {
-    /// `None`, with a word, where there is no `redis-server`; in CI that is a failure.
-    fn start(directory: &Path) -> Option<Self> {
-        let there = Command::new("redis-server").arg("--version").stdout(Stdio::null()).status();
-        if there.is_err() {
-            assert!(std::env::var_os("CI").is_none(), "no redis-server in CI");
-            eprintln!("SKIPPED: there is no redis-server on this machine");
-            return None;
-        }
-        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let port = free.local_addr().unwrap().port();
-        drop(free);
-        let directory = directory.to_owned();
-        let process = Self::spawn(&directory, port);
-        Some(Self { directory, port, process })
-    }
-
-    fn spawn(directory: &Path, port: u16) -> Child {
-        let mut server = Command::new("redis-server");
-        server.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
-        server.args(["--port", &port.to_string()]).arg("--dir").arg(directory);
-        let server = server.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        server
-    }
-
-    fn stop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-
-    /// Starts again from what was saved last.
-    fn roll_back(&mut self) {
-        self.stop();
-        self.process = Self::spawn(&self.directory, self.port);
-    }
-
-    /// Another edge, or another command.
-    async fn nodes(&self, registry: &Registry, settle: Duration) -> Arc<dyn Nodes> {
-        self.nodes_as(Login::default(), registry, settle).await
-    }
-
-    async fn nodes_as(
-        &self,
-        login: Login,
-        registry: &Registry,
-        settle: Duration,
-    ) -> Arc<dyn Nodes> {
-        let address = Address { host: "127.0.0.1".to_owned(), port: self.port };
-        let settings = Settings {
-            topology: Topology::Standalone(vec![address]),
-            login,
-            tls: None,
-            prefix: "test".to_owned(),
-            connect_timeout: Duration::from_secs(5),
-            timeout: Duration::from_secs(5),
-            wait: Wait { replicas: 0, within: Duration::from_secs(1) },
-            require_persistence: false,
-        };
-        let redis = Redis::start(settings, &Handle::current());
-        assert!(redis.ready(Duration::from_secs(30)).await, "{:?}", redis.status());
-        let handle = Handle::current();
-        Arc::new(SharedNodes::start(redis, registry.clone(), settle, &handle).unwrap())
-    }
-}
-
-/// Sends one command past everything; the first line of the answer.
-fn raw(port: u16, words: &[&str]) -> String {
-    let mut socket = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
-    let mut text = format!("*{}\r\n", words.len());
-    words.iter().for_each(|word| text.push_str(&format!("${}\r\n{word}\r\n", word.len())));
-    socket.write_all(text.as_bytes()).unwrap();
-    let mut answer = [0; 512];
-    let count = socket.read(&mut answer).unwrap();
-    String::from_utf8_lossy(&answer[..count]).lines().next().unwrap_or_default().to_owned()
-}
-
 /// Asks until the store answers again, whatever it says.
 async fn once_up(nodes: &dyn Nodes, name: &str) -> Result<Found, Fault> {
     loop {
@@ -286,17 +193,16 @@ async fn the_shared_registry() {
     assert!(raw(server.port, &["PTTL", "{test:0}:nodes:quarantines"]).len() > 8);
 }
 
-/// What a user of the server needs for the connection, and for nodes.
-const RIGHTS: &str = "+set +get +info +config|get +wait +eval +evalsha +cluster|slots \
-                      +hget +hmget +hset +hsetnx +hincrby +hdel +del +pexpire +zadd +zrem \
-                      +zremrangebyscore +zcount +zcard +zrangebylex";
+/// The user of the edges, as it is deployed.
+const USERS: &str = include_str!("../../../deploy/redis/users.acl");
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_user_with_the_least_rights_is_enough() {
     let scratch = tempfile::tempdir().unwrap();
     let Some(server) = Server::start(scratch.path()) else { return };
     let mut words = vec!["ACL", "SETUSER", "edge", "on", ">word", "~{test:*", "-@all"];
-    words.extend(RIGHTS.split_whitespace());
+    let user = USERS.lines().find(|line| line.starts_with("user holdfast ")).unwrap();
+    words.extend(user.split_whitespace().filter(|word| word.starts_with('+')));
     assert_eq!(raw(server.port, &words), "+OK");
     let password = scratch.path().join("password");
     std::fs::write(&password, "word").unwrap();
