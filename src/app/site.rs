@@ -27,6 +27,8 @@ use crate::store::epoch::{Epochs, OfProcess};
 use crate::store::failures::{FailureLimits, Failures};
 use crate::store::keys::{AuditSigner, KeyRing};
 use crate::store::networks::Networks;
+use crate::store::nodes::Nodes;
+use crate::store::nodes::shared::{SETTLE, SharedNodes};
 use crate::store::nonces::{MemorySpent, SpentNonces};
 use crate::store::redis::{Partition, Redis, RedisReplay, RedisSpent};
 use crate::store::registry::Registry;
@@ -131,11 +133,12 @@ impl Lasting {
         };
         let nodes = log_of(Partition::Nodes, limits.replay_entries)?;
         let store = config.store.as_ref();
+        let shared_nodes = redis.as_ref().map(|redis| (redis, runtime));
         Ok(Self {
             grants: log_of(Partition::Grants, limits.token_replay_entries)?,
             nonces: spent_nonces(config, redis.as_ref())?,
             epochs,
-            store: store.map(|store| open_store(config, store, nodes)).transpose()?,
+            store: store.map(|store| open_store(config, store, nodes, shared_nodes)).transpose()?,
             redis,
             authority: authority::State { caller: Arc::default(), pace },
             log: log.clone(),
@@ -181,6 +184,7 @@ fn open_store(
     config: &Config,
     store: &Store,
     replay: Arc<dyn ReplayLog>,
+    shared: Option<(&Redis, &Handle)>,
 ) -> Result<capsules::State, StartError> {
     let audit = &config.audit;
     let rule =
@@ -189,7 +193,13 @@ fn open_store(
     let limits = config.capsules.as_ref().map_or(FailureLimits::default(), |it| it.failures);
     let budget = Budget::new(audit.refusals_per_minute, &store.path, audit.reserve_bytes);
     let failures = Failures::new(limits, random()?);
-    let audit = Audit { registry, budget: Arc::new(budget) };
+    let nodes: Arc<dyn Nodes> = match shared {
+        Some((redis, runtime)) => {
+            Arc::new(SharedNodes::start(redis.clone(), registry.clone(), SETTLE, runtime)?)
+        }
+        None => Arc::new(registry.clone()),
+    };
+    let audit = Audit { registry, nodes, budget: Arc::new(budget) };
     Ok(capsules::State { audit, failures: Arc::new(failures), replay })
 }
 

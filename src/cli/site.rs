@@ -5,18 +5,29 @@
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::SystemTime;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
+use tokio::runtime::Runtime;
 use zeroize::Zeroizing;
 
-use crate::config::{self, Config, Severity};
+use crate::config::{self, Config, Severity, Store};
 use crate::policy::audit::{Draft, Kind};
 use crate::policy::digest::Sha256;
 use crate::policy::time::UnixTime;
+use crate::store::nodes::shared::SharedNodes;
+use crate::store::nodes::{Look, Nodes};
+use crate::store::redis::{Redis, Settings};
+use crate::store::registry::Registry;
+use crate::store::sqlite::reader::Readers;
+use crate::store::sqlite::writer::CheckpointRule;
 use crate::store::sqlite::{Database, Fault, OpenError};
+
+/// How long a command waits for the servers that edges share.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a command did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -66,15 +77,83 @@ pub(super) fn load(path: &Path) -> Result<Config, CommandError> {
 
 /// The path of a configuration's store.
 pub(super) fn store_path<'a>(config: &'a Config, path: &Path) -> Result<&'a Path, CommandError> {
-    let store = config.store.as_ref();
-    store
-        .map(|store| store.path.as_path())
-        .ok_or_else(|| CommandError::NoStore(path.display().to_string()))
+    Ok(&store(config, path)?.path)
+}
+
+/// A configuration's store.
+fn store<'a>(config: &'a Config, path: &Path) -> Result<&'a Store, CommandError> {
+    config.store.as_ref().ok_or_else(|| CommandError::NoStore(path.display().to_string()))
 }
 
 /// Opens a configuration's store to change something.
 pub(super) fn open(config: &Config, path: &Path) -> Result<Database, CommandError> {
     Ok(Database::open(store_path(config, path)?)?)
+}
+
+/// The registry of nodes, for a command that waits for it.
+pub(super) struct Registered<N: ?Sized> {
+    nodes: Arc<N>,
+    runtime: Runtime,
+}
+
+impl<N: ?Sized> Registered<N> {
+    /// What is asked of it.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    pub(super) fn ask<'a, T, F>(&'a self, ask: impl FnOnce(&'a N) -> F) -> Result<T, Fault>
+    where
+        F: Future<Output = Result<T, Fault>> + 'a,
+    {
+        self.runtime.block_on(ask(&self.nodes))
+    }
+}
+
+/// Opens a configuration's registry of nodes to change something.
+pub(super) fn nodes(config: &Config, path: &Path) -> Result<Registered<dyn Nodes>, CommandError> {
+    let (store, audit) = (store(config, path)?, &config.audit);
+    // A command has no key to sign with.
+    let rule =
+        CheckpointRule { lines: audit.checkpoint_lines, interval: audit.checkpoint_interval };
+    let registry = Registry::open(&store.path, rule)?;
+    let runtime = runtime()?;
+    match &store.redis {
+        Some(redis) => Ok(Registered { nodes: shared(redis, registry, &runtime)?, runtime }),
+        None => Ok(Registered { nodes: Arc::new(registry), runtime }),
+    }
+}
+
+/// The registry at servers. That they have changed hands is no reason for a command to wait.
+fn shared(
+    settings: &Settings,
+    registry: Registry,
+    runtime: &Runtime,
+) -> Result<Arc<SharedNodes>, CommandError> {
+    let redis = Redis::start(settings.clone(), runtime.handle());
+    if !runtime.block_on(redis.ready(PATIENCE)) {
+        let why = redis.status().error.unwrap_or_else(|| "no answer".to_owned());
+        return Err(CommandError::Other(format!("store.redis: {why}")));
+    }
+    let nodes = SharedNodes::start(redis, registry, Duration::ZERO, runtime.handle())?;
+    Ok(Arc::new(nodes))
+}
+
+fn runtime() -> Result<Runtime, CommandError> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+}
+
+/// Opens a configuration's registry of nodes to look at it. It must be there.
+pub(super) fn look(config: &Config, path: &Path) -> Result<Registered<dyn Look>, CommandError> {
+    let store = store(config, path)?;
+    if store.redis.is_some() {
+        let Registered { nodes, runtime } = nodes(config, path)?;
+        return Ok(Registered { nodes, runtime });
+    }
+    if !store.path.exists() {
+        let text = format!("{}: there is no store yet", store.path.display());
+        return Err(CommandError::Fault(Fault::Failed(text)));
+    }
+    Ok(Registered { nodes: Arc::new(Readers::open(&store.path)?), runtime: runtime()? })
 }
 
 /// Who asks: the user's name and number, and who they were before `sudo`.
@@ -142,6 +221,6 @@ pub(super) fn parse_reason(text: &str) -> Result<String, String> {
 }
 
 /// A duration as the configuration writes it.
-pub(super) fn parse_duration(text: &str) -> Result<std::time::Duration, String> {
+pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
     config::duration(text).ok_or_else(|| "a duration is expected, as in 90s, 24h or 7d".to_owned())
 }

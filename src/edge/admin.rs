@@ -108,7 +108,7 @@ async fn metrics(State(told): State<Arc<Told>>) -> Response {
 async fn ready(State(told): State<Arc<Told>>) -> Response {
     let edge = told.edge.load_full();
     if let Some(audit) = &edge.common().audit {
-        audit.registry.look_again().await;
+        audit.look_again().await;
     }
     let (ready, mut report) = report(&told);
     // A reload that failed leaves the edge as able to serve as it was.
@@ -168,7 +168,7 @@ fn report(told: &Told) -> (bool, Value) {
         .bypass(parts::now())
         .map(|bypass| json!({ "id": bypass.id, "until": bypass.until.rfc3339().to_string() }));
     let capsules = edge.common().capsules.as_ref().map(|capsules| {
-        let up = part(capsules.registry().is_up());
+        let up = part(capsules.is_up());
         json!({ "ready": up, "store": up, "masterKeys": capsules.masters() })
     });
     let report = json!({

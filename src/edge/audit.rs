@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::policy::audit::Draft;
 use crate::policy::time::UnixTime;
 use crate::store::budget::{Budget, Verdict};
+use crate::store::nodes::Nodes;
 use crate::store::registry::Registry;
 use crate::telemetry::metrics::StoreStatus;
 
@@ -14,6 +15,8 @@ use crate::telemetry::metrics::StoreStatus;
 pub struct Audit {
     /// Where it is kept.
     pub registry: Registry,
+    /// The nodes that it is about, wherever those are kept.
+    pub nodes: Arc<dyn Nodes>,
     /// The refusals that may still be written down.
     pub budget: Arc<Budget>,
 }
@@ -37,10 +40,22 @@ impl Audit {
 
     /// How the store stands, tried anew where it failed last.
     pub async fn status(&self) -> StoreStatus {
-        let nodes = self.registry.read(|reader| reader.count()).await;
-        self.registry.look_again().await;
-        let (up, suppressed) = (self.registry.is_up(), self.budget.suppressed());
+        let nodes = self.nodes.count().await;
+        self.look_again().await;
+        let (up, suppressed) = (self.is_up(), self.budget.suppressed());
         StoreStatus { up, nodes: nodes.unwrap_or_default(), suppressed }
+    }
+
+    /// Whether both the log and the nodes are to be had.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.registry.is_up() && self.nodes.is_up()
+    }
+
+    /// Tries again what failed last.
+    pub async fn look_again(&self) {
+        self.registry.look_again().await;
+        self.nodes.look_again().await;
     }
 
     /// Writes how many were left out since the last line, and waits until all is written. Not to be

@@ -54,6 +54,9 @@ pub enum Kind {
     /// An authorization server issued what is not bound as it must be.
     #[serde(rename = "authority.alarm")]
     Alarm,
+    /// What the line before of this id tells of was not done, or nobody knows.
+    #[serde(rename = "superseded")]
+    Superseded,
     /// Refusals that were not written down one by one.
     #[serde(rename = "suppressed")]
     Suppressed,
@@ -78,6 +81,7 @@ impl Kind {
             Self::BypassChange => "bypass.change",
             Self::Successor => "certificate.successor",
             Self::Alarm => "authority.alarm",
+            Self::Superseded => "superseded",
             Self::Suppressed => "suppressed",
             Self::Checkpoint => "checkpoint",
         }

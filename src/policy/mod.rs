@@ -25,6 +25,7 @@ pub mod introspection;
 pub mod jose;
 pub mod json;
 pub mod lifetime;
+pub mod lineage;
 pub mod nonce;
 pub mod presented;
 pub mod proof;

@@ -123,9 +123,13 @@ impl Bindings for Registry {
         });
         let kept = kept.await.map_err(|fault| match fault {
             Fault::Conflict => BindFault::Conflict,
-            Fault::Busy | Fault::Failed(_) | Fault::Malformed | Fault::Replaced | Fault::Closed => {
-                BindFault::Down
-            }
+            Fault::Busy
+            | Fault::Failed(_)
+            | Fault::Malformed
+            | Fault::Replaced
+            | Fault::Closed
+            | Fault::Down
+            | Fault::Behind => BindFault::Down,
         })?;
         if kept { Ok(()) } else { Err(BindFault::Revoked) }
     }

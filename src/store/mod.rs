@@ -6,6 +6,7 @@ pub mod epoch;
 pub mod failures;
 pub mod keys;
 pub mod networks;
+pub mod nodes;
 pub mod nonces;
 pub mod redis;
 pub mod refused;

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
-use super::sqlite::batch::{Batch, Found};
+use super::nodes::Found;
+use super::sqlite::batch::Batch;
 use super::sqlite::reader::{Reader, Readers};
 use super::sqlite::writer::{Announced, CheckpointRule, Signer, Writer};
 use super::sqlite::{Fault, OpenError};
@@ -111,6 +112,17 @@ impl Registry {
         let up = !matches!(done, Err(Fault::Failed(_) | Fault::Replaced | Fault::Closed));
         self.reads_up.store(up, Ordering::Relaxed);
         done
+    }
+
+    /// Reads on this thread, which waits for the disk: before there is anybody to be served.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    pub fn read_at_start<T>(
+        &self,
+        read: impl FnOnce(&Reader) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        self.readers.read(read)
     }
 
     /// Does `work` in a transaction; durable when this returns `Ok` ([`Writer::transact`]).

@@ -39,6 +39,8 @@ mod capsule_networks;
 #[cfg(test)]
 mod capsule_parties;
 #[cfg(test)]
+mod capsule_shared;
+#[cfg(test)]
 mod capsules;
 #[cfg(test)]
 mod commands;

@@ -37,10 +37,20 @@ pub(super) fn one_line(text: &str) -> String {
         Kind::BypassChange => {
             line.data.get("change").and_then(Value::as_str).unwrap_or("?").to_owned()
         }
+        Kind::Superseded => superseded(line.data.get("why").and_then(Value::as_str)).to_owned(),
         Kind::Checkpoint | Kind::Begin => String::new(),
     };
     let (seq, at, kind, id) = (line.seq, line.at.rfc3339(), line.kind.name(), &line.id);
     clean(format!("{seq} {at} {kind} {node} {what} [{id}]").trim())
+}
+
+/// What became of what was decided.
+fn superseded(why: Option<&str>) -> &'static str {
+    match why {
+        Some("changed") => "not done: the node was changed meanwhile",
+        Some("unknown") => "perhaps not done: the shared store did not answer",
+        Some(_) | None => "not done",
+    }
 }
 
 fn verdict(data: &Value) -> String {
@@ -72,6 +82,9 @@ pub(super) fn explain(line: &Line, out: &mut dyn Write) -> io::Result<()> {
             Ok(record) => telemetry(&record, out),
             Err(_) => writeln!(out, "its content cannot be read by this version"),
         },
+        Kind::Superseded => {
+            writeln!(out, "{}", superseded(line.data.get("why").and_then(Value::as_str)))
+        }
         Kind::NodeChange
         | Kind::KeyChange
         | Kind::Suppressed

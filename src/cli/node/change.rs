@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use super::{Add, One, show, unknown};
+use super::{Add, One, Site, show, unknown};
 use crate::cli::capsule::files::create_private;
 use crate::cli::site::{self, CommandError, now, secret};
 use crate::config::Config;
@@ -16,13 +16,14 @@ use crate::policy::capsule::node::{Expectations, Network, Node};
 use crate::policy::digest::{Jkt, X5tS256};
 use crate::policy::time::UnixTime;
 use crate::store::networks::Networks;
+use crate::store::nodes::{About, Becomes, Commit, Standing};
 use crate::store::sqlite::Fault;
 
 /// Enrols a node.
 pub(super) fn add(add: &Add, out: &mut dyn Write) -> Result<(), CommandError> {
     let one = &add.one;
     let config = site::load(&one.site.config)?;
-    let mut database = site::open(&config, &one.site.config)?;
+    let nodes = site::nodes(&config, &one.site.config)?;
     let (secret, hash) = secret()?;
     let now = now();
     let expected = Expectations {
@@ -35,31 +36,43 @@ pub(super) fn add(add: &Add, out: &mut dyn Write) -> Result<(), CommandError> {
     let mut node = Node::new(one.node.clone(), hash, expected, now);
     node.jkt = add.sender.jkt.map(Jkt);
     node.x5t = add.sender.x5t.map(X5tS256);
-    // What was derived for one that had its name is not derived for it.
-    let before = database.transact(|batch| batch.removed(&node.id))?;
-    node.key_version = before.map_or(1, |version| version.saturating_add(1));
-    node.oldest_key_version = node.key_version;
-    let data = json!({ "action": "add", "after": node.without_secret() });
-    let id = node.id.as_str();
-    let draft = site::draft(Kind::NodeChange, Some(id), data, &one.reason, now)?;
     // Before the node is there: a secret that cannot be written down is nobody's.
     if let Some(path) = &add.secret_out {
         let written = create_private(path, secret.as_bytes());
         written.map_err(|error| CommandError::Other(error.to_string()))?;
     }
-    let added = database.transact(|batch| {
-        batch.insert(&node)?;
-        batch.append(&draft)
-    });
-    match added {
-        Ok(()) => {}
-        Err(Fault::Conflict) => {
-            return Err(CommandError::Other(format!("there is a node {} already", node.id)));
-        }
-        Err(fault) => return Err(fault.into()),
-    }
+    let (new, reason) = (node, one.reason.clone());
+    let added = nodes.ask(|nodes| {
+        nodes.decide(About::node(&one.node), move |standing| enrol(standing, &new, &reason, now))
+    })?;
+    let node = added?;
     let shown = if add.secret_out.is_some() { None } else { Some(secret.as_str()) };
     tell(one, "add", &node, shown, out)
+}
+
+/// The decision to enrol `new`.
+fn enrol(
+    standing: &Standing,
+    new: &Node,
+    reason: &str,
+    now: UnixTime,
+) -> Result<(Result<Node, CommandError>, Commit), Fault> {
+    let mut node = new.clone();
+    if standing.row.is_some() {
+        let error = CommandError::Other(format!("there is a node {} already", node.id));
+        return Ok((Err(error), Commit::default()));
+    }
+    // What was derived for one that had its name is not derived for it.
+    node.key_version = standing.removed.map_or(1, |version| version.saturating_add(1));
+    node.oldest_key_version = node.key_version;
+    let data = json!({ "action": "add", "after": node.without_secret() });
+    Ok(match site::draft(Kind::NodeChange, Some(node.id.as_str()), data, reason, now) {
+        Ok(line) => {
+            let becomes = Becomes::Node(Box::new(node.clone()));
+            (Ok(node), Commit { becomes, quarantined: None, lines: vec![line] })
+        }
+        Err(error) => (Err(error), Commit::default()),
+    })
 }
 
 /// What is expected must be something that can be known.
@@ -82,7 +95,8 @@ fn warn_of_factors(config: &Config, expected: &Expectations) -> Result<(), Comma
 /// Makes a change.
 pub(super) fn make(one: &One, change: &Change, out: &mut dyn Write) -> Result<(), CommandError> {
     let config = site::load(&one.site.config)?;
-    let node = apply(one, &config, |_| Ok(change.clone()))?;
+    let asked = change.clone();
+    let node = apply(one, &config, !change.loosens(), move |_| Ok(asked.clone()))?;
     tell(one, name(change).as_deref().unwrap_or_default(), &node, None, out)
 }
 
@@ -90,7 +104,7 @@ pub(super) fn make(one: &One, change: &Change, out: &mut dyn Write) -> Result<()
 pub(super) fn rotate_secret(one: &One, out: &mut dyn Write) -> Result<(), CommandError> {
     let config = site::load(&one.site.config)?;
     let (text, secret) = secret()?;
-    let node = apply(one, &config, |_| Ok(Change::RotateSecret { secret }))?;
+    let node = apply(one, &config, true, move |_| Ok(Change::RotateSecret { secret }))?;
     tell(one, "rotate-secret", &node, Some(&text), out)
 }
 
@@ -107,7 +121,7 @@ pub(super) fn accept_network(
         |it| Networks::open(it.asn_database.as_deref(), it.region_database.as_deref()),
     );
     let networks = networks.map_err(CommandError::Other)?;
-    let node = apply(one, &config, |node| {
+    let node = apply(one, &config, false, move |node| {
         // Whose address a refused request had only an operator can know.
         let seen = || {
             let refused = node.quarantine.as_ref().and_then(|it| it.network.as_ref());
@@ -123,73 +137,82 @@ pub(super) fn accept_network(
     tell(one, "accept-network", &node, None, out)
 }
 
+/// Takes a shared registry that has lost something for true.
+pub(super) fn confirm(site: &Site, reason: &str, out: &mut dyn Write) -> Result<(), CommandError> {
+    let config = site::load(&site.config)?;
+    let nodes = site::nodes(&config, &site.config)?;
+    let line = site::draft(Kind::NodeChange, None, json!({ "action": "confirm" }), reason, now())?;
+    if !nodes.ask(|nodes| nodes.confirm(line))? {
+        let text = "there is nothing to confirm: the registry is a file of this machine's own";
+        return Err(CommandError::Other(text.to_owned()));
+    }
+    if site.json {
+        writeln!(out, "{:#}", json!({ "action": "confirm" }))?;
+    } else {
+        writeln!(out, "confirmed: nodes are served from the shared store as it is")?;
+    }
+    Ok(())
+}
+
 /// Takes a node out.
 pub(super) fn remove(one: &One, out: &mut dyn Write) -> Result<(), CommandError> {
     let config = site::load(&one.site.config)?;
-    let mut database = site::open(&config, &one.site.config)?;
-    let now = now();
-    let removed = database.transact(|batch| {
-        let Some(row) = batch.node(&one.node)? else { return Ok(None) };
-        let data = json!({ "action": "remove", "before": row.node.without_secret() });
-        let id = Some(one.node.as_str());
-        let Ok(draft) = site::draft(Kind::NodeChange, id, data, &one.reason, now) else {
-            return Err(Fault::Failed("no randomness".to_owned()));
-        };
-        batch.remove(&row)?;
-        batch.append(&draft)?;
-        Ok(Some(row.node))
+    let (reason, now) = (one.reason.clone(), now());
+    let node = alter(one, &config, true, move |node| {
+        let data = json!({ "action": "remove", "before": node.without_secret() });
+        let line = site::draft(Kind::NodeChange, Some(node.id.as_str()), data, &reason, now)?;
+        let commit = Commit { becomes: Becomes::Nothing, quarantined: None, lines: vec![line] };
+        Ok((node.clone(), commit))
     })?;
-    match removed {
-        Some(node) => tell(one, "remove", &node, None, out),
-        None => Err(unknown(&one.node)),
-    }
+    tell(one, "remove", &node, None, out)
 }
 
-/// Makes the change that `change` says for the record as it stands.
+/// Makes the change that `change` says for the record as it stands. `even_if_behind`: [`About`].
 fn apply(
     one: &One,
     config: &Config,
-    change: impl FnOnce(&Node) -> Result<Change, CommandError>,
+    even_if_behind: bool,
+    mut change: impl FnMut(&Node) -> Result<Change, CommandError> + Send + 'static,
 ) -> Result<Node, CommandError> {
-    let mut database = site::open(config, &one.site.config)?;
-    let now = now();
-    let mut refused = None;
-    let changed = database.transact(|batch| {
-        let Some(row) = batch.node(&one.node)? else { return Ok(None) };
-        match changed(one, &row.node, change, now) {
-            Ok((after, draft)) => {
-                batch.update(&after, row.revision)?;
-                batch.append(&draft)?;
-                Ok(Some(after))
-            }
-            Err(error) => {
-                refused = Some(error);
-                Ok(None)
-            }
-        }
-    })?;
-    match (changed, refused) {
-        (Some(node), _) => Ok(node),
-        (None, Some(error)) => Err(error),
-        (None, None) => Err(unknown(&one.node)),
-    }
+    let (reason, now) = (one.reason.clone(), now());
+    alter(one, config, even_if_behind, move |node| changed(node, &change(node)?, &reason, now))
+}
+
+/// Does what `alter` says about the record as it stands; the record that it says.
+fn alter(
+    one: &One,
+    config: &Config,
+    even_if_behind: bool,
+    mut alter: impl FnMut(&Node) -> Result<(Node, Commit), CommandError> + Send + 'static,
+) -> Result<Node, CommandError> {
+    let nodes = site::nodes(config, &one.site.config)?;
+    let id = one.node.clone();
+    let decide = move |standing: &Standing| {
+        let altered = standing.node().ok_or_else(|| unknown(&id)).and_then(&mut alter);
+        Ok(match altered {
+            Ok((node, commit)) => (Ok(node), commit),
+            Err(error) => (Err(error), Commit::default()),
+        })
+    };
+    let about = About { even_if_behind, ..About::node(&one.node) };
+    nodes.ask(|nodes| nodes.decide(about, decide))?
 }
 
 fn changed(
-    one: &One,
     node: &Node,
-    change: impl FnOnce(&Node) -> Result<Change, CommandError>,
+    change: &Change,
+    reason: &str,
     now: UnixTime,
-) -> Result<(Node, crate::policy::audit::Draft), CommandError> {
-    let change = change(node)?;
+) -> Result<(Node, Commit), CommandError> {
     let after = change.apply(node, now).map_err(|why| CommandError::Other(why.to_string()))?;
     let mut data = json!(change);
     if let Some(data) = data.as_object_mut() {
         data.insert("before".into(), json!(node.without_secret()));
         data.insert("after".into(), json!(after.without_secret()));
     }
-    let id = Some(one.node.as_str());
-    Ok((after, site::draft(Kind::NodeChange, id, data, &one.reason, now)?))
+    let line = site::draft(Kind::NodeChange, Some(node.id.as_str()), data, reason, now)?;
+    let becomes = Becomes::Node(Box::new(after.clone()));
+    Ok((after, Commit { becomes, quarantined: None, lines: vec![line] }))
 }
 
 fn name(change: &Change) -> Option<String> {

@@ -85,6 +85,18 @@ enum Command {
     },
     /// Take a node out of the registry
     Remove(One),
+    /// Go on from a shared store that has lost changes (restored, wiped, failed over)
+    #[command(
+        after_help = "Until then no edge serves any node. What was lost is in the edges' audit \
+        logs: revoke, quarantine and rotate again before you confirm."
+    )]
+    Confirm {
+        #[command(flatten)]
+        site: Site,
+        /// Why, for the audit log
+        #[arg(long, value_name = "TEXT", value_parser = parse_reason)]
+        reason: String,
+    },
 }
 
 /// Where the registry is, and how it is told of.
@@ -171,6 +183,7 @@ fn dispatch(command: &Command, out: &mut dyn Write) -> Result<(), CommandError> 
             change::make(one, &Change::Rejoin { jkt, x5t, within_ms }, out)
         }
         Command::Remove(one) => change::remove(one, out),
+        Command::Confirm { site, reason } => change::confirm(site, reason, out),
     }
 }
 

@@ -8,8 +8,7 @@ use super::{Site, unknown};
 use crate::cli::site::{self, CommandError};
 use crate::policy::capsule::node::{Network, Node, NodeId, State, Status};
 use crate::policy::time::UnixTime;
-use crate::store::sqlite::Fault;
-use crate::store::sqlite::reader::{Listed, Reader};
+use crate::store::nodes::Listed;
 
 /// Nodes that are read at a time.
 const PAGE: usize = 1000;
@@ -20,14 +19,14 @@ pub(super) fn list(
     status: Option<Status>,
     out: &mut dyn Write,
 ) -> Result<(), CommandError> {
-    let reader = reader(site)?;
+    let nodes = site::look(&site::load(&site.config)?, &site.config)?;
     let mut after = String::new();
     let mut count = 0;
     if !site.json {
         writeln!(out, "{:<32} {:<12} {:<9} {:<24} NETWORK", "NODE", "STATUS", "KEY", "CAPSULE")?;
     }
     loop {
-        let page = reader.nodes(&after, status, PAGE)?;
+        let page = nodes.ask(|nodes| nodes.list(&after, status, PAGE))?;
         let Some((last, _)) = page.last() else { break };
         after.clone_from(last);
         count += page.len();
@@ -63,8 +62,8 @@ fn line(site: &Site, (id, node): &Listed, out: &mut dyn Write) -> Result<(), Com
 
 /// Everything that is known of a node.
 pub(super) fn show(site: &Site, id: &NodeId, out: &mut dyn Write) -> Result<(), CommandError> {
-    let row = reader(site)?.node(id)?.ok_or_else(|| unknown(id))?;
-    let node = row.node;
+    let nodes = site::look(&site::load(&site.config)?, &site.config)?;
+    let node = nodes.ask(|nodes| nodes.node(id))?.ok_or_else(|| unknown(id))?.node;
     if site.json {
         writeln!(out, "{:#}", json!(node.without_secret()))?;
         return Ok(());
@@ -114,16 +113,6 @@ pub(super) fn show(site: &Site, id: &NodeId, out: &mut dyn Write) -> Result<(), 
     line(out, "granted", counters.granted.to_string())?;
     line(out, "refused", counters.refused.to_string())?;
     Ok(())
-}
-
-fn reader(site: &Site) -> Result<Reader, CommandError> {
-    let config = site::load(&site.config)?;
-    let path = site::store_path(&config, &site.config)?;
-    if !path.exists() {
-        let text = format!("{}: there is no store yet", path.display());
-        return Err(CommandError::Fault(Fault::Failed(text)));
-    }
-    Ok(Reader::open(path)?)
 }
 
 /// A node in a few words.

@@ -17,8 +17,8 @@ use crate::policy::proof::{self, Seen};
 use crate::policy::time::UnixTime;
 use crate::store::budget::{Budget, Verdict};
 use crate::store::networks::Networks;
+use crate::store::nodes::{About, Becomes, Commit, Found, Standing};
 use crate::store::sqlite::Fault;
-use crate::store::sqlite::batch::{Batch, Found};
 
 use super::Capsules;
 use super::answer::Answer;
@@ -120,7 +120,7 @@ impl Capsules {
         shown: &Shown<'_>,
         facts: &mut Facts,
     ) -> Result<Option<Node>, Fault> {
-        let found = self.registry().find(&shown.id, shown.hash).await?;
+        let found = self.nodes().find(&shown.id, shown.hash).await?;
         facts.enrolled = !matches!(found, Found::Unknown);
         let Found::Node(row) = found else { return Ok(None) };
         facts.secret = shown.secret.is_some() && shown.named;
@@ -241,7 +241,7 @@ impl Capsules {
         facts: Facts,
         ids: Ids,
     ) -> Result<Decision, Fault> {
-        let work = Work {
+        let mut work = Work {
             id: shown.id.clone(),
             hash: shown.hash,
             facts,
@@ -251,7 +251,9 @@ impl Capsules {
             budget: Arc::clone(&self.audit.budget),
             now: asking.now,
         };
-        self.registry().transact(move |batch| work.run(batch)).await
+        let since = Some(asking.now.minus(self.policy.brake.window));
+        let about = About { quarantines_since: since, ..About::node(&shown.id) };
+        self.nodes().decide(about, move |standing| Ok(work.run(standing))).await
     }
 
     fn answer(
@@ -285,7 +287,7 @@ impl Capsules {
     }
 }
 
-/// What is done in the transaction.
+/// What is decided when nobody else can change the record.
 struct Work {
     id: NodeId,
     hash: Sha256,
@@ -298,47 +300,50 @@ struct Work {
 }
 
 impl Work {
-    fn run(mut self, batch: &mut Batch<'_>) -> Result<Decision, Fault> {
-        let row = batch.node(&self.id)?;
-        let node = row.as_ref().map(|row| &row.node);
+    fn run(&mut self, standing: &Standing) -> (Decision, Commit) {
+        let node = standing.node();
         bring_up_to_date(&mut self.facts, node, &self.hash, &self.networks);
-        let since = self.now.minus(self.policy.brake.window);
-        self.facts.recent_quarantines = batch.quarantines(since)?;
+        self.facts.recent_quarantines = standing.quarantines;
         let decision = pipeline::decide(node, &self.facts, &self.policy, &self.ids, self.now);
-        if !self.is_written(&decision, batch)? {
-            return Ok(decision);
+        let mut commit = Commit::default();
+        if !self.is_written(&decision, &mut commit) {
+            return (decision, commit);
         }
-        if let (Some(row), Some(after)) = (&row, &decision.after) {
-            batch.update(after, row.revision)?;
-        }
-        if decision.quarantined {
-            batch.quarantined(&self.id, self.now)?;
-        }
-        let Self { id, facts, policy, ids, now, .. } = &self;
+        commit.becomes = becomes(standing, decision.after.as_ref());
+        commit.quarantined = decision.quarantined.then_some(self.now);
+        let Self { id, facts, policy, ids, now, .. } = &*self;
         let record = CapsuleRecord::new(Some(id), node, facts, policy, ids, *now, &decision);
-        batch.append(&record.draft())?;
-        Ok(decision)
+        commit.lines.push(record.draft());
+        (decision, commit)
     }
 
     /// Whether a decision is written down. A grant and a quarantine always are; another refusal as far
     /// as the node's budget goes, so that nobody who is refused takes the disk from those who are not.
-    fn is_written(&self, decision: &Decision, batch: &mut Batch<'_>) -> Result<bool, Fault> {
-        let Err(refusal) = decision.verdict else { return Ok(true) };
+    fn is_written(&self, decision: &Decision, commit: &mut Commit) -> bool {
+        let Err(refusal) = decision.verdict else { return true };
         if decision.quarantined {
-            return Ok(true);
+            return true;
         }
         match self.budget.take(self.id.as_str(), refusal.reason.name()) {
-            Verdict::Suppress => Ok(false),
-            Verdict::Write { suppressed: 0 } => Ok(true),
+            Verdict::Suppress => false,
+            Verdict::Write { suppressed: 0 } => true,
             Verdict::Write { suppressed } => {
-                batch.append(&Draft::suppressed(suppressed, self.now, &self.ids.decision))?;
-                Ok(true)
+                commit.lines.push(Draft::suppressed(suppressed, self.now, &self.ids.decision));
+                true
             }
         }
     }
 }
 
-/// Gathers anew, within the transaction, what depends on the record: it may have been changed since it
+/// What becomes of the record that is there, where there is one.
+pub(super) fn becomes(standing: &Standing, after: Option<&Node>) -> Becomes {
+    match (&standing.row, after) {
+        (Some(_), Some(after)) => Becomes::Node(Box::new(after.clone())),
+        (Some(_) | None, None) | (None, Some(_)) => Becomes::Same,
+    }
+}
+
+/// Gathers anew, on the record as it stands, what depends on the record: it may have been changed since it
 /// was read. The baseline's address is looked up in the builds that the request's was looked up in.
 pub(super) fn bring_up_to_date(
     facts: &mut Facts,
@@ -369,5 +374,7 @@ pub(super) fn fault_code(fault: &Fault) -> &'static str {
         Fault::Conflict => "record_changed",
         Fault::Replaced => "store_replaced",
         Fault::Closed => "store_closed",
+        Fault::Down => "store_down",
+        Fault::Behind => "store_behind",
     }
 }

@@ -30,7 +30,7 @@ use crate::policy::target::{Origin, split_authority};
 use crate::store::failures::{Failures, Pace};
 use crate::store::keys::KeyRing;
 use crate::store::networks::Networks;
-use crate::store::registry::Registry;
+use crate::store::nodes::Nodes;
 use crate::store::replay::ReplayLog;
 
 pub(super) use answer::{From, send};
@@ -177,10 +177,16 @@ impl Capsules {
         }
     }
 
-    /// Nodes and the audit log.
+    /// The nodes.
     #[must_use]
-    pub fn registry(&self) -> &Registry {
-        &self.audit.registry
+    pub fn nodes(&self) -> &dyn Nodes {
+        &*self.audit.nodes
+    }
+
+    /// Whether the nodes and the audit log are to be had.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.audit.is_up()
     }
 
     /// Versions of the master keys, the newest last.

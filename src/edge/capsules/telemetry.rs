@@ -6,21 +6,19 @@ use crate::gate::Gate;
 use crate::policy::audit::{Draft, Kind};
 use crate::policy::capsule::decision::{Reason, Stage};
 use crate::policy::capsule::facts::{Facts, Proof};
-use crate::policy::capsule::node::NodeId;
 use crate::policy::capsule::pipeline::Policy;
 use crate::policy::capsule::record::TelemetryRecord;
 use crate::policy::capsule::telemetry::{self, Counted, Report, TelemetryDecision};
 use crate::policy::digest::Sha256;
 use crate::policy::time::UnixTime;
 use crate::store::networks::Networks;
-use crate::store::sqlite::Fault;
-use crate::store::sqlite::batch::Batch;
+use crate::store::nodes::{About, Commit, Standing};
 use crate::telemetry::metrics::TelemetryResult;
 
 use super::Capsules;
 use super::answer::Answer;
 use super::ask::{Asking, Shown};
-use super::decide::{Outcome, TOO_MANY_FAILURES, bring_up_to_date, fault_code};
+use super::decide::{Outcome, TOO_MANY_FAILURES, becomes, bring_up_to_date, fault_code};
 use super::tell::Told;
 
 impl Capsules {
@@ -58,8 +56,7 @@ impl Capsules {
                 matches!(facts.sender.proof, Proof::NeedsNonce { .. } | Proof::Faulty { .. });
             return Outcome { wants_nonce, ..outcome.about(proved.denial) };
         }
-        let work = Work {
-            id: shown.id.clone(),
+        let mut work = Work {
             hash: shown.hash,
             facts,
             report,
@@ -67,7 +64,8 @@ impl Capsules {
             networks: Arc::clone(&self.networks),
             now: asking.now,
         };
-        match self.registry().transact(move |batch| work.run(batch)).await {
+        let about = About::node(&shown.id);
+        match self.nodes().decide(about, move |standing| Ok(work.run(standing))).await {
             Ok((decision, facts, report)) => {
                 let mut outcome = self.taken(asking, &shown, &facts, report, &decision);
                 outcome.wants_nonce |= proved.nonce.is_some_and(|nonce| gate.is_worn(&nonce));
@@ -140,7 +138,6 @@ fn unavailable(code: &str) -> Outcome {
 }
 
 struct Work {
-    id: NodeId,
     hash: Sha256,
     facts: Facts,
     report: Option<Report>,
@@ -149,19 +146,17 @@ struct Work {
     now: UnixTime,
 }
 
+/// What was decided, and what from.
+type Decided = (TelemetryDecision, Facts, Option<Report>);
+
 impl Work {
-    fn run(
-        mut self,
-        batch: &mut Batch<'_>,
-    ) -> Result<(TelemetryDecision, Facts, Option<Report>), Fault> {
-        let row = batch.node(&self.id)?;
-        let node = row.as_ref().map(|row| &row.node);
+    fn run(&mut self, standing: &Standing) -> (Decided, Commit) {
+        let node = standing.node();
         bring_up_to_date(&mut self.facts, node, &self.hash, &self.networks);
-        let (facts, report) = (&self.facts, self.report.as_ref());
-        let decision = telemetry::decide(node, facts, report, &self.policy, self.now);
-        if let (Some(row), Some(after)) = (&row, &decision.after) {
-            batch.update(after, row.revision)?;
-        }
-        Ok((decision, self.facts, self.report))
+        let report = self.report.as_ref();
+        let decision = telemetry::decide(node, &self.facts, report, &self.policy, self.now);
+        let becomes = becomes(standing, decision.after.as_ref());
+        let decided = (decision, self.facts.clone(), self.report.clone());
+        (decided, Commit { becomes, ..Commit::default() })
     }
 }

@@ -22,6 +22,7 @@ use crate::policy::time::UnixTime;
 use crate::store::epoch::OfProcess;
 use crate::store::failures::FailureLimits;
 use crate::store::keys;
+use crate::store::registry::Registry;
 use crate::store::replay::MemoryReplay;
 use crate::store::sqlite::writer::CheckpointRule;
 
@@ -123,7 +124,11 @@ async fn capsules(directory: &std::path::Path) -> Capsules {
     let budget = Arc::new(crate::store::budget::Budget::new(1000, &path, 0));
     let failures = Arc::new(Failures::new(settings.failures, [7; 32]));
     let replay = Arc::new(MemoryReplay::new(&[8; 32], Duration::from_secs(300), 1000));
-    let state = State { audit: Audit { registry, budget }, failures, replay };
+    let state = State {
+        audit: Audit { nodes: Arc::new(registry.clone()), registry, budget },
+        failures,
+        replay,
+    };
     let origins = [Origin::parse("https://api.example").unwrap()];
     Capsules::new(&settings, &origins, ring, Networks::default(), state)
 }
@@ -155,11 +160,11 @@ fn headers(secret: &str) -> HeaderMap {
 /// Records looked up and hashes made on the way to an answer, and the answer.
 async fn cost(capsules: &Capsules, gate: &Gate, node: &str, secret: &str) -> (u64, u64, String) {
     let (path, headers) = (format!("{CAPSULE}{node}"), headers(secret));
-    let (looked_up, hashed) = (capsules.registry().looked_up(), made::COUNT.get());
+    let (looked_up, hashed) = (capsules.nodes().looked_up(), made::COUNT.get());
     let outcome = capsules.capsule(gate, &asking(node, &path, &headers)).await;
     let told = format!("{:?}", outcome.told);
     let reason = told.split("code").next().unwrap_or_default().to_owned();
-    (capsules.registry().looked_up() - looked_up, made::COUNT.get() - hashed, reason)
+    (capsules.nodes().looked_up() - looked_up, made::COUNT.get() - hashed, reason)
 }
 
 #[tokio::test]

@@ -69,6 +69,20 @@ pub enum Refused {
 }
 
 impl Change {
+    /// Whether it may give somebody what they could not have before. What cannot is done to a record even
+    /// if nobody knows whether that is the last one.
+    #[must_use]
+    pub fn loosens(&self) -> bool {
+        match self {
+            Self::Enable | Self::Release | Self::AcceptNetwork { .. } | Self::Rejoin { .. } => true,
+            Self::RotateSecret { .. }
+            | Self::RotateKey { .. }
+            | Self::Disable
+            | Self::Revoke
+            | Self::Quarantine => false,
+        }
+    }
+
     /// The record with the change.
     ///
     /// # Errors

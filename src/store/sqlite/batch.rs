@@ -8,6 +8,7 @@ use crate::policy::audit::{BEGINNING, Checkpoint, Draft, Head, Kind};
 use crate::policy::capsule::node::{Node, NodeId};
 use crate::policy::digest::Sha256;
 use crate::policy::time::UnixTime;
+use crate::store::nodes::{Found, Row};
 
 /// Quarantines older than this are counted by no brake.
 const KEPT_QUARANTINES_MS: i64 = 31 * 24 * 3600 * 1000;
@@ -25,15 +26,6 @@ pub struct Batch<'a> {
     pub(super) fresh: Fresh,
     /// When the last of all records ends, once it was looked up.
     pub(super) tokens_end: Option<i64>,
-}
-
-/// A node's record with the revision that a change is compared with.
-#[derive(Clone, Debug)]
-pub struct Row {
-    /// The record.
-    pub node: Node,
-    /// Goes up by one with each change.
-    pub revision: i64,
 }
 
 impl<'a> Batch<'a> {
@@ -281,17 +273,6 @@ fn secret(node: &Node) -> Result<[u8; 32], Fault> {
     node.secret.map(|secret| secret.0).ok_or(Fault::Malformed)
 }
 
-/// What the store knows of whoever shows a secret.
-#[derive(Clone, Debug)]
-pub enum Found {
-    /// There is no such node.
-    Unknown,
-    /// There is, and the secret is not its own.
-    Wrong,
-    /// It is its own.
-    Node(Box<Row>),
-}
-
 /// The record of `id`, where `presented` is the hash of its secret. Nothing else of a record is
 /// looked at before: who has no secret learns nothing of it, not even by how long it takes.
 pub(super) fn find(
@@ -340,7 +321,7 @@ pub(super) fn node(connection: &Connection, id: &NodeId) -> Result<Option<Row>, 
 }
 
 /// Reads a stored record. One without a secret's hash is none: it could be matched by nobody.
-pub(super) fn read(record: &str) -> Result<Node, Fault> {
+pub(in crate::store) fn read(record: &str) -> Result<Node, Fault> {
     let node: Node = serde_json::from_str(record).map_err(|_| Fault::Malformed)?;
     if node.secret.is_none() || node.oldest_key_version > node.key_version {
         return Err(Fault::Malformed);

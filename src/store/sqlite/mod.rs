@@ -8,6 +8,7 @@
 
 pub mod batch;
 mod bindings;
+mod marks;
 pub mod reader;
 mod tail;
 pub mod writer;
@@ -202,6 +203,17 @@ pub enum Fault {
     /// The writer has ended.
     #[error("the store is closed")]
     Closed,
+    /// The shared store cannot be reached, is not to be acted on yet, or did not answer: then nobody
+    /// knows what it did.
+    #[error("the shared store is not to be had")]
+    Down,
+    /// The shared store has forgotten what was seen in it.
+    #[error(
+        "the shared store has lost changes to nodes: it was restored, wiped or taken over by another \
+         server. Look at the nodes and at the audit logs, revoke again what was revoked, then run \
+         `holdfast node confirm`"
+    )]
+    Behind,
 }
 
 impl From<rusqlite::Error> for Fault {

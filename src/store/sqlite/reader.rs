@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use super::batch::{self, Found, Row};
+use super::batch;
 use super::tail::Tail;
 use super::writer::Writer;
 use super::{Fault, OpenError, connect};
-use crate::policy::capsule::node::{Node, NodeId, Status};
+use crate::policy::capsule::node::{NodeId, Status};
 use crate::policy::digest::Sha256;
+use crate::store::nodes::{Found, Listed, Row};
 
 /// Connections that are kept.
 const KEPT: usize = 8;
@@ -24,12 +25,24 @@ pub struct Readers {
 }
 
 impl Readers {
-    /// Of the file that `writer` has open.
+    /// Of the file at `path`, which must be there.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
+        Self::with(path, &Arc::default())
+    }
+
+    /// Of the file that `writer` has open; what it knows of its rows is known here too.
     ///
     /// # Errors
     /// [`OpenError`].
     pub fn beside(writer: &Writer) -> Result<Self, OpenError> {
         let (path, tail) = writer.place();
+        Self::with(path, tail)
+    }
+
+    fn with(path: &Path, tail: &Arc<Tail>) -> Result<Self, OpenError> {
         let first = Reader::with(path, tail)?;
         let idle = Mutex::new(vec![first]);
         Ok(Self { path: path.to_owned(), tail: Arc::clone(tail), idle })
@@ -64,9 +77,6 @@ pub struct Reader {
     pub(super) connection: Connection,
     pub(super) tail: Arc<Tail>,
 }
-
-/// A stored record, by its id, as far as it can be read.
-pub type Listed = (String, Result<Node, Fault>);
 
 /// A line of the audit log, as it is stored, with what it can be found by.
 #[derive(Clone, Debug, PartialEq, Eq)]

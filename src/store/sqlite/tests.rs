@@ -9,6 +9,7 @@ use super::*;
 use crate::policy::audit::{Checkpoint, Head};
 use crate::policy::capsule::node::{Expectations, Node, NodeId, Status};
 use crate::policy::digest::Sha256;
+use crate::store::nodes::Found;
 
 const RULE: CheckpointRule = CheckpointRule { lines: 10, interval: Duration::from_secs(3600) };
 
@@ -222,7 +223,7 @@ fn stored_records_that_cannot_be_read_are_said_so() {
         // Whoever has no secret is not told.
         let reader = reader::Reader::open(&scratch.path()).unwrap();
         let found = |secret: &[u8]| reader.find(&id, &Sha256::of(secret));
-        assert!(matches!(found(b"wrong"), Ok(batch::Found::Wrong)), "{record}");
+        assert!(matches!(found(b"wrong"), Ok(Found::Wrong)), "{record}");
         assert!(matches!(found(b"secret"), Err(Fault::Malformed)), "{record}");
     }
     // A secret that was changed in one of its two places.
