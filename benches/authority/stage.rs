@@ -80,9 +80,16 @@ impl Stage {
         jwk["kid"] = "k1".into();
         write("jwks.json", &json!({ "keys": [jwk] }).to_string())?;
         let database = directory.path().join("holdfast.db");
-        store::fill(&database, options.kept)?;
+        store::fill(&database, if options.redis.is_some() { 0 } else { options.kept })?;
         let (port, admin) = (free_port()?, free_port()?);
-        write("authority.yaml", &config(port, admin, stub::start().await?).to_string())?;
+        let mut config = config(port, admin, stub::start().await?);
+        if let Some(redis) = options.redis {
+            config["store"]["kind"] = "redis".into();
+            config["store"]["redis"] = json!({"nodes": [format!("127.0.0.1:{redis}")]});
+            let replay = json!({"store": "redis"});
+            config["security"]["senderConstraints"]["dpop"]["replay"] = replay;
+        }
+        write("authority.yaml", &config.to_string())?;
         let mut edge = Edge::spawn(&directory.path().join("authority.yaml"), pinned)?;
         edge.ready(admin).await?;
         Ok(Self {
