@@ -21,7 +21,7 @@ use crate::edge::tls::{self, ServerTls, TlsError};
 use crate::policy::bypass::Bypass;
 use crate::policy::epoch::Reign;
 use crate::policy::time::UnixTime;
-use crate::store::bindings;
+use crate::store::bindings::{self, Bindings, SETTLE, SharedBindings};
 use crate::store::budget::Budget;
 use crate::store::epoch::{Epochs, OfProcess};
 use crate::store::failures::{FailureLimits, Failures};
@@ -70,6 +70,8 @@ pub(super) struct Lasting {
     pub(super) epochs: Arc<dyn Epochs>,
     /// What edges share.
     redis: Option<Redis>,
+    /// What tokens are bound to, where there is a store.
+    pub(super) bindings: Option<Arc<dyn Bindings>>,
     authority: authority::State,
     pub(super) nonce_secret: NonceSecret,
     pub(super) started: UnixTime,
@@ -131,12 +133,16 @@ impl Lasting {
         };
         let nodes = log_of(Partition::Nodes, limits.replay_entries)?;
         let store = config.store.as_ref();
+        let store = store.map(|store| open_store(config, store, nodes)).transpose()?;
+        let registry = store.as_ref().map(|store| store.audit.registry.clone());
+        let bindings = registry.map(|registry| bindings(redis.as_ref(), registry, runtime));
         Ok(Self {
             grants: log_of(Partition::Grants, limits.token_replay_entries)?,
             nonces: spent_nonces(config, redis.as_ref())?,
             epochs,
-            store: store.map(|store| open_store(config, store, nodes)).transpose()?,
+            store,
             redis,
+            bindings,
             authority: authority::State { caller: Arc::default(), pace },
             log: log.clone(),
             provider,
@@ -144,6 +150,14 @@ impl Lasting {
             nonce_secret: NonceSecret(random()?.into()),
             started,
         })
+    }
+}
+
+/// What tokens are bound to: in this edge's file, or where other edges look as well.
+fn bindings(redis: Option<&Redis>, registry: Registry, runtime: &Handle) -> Arc<dyn Bindings> {
+    match redis {
+        Some(redis) => Arc::new(SharedBindings::start(redis.clone(), registry, SETTLE, runtime)),
+        None => Arc::new(registry),
     }
 }
 

@@ -1,6 +1,13 @@
 //! What the edge binds: records of tokens, the certificates among them, and the temporary bypass.
 
+mod scripts;
+mod shared;
+#[cfg(test)]
+mod tests;
+
 use async_trait::async_trait;
+
+pub use shared::{SETTLE, SharedBindings};
 
 use super::registry::Registry;
 use super::sqlite::Fault;
@@ -22,6 +29,8 @@ pub struct Issued {
     pub line: Option<Draft>,
     /// What was redeemed for them: with its grant revoked meanwhile they are not kept.
     pub redeemed: Option<RecordKey>,
+    /// Whether their grant was known before: it must still be, then.
+    pub goes_on: bool,
 }
 
 impl Issued {
@@ -91,7 +100,7 @@ impl Bindings for Registry {
 
     async fn keep(&self, issued: Issued, now: UnixTime) -> Result<(), BindFault> {
         let kept = self.transact(move |batch| {
-            let Issued { records, certificate, line, redeemed } = issued;
+            let Issued { records, certificate, line, redeemed, goes_on: _ } = issued;
             // What is refused must not be half there.
             if let Some(redeemed) = redeemed
                 && batch.is_revoked(redeemed)?

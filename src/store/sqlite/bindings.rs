@@ -128,6 +128,10 @@ impl Batch<'_> {
                 "SELECT x5t FROM sender_certificates WHERE expires < ?1 ORDER BY expires",
                 "DELETE FROM sender_certificates WHERE x5t = ?1",
             ),
+            (
+                "SELECT key FROM tombstones WHERE expires < ?1 ORDER BY expires",
+                "DELETE FROM tombstones WHERE key = ?1",
+            ),
         ] {
             // Not a DELETE of so many: SQLite prepares a statement with a parameter in its LIMIT anew
             // each time, and makes a table for what is IN a list.

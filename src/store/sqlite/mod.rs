@@ -9,6 +9,7 @@
 pub mod batch;
 mod bindings;
 pub mod reader;
+pub mod tombstones;
 pub mod writer;
 
 use std::fs::OpenOptions;
@@ -28,7 +29,7 @@ const BUSY: Duration = Duration::from_secs(5);
 /// `PRAGMA application_id`: "Hldf".
 const APPLICATION: i64 = 0x486c_6466;
 /// The layout that this build reads and writes.
-const LAYOUT: i64 = 2;
+const LAYOUT: i64 = 3;
 /// Pages of the log that are moved into the database at once: 16 MiB. Fewer would make more commits
 /// wait for it.
 const CHECKPOINT_PAGES: i64 = 4096;
@@ -38,7 +39,7 @@ const CHECKPOINT_PAGES: i64 = 4096;
 const CACHE_KIB: i64 = 65_536;
 
 /// From an empty file to each layout in turn.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     "
     CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
     CREATE TABLE nodes (
@@ -88,6 +89,11 @@ const MIGRATIONS: [&str; 2] = [
         expires INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX sender_certificates_by_end ON sender_certificates (expires);
+",
+    "
+    CREATE TABLE tombstones (key BLOB PRIMARY KEY NOT NULL, expires INTEGER NOT NULL)
+        STRICT, WITHOUT ROWID;
+    CREATE INDEX tombstones_by_end ON tombstones (expires);
 ",
 ];
 
