@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use tokio::runtime::Handle;
 
 use super::*;
+use crate::policy::audit::Kind;
 use crate::policy::grant::Records;
 use crate::policy::digest::{Jkt, Sha256};
 use crate::policy::grant::TokenKind;

@@ -151,10 +151,7 @@ impl Batch<'_> {
     /// # Errors
     /// [`Fault::Malformed`].
     pub fn bypass(&self) -> Result<Option<Seen>, Fault> {
-        let sql = "SELECT value FROM meta WHERE name = 'bypass'";
-        let text: Option<String> =
-            self.connection.query_row(sql, [], |row| row.get(0)).optional()?;
-        text.map(|text| serde_json::from_str(&text).map_err(|_| Fault::Malformed)).transpose()
+        bypass(self.connection)
     }
 
     /// Keeps the bypass, or that there is none.
@@ -174,6 +171,14 @@ impl Batch<'_> {
 }
 
 impl Reader {
+    /// The bypass, since its flag was first seen.
+    ///
+    /// # Errors
+    /// [`Fault::Malformed`].
+    pub fn bypass(&self) -> Result<Option<Seen>, Fault> {
+        bypass(&self.connection)
+    }
+
     /// The record of a token.
     ///
     /// # Errors
@@ -194,6 +199,12 @@ impl Reader {
         let certificate = SenderCertificate::new(der).filter(|it| it.x5t() == x5t);
         certificate.map(Some).ok_or(Fault::Malformed)
     }
+}
+
+fn bypass(connection: &Connection) -> Result<Option<Seen>, Fault> {
+    let sql = "SELECT value FROM meta WHERE name = 'bypass'";
+    let text: Option<String> = connection.query_row(sql, [], |row| row.get(0)).optional()?;
+    text.map(|text| serde_json::from_str(&text).map_err(|_| Fault::Malformed)).transpose()
 }
 
 fn record(connection: &Connection, key: RecordKey) -> Result<Option<BindingRecord>, Fault> {
