@@ -15,6 +15,7 @@ mod grants;
 mod nodes;
 mod senders;
 mod tokens;
+mod uses;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +30,7 @@ use crate::policy::cors::Preflight;
 use crate::policy::denial::Denial;
 use crate::policy::jose::AlgorithmSet;
 use crate::policy::nonce::NonceKeys;
-use crate::policy::proof::{ProofRules, VerifiedProof};
+use crate::policy::proof::ProofRules;
 use crate::policy::request::RequestView;
 use crate::policy::rule::{Demand, Mode, Requirement, Role, RouteRule, Rules, TenantId};
 use crate::policy::target::Origin;
@@ -37,8 +38,8 @@ use crate::policy::time::UnixTime;
 use crate::policy::token::{Confirmation, IssuerRules, KeySet, VerifiedToken};
 use crate::store::bindings::Bindings;
 use crate::store::epoch::Epochs;
-use crate::store::nonces::{SpendFault, SpentNonces};
-use crate::store::replay::{ReplayFault, ReplayLog, Use};
+use crate::store::nonces::SpentNonces;
+use crate::store::replay::ReplayLog;
 use crate::store::tokens::TokenMemory;
 
 use era::{Era, Held, Secrets};
@@ -330,56 +331,6 @@ impl Gate {
         scopes(case.route, token)?;
         let skew = self.issuers.get(token.issuer()).map_or(Duration::ZERO, |it| it.clock_skew);
         case.route.step_up.check(token.authentication(), skew, case.now)
-    }
-
-    async fn first_use(
-        &self,
-        log: &dyn ReplayLog,
-        proof: Option<VerifiedProof>,
-        facts: &mut Facts,
-        now: UnixTime,
-    ) -> Result<(), Denial> {
-        let Some(proof) = proof else {
-            return Ok(());
-        };
-        let used = self.use_up(log, &proof, now).await;
-        if used == Err(Denial::NonceSpent) {
-            facts.nonce = NonceStatus::Spent;
-        }
-        used
-    }
-
-    /// Has the proof remembered, and its nonce where that is good once, both in the time of one.
-    ///
-    /// # Errors
-    /// [`Denial::Replayed`], [`Denial::NonceSpent`] for a new proof with a nonce that another has used
-    /// up, [`Denial::ReplayCapacity`] and [`Denial::StoreDown`].
-    pub async fn use_up(
-        &self,
-        log: &dyn ReplayLog,
-        proof: &VerifiedProof,
-        now: UnixTime,
-    ) -> Result<(), Denial> {
-        let noted = async {
-            let noted = log.check_and_insert(Use::of(proof), now).await;
-            noted.map_err(|fault| match fault {
-                ReplayFault::Replayed => Denial::Replayed,
-                ReplayFault::AtCapacity => Denial::ReplayCapacity,
-                ReplayFault::Down => Denial::StoreDown,
-            })
-        };
-        let Some(nonce) = proof.nonce() else { return noted.await };
-        let spent = self.stores.nonces.as_ref().ok_or(Denial::StoreDown)?;
-        let spent = async {
-            let spent = spent.spend(nonce, proof.epoch(), now).await;
-            spent.map_err(|fault| match fault {
-                SpendFault::Spent => Denial::NonceSpent,
-                SpendFault::AtCapacity => Denial::ReplayCapacity,
-                SpendFault::Down => Denial::StoreDown,
-            })
-        };
-        let (noted, spent) = tokio::join!(noted, spent);
-        noted.and(spent)
     }
 
     fn challenge(&self, requirement: &Requirement, route: &RouteRule) -> Challenge {

@@ -59,8 +59,7 @@ pub(super) fn resolve(root: Section<'_>) -> Option<Config> {
     };
     let capsules = capsules::resolve(&root, &mut origins, &means);
     let binds = issuers.iter().any(|(issuer, _)| issuer.rules.retrofit.is_some());
-    let keeps = binds || security.bypass.allowed || !security.rotation_grace.is_zero();
-    let store = store::resolve(&root, &security, keeps || root.has("capsules"));
+    let store = store::resolve(&root, &security, binds);
     let audit = capsules::audit(&root);
 
     let reads_tokens = drafts.iter().any(|draft| draft.route.rule.role.reads_token());

@@ -11,10 +11,12 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use serde_json::{Value, json};
 
+use super::jwks::KeyStatus;
 use super::listener::Occupancy;
 use super::parts::{self, Common, Parts};
 use super::upstream::{ServerStatus, Servers};
 use crate::policy::time::UnixTime;
+use crate::store::redis;
 use crate::telemetry::metrics::Now;
 
 /// What the admin listener tells, one configuration after another.
@@ -124,7 +126,7 @@ async fn ready(State(told): State<Arc<Told>>) -> Response {
 /// Each part with whether it can do its work.
 fn report(told: &Told) -> (bool, Value) {
     let edge = told.edge.load();
-    let Common { gate, keys, introspectors, .. } = edge.common();
+    let Common { gate, .. } = edge.common();
     let mut ready = true;
     let mut part = |ok: bool| {
         ready &= ok;
@@ -138,23 +140,10 @@ fn report(told: &Told) -> (bool, Value) {
             json!({ "name": name, "ready": ready, "connections": occupancy.live() })
         })
         .collect();
-    let issuers: Vec<_> = keys
-        .status()
-        .enumerate()
-        .map(|(index, (issuer, status))| {
-            let (ready, error) = (part(status.loaded), status.error);
-            // An issuer that is away is no reason to send requests elsewhere.
-            match introspectors.status(index) {
-                None => json!({ "issuer": issuer, "ready": ready, "lastError": error }),
-                Some(last) => json!({
-                    "issuer": issuer,
-                    "ready": ready,
-                    "lastError": error,
-                    "introspection": { "lastError": last },
-                }),
-            }
-        })
-        .collect();
+    let issuers = issuers(edge.common());
+    for issuer in &issuers {
+        part(issuer["ready"] == true);
+    }
     let upstreams = upstreams(&edge);
     // One service that is down is its routes' trouble; without any the edge serves nobody.
     part(upstreams.is_empty() || upstreams.iter().any(|upstream| upstream["ready"] == true));
@@ -171,9 +160,8 @@ fn report(told: &Told) -> (bool, Value) {
         json!({ "ready": part(up) })
     });
     let shared = edge.common().redis.as_ref().map(|redis| {
-        let status = redis.status();
-        let epoch = status.epoch.map(|epoch| epoch.to_string());
-        json!({ "ready": part(status.up), "epoch": epoch, "lastError": status.error })
+        part(redis.is_up());
+        shared(&redis.status())
     });
     // Open or not, it is no reason to send requests elsewhere.
     let bypass = gate
@@ -196,6 +184,29 @@ fn report(told: &Told) -> (bool, Value) {
         "capsules": capsules,
     });
     (ready, report)
+}
+
+fn issuers(common: &Common) -> Vec<Value> {
+    let issuer = |(index, (issuer, status)): (usize, (&str, KeyStatus))| {
+        let (ready, error) = (status.loaded, status.error);
+        // An issuer that is away is no reason to send requests elsewhere.
+        match common.introspectors.status(index) {
+            None => json!({ "issuer": issuer, "ready": ready, "lastError": error }),
+            Some(last) => json!({
+                "issuer": issuer,
+                "ready": ready,
+                "lastError": error,
+                "introspection": { "lastError": last },
+            }),
+        }
+    };
+    common.keys.status().enumerate().map(issuer).collect()
+}
+
+/// What edges share. The epoch's first characters tell whether two edges see the same.
+fn shared(status: &redis::Status) -> Value {
+    let epoch = status.epoch.map(|epoch| epoch.to_string());
+    json!({ "ready": status.up, "epoch": epoch, "lastError": status.error })
 }
 
 fn upstreams(edge: &Parts) -> Vec<Value> {

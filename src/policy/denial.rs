@@ -283,9 +283,17 @@ impl Denial {
             Self::CertificateMissing => "missing-certificate",
             Self::CertificateMismatch => "thumbprint-mismatch",
             Self::Authority(fault) => fault.code(),
-            Self::Replayed => "proof_replayed",
-            Self::ReplayCapacity => "replay_capacity",
-            Self::StoreDown => "store_down",
+            Self::Replayed | Self::ReplayCapacity | Self::StoreDown => self.store_code(),
+        }
+    }
+
+    fn store_code(self) -> &'static str {
+        if self == Self::Replayed {
+            "proof_replayed"
+        } else if self == Self::ReplayCapacity {
+            "replay_capacity"
+        } else {
+            "store_down"
         }
     }
 
@@ -295,6 +303,7 @@ impl Denial {
     pub fn observable(self) -> bool {
         match self {
             Self::Authority(fault) => fault.observable(),
+            Self::NonceAbsent | Self::NonceExpired | Self::NonceUnknown | Self::NonceSpent => true,
             Self::ProofMissing
             | Self::ProofRepeated
             | Self::ProofTooLarge
@@ -308,10 +317,6 @@ impl Denial {
             | Self::ProofPrivateKey
             | Self::ProofMethod
             | Self::ProofTarget
-            | Self::NonceAbsent
-            | Self::NonceExpired
-            | Self::NonceUnknown
-            | Self::NonceSpent
             | Self::ProofStale
             | Self::ProofFuture
             | Self::ProofBeforeStart

@@ -29,8 +29,11 @@ enum Mode {
     Cluster,
 }
 
-/// Resolves `store`, which is `None` where nothing needs one.
-pub(super) fn resolve(root: &Section<'_>, security: &Security<'_>, needed: bool) -> Option<Store> {
+/// Resolves `store`, which is `None` where nothing needs one. `binds` is whether some issuer's tokens are
+/// recorded.
+pub(super) fn resolve(root: &Section<'_>, security: &Security<'_>, binds: bool) -> Option<Store> {
+    let keeps = binds || security.bypass.allowed || !security.rotation_grace.is_zero();
+    let needed = keeps || root.has("capsules");
     let asked = root.has("store") || root.has("audit");
     let section = root.section("store");
     let kind = section.word("kind", KINDS).unwrap_or(Kind::Embedded);

@@ -6,7 +6,7 @@
 //! request ─► View ─► server ─► link            once, never again; `commit` where replicas must have it
 //! ```
 //!
-//! Each master has one connection that all requests share ([`server`]), which the supervisor has made
+//! Each master has one connection that all requests share (`server`), which the supervisor has made
 //! and looked at. The connection is the store's identity: as long as it stands, the same process is at
 //! its other end. So nothing here reconnects or sends again behind anybody's back, and a Cluster is
 //! followed by its slots, not by a client that does.
@@ -48,7 +48,7 @@
 //! answers; there must be none in between. A replica that attaches to a master which never had one
 //! gives it another `master_replid`: a new epoch for no need, which costs clients one challenge.
 //!
-//! Keys have a TTL, the marks and the epoch's begin apart ([`epoch`]).
+//! Keys have a TTL, the marks and the epoch's begin apart (`epoch`).
 
 #![expect(clippy::disallowed_methods, reason = "a connection has files, a clock, tasks and chance")]
 #![expect(clippy::wildcard_enum_match_arm, reason = "the crate adds kinds of values as Redis does")]
