@@ -332,9 +332,8 @@ mod tests {
     async fn what_is_counted_behind_its_answer_holds_at_the_other_edge() {
         let scratch = tempfile::tempdir().unwrap();
         let Some(server) = Server::start(scratch.path()) else { return };
-        let edge = async || {
-            failures(5, 5, 100).shared(server.connect().await, "test", &Handle::current())
-        };
+        let edge =
+            async || failures(5, 5, 100).shared(server.connect().await, "test", &Handle::current());
         let (one, two) = (edge().await, edge().await);
         let take = async |edge: &Failures, last| {
             let taken = edge.take(address(last)).is_ok();

@@ -1,5 +1,8 @@
 //! Edges that share what tokens are bound to in a real Redis.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -8,6 +11,7 @@ use super::support::Table;
 use super::support::authority::{Form, Issued, Site, TOKEN, form, grant, issued, refresh};
 use super::support::client::{Outcome, Request};
 use super::support::keys::Key;
+use super::support::process::free_port;
 use super::support::proof::Proof;
 use super::support::redis::{Asked, Edge, Server, ready_is, share, there_is_none};
 use super::support::world::{World, bearer, expect_eq, get};
@@ -26,14 +30,17 @@ fn is(answer: &Outcome, status: u16, error: &str) -> Result<(), String> {
 async fn site(redis: &Server, form: Form, change: impl FnOnce(&mut Value)) -> Site {
     let nodes = json!({"nodes": [format!("127.0.0.1:{}", redis.port)], "timeout": "1s"});
     Site::retrofit_in(form, |directory, _, config| {
-        let path = directory.join("nonce.key");
-        std::fs::write(&path, [9; 32]).expect("a writable directory");
-        let own = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-        std::fs::set_permissions(&path, own).expect("its owner");
+        own_file(&directory.join("nonce.key"), &[9; 32]);
+        own_file(&directory.join("redis.password"), b"right-password\n");
         share(config, nodes);
         change(config);
     })
     .await
+}
+
+fn own_file(path: &Path, bytes: &[u8]) {
+    fs::write(path, bytes).expect("a writable directory");
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("its owner");
 }
 
 /// One sender at one edge.
@@ -89,8 +96,7 @@ async fn a_token_is_bound_at_every_edge() {
         let second = Edge::beside(&site.world).await;
         let (key, other) = (Key::new("ES256"), Key::new("ES256"));
         let mut table = Table::default();
-        let (own, there) =
-            (At { edge: &site.world, key: &key }, At { edge: &second, key: &key });
+        let (own, there) = (At { edge: &site.world, key: &key }, At { edge: &second, key: &key });
         let thief = At { edge: &second, key: &other };
         let first = own.issue().await;
         // Once by the record and its grant one after the other, then at once.
@@ -185,8 +191,7 @@ async fn one_token_for_two_senders_at_two_edges_is_one_s() {
         let body = json!({"access_token": format!("same-{round}"), "token_type": "Bearer",
                           "expires_in": 600});
         site.server.answer(move |_| super::support::scripted::json(&body));
-        let (own, there) =
-            (At { edge: &site.world, key: &key }, At { edge: &second, key: &other });
+        let (own, there) = (At { edge: &site.world, key: &key }, At { edge: &second, key: &other });
         let body = grant("client_credentials");
         let (a, b) = tokio::join!(own.ask(&body), there.ask(&body));
         let mut statuses = [a, b].map(|answer| answer.expect("an answer").status());
@@ -261,7 +266,8 @@ async fn proofs_at_token_endpoints_are_counted_together() {
     let mut taken = 0;
     for number in 0..20 {
         // One after the other, so that each edge knows before the next.
-        for answer in [site.world.serve(&request(number)).await, second.serve(&request(number)).await]
+        for answer in
+            [site.world.serve(&request(number)).await, second.serve(&request(number)).await]
         {
             taken += u32::from(answer.expect("an answer").status() == 400);
         }
@@ -269,4 +275,47 @@ async fn proofs_at_token_endpoints_are_counted_together() {
     }
     // Ten and what came in meanwhile, not ten at each.
     assert!((8..=14).contains(&taken), "{taken}");
+}
+
+/// Tokens, the bypass and limits need no more of the server than what is delivered.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_least_rights_are_enough() {
+    if there_is_none() {
+        return;
+    }
+    let acl = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/redis/users.acl"));
+    let acl = acl.expect("deploy/redis/users.acl").replace("CHANGE-ME", "right-password");
+    let directory = tempfile::TempDir::new().expect("a directory");
+    let users = directory.path().join("users.acl");
+    fs::write(&users, acl).expect("a writable directory");
+    let port = free_port();
+    let lines = [format!("port {port}"), format!("aclfile {}", users.display())];
+    let cli = ["--user", "holdfast", "--pass", "right-password", "--no-auth-warning"];
+    let redis = Server::start_at(port, &cli, lines.iter().map(String::as_str)).await;
+    let mut site = site(&redis, Form::Opaque, |config| {
+        config["security"]["senderConstraints"]["dpop"]["allowTemporaryBypass"] = json!(true);
+        let redis = &mut config["store"]["redis"];
+        redis["user"] = json!("holdfast");
+        redis["passwordFile"] = json!("redis.password");
+    })
+    .await;
+    let key = Key::new("ES256");
+    let mut table = Table::default();
+    let ready = ready_is(site.world.admin, true).await;
+    table.row("bypass", expect_eq("noted", &ready["bypass"]["id"].is_string(), &true));
+    let own = At { edge: &site.world, key: &key };
+    let token = own.issue().await;
+    table.row("bound", is(&own.consume(&token.access).await, 200, ""));
+    let next = issued(&own.ask(&refresh(&token.refresh)).await.expect("an answer"));
+    table.row("revoke", is(&own.revoke(&token.access).await, 200, ""));
+    table.row("revoked", is(&own.consume(&token.access).await, 401, "invalid_token"));
+    table.row("revoke", is(&own.revoke(&next.refresh).await, 200, ""));
+    table.row("revoked", is(&own.consume(&next.access).await, 401, "invalid_token"));
+    let counted = redis.cli(&["EXISTS", "{holdfast:0}:bypass"]);
+    table.row("noted", expect_eq("keys", &counted.trim(), &"1"));
+    site.world.config["security"]["senderConstraints"]["dpop"]["allowTemporaryBypass"] =
+        json!(false);
+    assert!(site.world.reload().await);
+    let counted = redis.cli(&["EXISTS", "{holdfast:0}:bypass"]);
+    table.row("closed", expect_eq("keys", &counted.trim(), &"0"));
 }

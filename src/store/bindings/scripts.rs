@@ -179,6 +179,7 @@ pub(super) fn record_of(text: &[u8]) -> Option<BindingRecord> {
 ///
 /// # Errors
 /// `()` for any other answer.
+#[expect(clippy::wildcard_enum_match_arm, reason = "every other kind of answer is none to this")]
 pub(super) fn found(value: Value) -> Result<Option<Vec<u8>>, ()> {
     match value {
         Value::Nil => Ok(None),

@@ -55,8 +55,11 @@
 
 #![expect(clippy::disallowed_methods, reason = "a store has a clock")]
 
+mod guesses;
+mod tombstones;
+
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
@@ -78,19 +81,14 @@ use crate::store::redis::{self as connection, Redis};
 use crate::store::registry::Registry;
 use crate::store::sqlite::Fault;
 use crate::store::sqlite::tombstones::Tombstone;
+use guesses::Guesses;
 
 /// How long grants of earlier epochs are not served after another has begun.
 pub const SETTLE: Duration = Duration::from_secs(5);
 /// How much longer a key is kept than it is good: clocks of servers and edges differ.
 const MARGIN: Duration = Duration::from_secs(3600);
-/// How often is looked whether there is another epoch.
-const LOOK: Duration = Duration::from_millis(100);
 /// How often a record is compared and swapped because somebody else was first.
 const TRIES: usize = 8;
-/// Tombstones that are said again at once.
-const AT_ONCE: usize = 128;
-/// Tokens whose grants are remembered: 1.2 MiB.
-const GUESSES: usize = 16_384;
 
 /// The shared records. They end with the last of their clones.
 #[derive(Clone, Debug)]
@@ -123,36 +121,12 @@ struct Inner {
     unsaid: Notify,
 }
 
-/// In which grants tokens were: where to look first, and no more than that.
-#[derive(Debug)]
-struct Guesses(Box<[Mutex<Option<(RecordKey, Sha256)>>]>);
-
-impl Guesses {
-    fn place(&self, key: RecordKey) -> Option<&Mutex<Option<(RecordKey, Sha256)>>> {
-        let [a, b, ..] = key.0.0;
-        self.0.get(usize::from(u16::from_be_bytes([a, b])) % GUESSES)
-    }
-
-    fn get(&self, key: RecordKey) -> Option<Sha256> {
-        let place = self.place(key)?.lock().unwrap_or_else(PoisonError::into_inner);
-        place.filter(|(of, _)| *of == key).map(|(_, grant)| grant)
-    }
-
-    fn put(&self, key: RecordKey, grant: Sha256) {
-        if let Some(place) = self.place(key) {
-            *place.lock().unwrap_or_else(PoisonError::into_inner) = Some((key, grant));
-        }
-    }
-}
-
 /// What a record's key leads to, before its grant is known.
-enum Stone {
-    /// No record.
-    Nothing,
-    /// No record, and yet its token was revoked.
-    Bare,
-    /// A record, and whether its token was revoked alone.
-    Record(BindingRecord, bool),
+struct Stone {
+    /// The record.
+    record: Option<BindingRecord>,
+    /// Whether the token was revoked alone.
+    revoked: bool,
 }
 
 /// How a grant stands.
@@ -181,7 +155,7 @@ impl SharedBindings {
             redis,
             registry,
             scripts: Scripts::default(),
-            guesses: Guesses((0..GUESSES).map(|_| Mutex::default()).collect()),
+            guesses: Guesses::default(),
             settle,
             said: ArcSwapOption::empty(),
             unsaid: Notify::new(),
@@ -238,10 +212,9 @@ impl Inner {
         let answers = self.redis.send(record.tag, &pipeline).await.map_err(down)?;
         let [record, tombstone] = <[Value; 2]>::try_from(answers).map_err(unreadable)?;
         let revoked = scripts::found(tombstone).map_err(unreadable)?.is_some();
-        let Some(text) = scripts::found(record).map_err(unreadable)? else {
-            return Ok(if revoked { Stone::Bare } else { Stone::Nothing });
-        };
-        Ok(Stone::Record(scripts::record_of(&text).ok_or(Fault::Malformed)?, revoked))
+        let text = scripts::found(record).map_err(unreadable)?;
+        let record = text.map(|text| scripts::record_of(&text).ok_or(Fault::Malformed));
+        Ok(Stone { record: record.transpose()?, revoked })
     }
 
     async fn standing(&self, reign: &Reign, grant: &Sha256) -> Result<Standing, Fault> {
@@ -267,10 +240,9 @@ impl Inner {
             }
         };
         let (stone, guessed) = tokio::join!(self.stone(key), guessed);
-        let (mut record, alone) = match stone? {
-            Stone::Nothing => return Ok(None),
-            Stone::Bare => return Ok(Some(bare(now().plus(MARGIN)))),
-            Stone::Record(record, alone) => (record, alone),
+        let Stone { record, revoked: alone } = stone?;
+        let Some(mut record) = record else {
+            return Ok(alone.then(|| bare(now().plus(MARGIN))));
         };
         let grant = scripts::grant_of(&record);
         let standing = match guessed.filter(|_| guess == Some(grant)) {
@@ -385,77 +357,10 @@ impl Inner {
         let (names, texts) = ([place.name], [now.as_slice(), before.as_slice()]);
         let undone = self.redis.script(place.tag, &self.scripts.undo, &names, &texts).await;
         if undone.is_err() {
-            tracing::warn!("a record of a token that was not issued is left in redis until its end");
+            tracing::warn!(
+                "a record of a token that was not issued is left in redis until its end"
+            );
         }
-    }
-
-    /// Remembers here that something is revoked, then says so where all edges look.
-    async fn bury(&self, tombstone: Tombstone, least: UnixTime) -> Result<(), Fault> {
-        let remember = |ends| self.registry.transact(move |batch| batch.remember(tombstone, ends));
-        let least = least.plus(MARGIN);
-        remember(least).await?;
-        let said = self.say(&[(tombstone, least)]).await;
-        if said.is_err() {
-            // The authorization server has revoked it: it is said as soon as that can be done.
-            self.unsaid.notify_one();
-        }
-        let ends = said?;
-        if ends > least { remember(ends).await } else { Ok(()) }
-    }
-
-    /// Says what is revoked; all of it lies at one tag. When the last of it ends.
-    async fn say(&self, stones: &[(Tombstone, UnixTime)]) -> Result<UnixTime, Fault> {
-        let keys = self.redis.keys();
-        let places: Vec<_> = stones.iter().map(|(it, _)| Place::revoked(keys, it)).collect();
-        let tag = places.first().ok_or(Fault::Malformed)?.tag;
-        let names: Vec<_> = places.into_iter().map(|place| place.name).collect();
-        let ends: Vec<_> = stones.iter().map(|(_, ends)| ends.millis().to_string()).collect();
-        let ends: Vec<_> = ends.iter().map(String::as_bytes).collect();
-        let said = self.redis.script(tag, &self.scripts.revoke, &names, &ends).await;
-        let last = scripts::found(said.map_err(down)?).map_err(unreadable)?;
-        let last = last.as_deref().and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
-        last.map(UnixTime::from_millis).ok_or(Fault::Malformed)
-    }
-
-    async fn say_again_for_ever(&self) {
-        let mut unsaid = false;
-        loop {
-            let reign = self.redis.current().filter(|_| self.redis.is_up());
-            let said = self.said.load_full();
-            let epoch = reign.map(|reign| reign.epoch);
-            if let Some(epoch) = epoch.filter(|epoch| unsaid || said.as_deref() != Some(epoch)) {
-                match self.say_again().await {
-                    Ok(count) => {
-                        unsaid = false;
-                        self.said.store(Some(Arc::new(epoch)));
-                        if count > 0 {
-                            tracing::info!(%epoch, count, "revocations were said again in redis");
-                        }
-                    }
-                    Err(fault) => tracing::warn!(%fault, "revocations could not be said again"),
-                }
-            }
-            let asked = tokio::time::timeout(LOOK, self.unsaid.notified()).await;
-            unsaid |= asked.is_ok();
-        }
-    }
-
-    /// Says all that this edge has revoked. How much that was.
-    async fn say_again(&self) -> Result<usize, Fault> {
-        let now = now();
-        let all = self.registry.read(move |reader| reader.tombstones(now)).await?;
-        let count = all.len();
-        let mut by_tag = BTreeMap::<u8, Vec<(Tombstone, UnixTime)>>::new();
-        for (stone, ends) in all {
-            let (Tombstone::Token(RecordKey(hash)) | Tombstone::Grant(hash)) = stone;
-            // What Tag::of goes by.
-            let [.., last] = hash.0;
-            by_tag.entry(last).or_default().push((stone, ends));
-        }
-        for stones in by_tag.values().flat_map(|stones| stones.chunks(AT_ONCE)) {
-            self.say(stones).await?;
-        }
-        Ok(count)
     }
 }
 
@@ -549,7 +454,7 @@ impl Bindings for SharedBindings {
         let mut any = false;
         for key in keys {
             self.inner.reign()?;
-            let Stone::Record(record, _) = self.inner.stone(key).await? else { continue };
+            let Some(record) = self.inner.stone(key).await?.record else { continue };
             if record.client != client {
                 continue;
             }

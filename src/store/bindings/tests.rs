@@ -1,5 +1,7 @@
 //! One set of tests for every store of bindings, and what holds of Redis alone.
 
+#![expect(clippy::disallowed_methods, reason = "a test has a clock, processes and tasks")]
+
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -11,8 +13,8 @@ use tokio::runtime::Handle;
 
 use super::*;
 use crate::policy::audit::Kind;
-use crate::policy::grant::Records;
 use crate::policy::digest::{Jkt, Sha256};
+use crate::policy::grant::Records;
 use crate::policy::grant::TokenKind;
 use crate::store::redis::{Address, Login, Redis, Settings, Topology, Wait};
 use crate::store::sqlite::writer::CheckpointRule;
@@ -323,7 +325,8 @@ async fn one_token_at_two_edges_is_one_sender_s() {
     for round in 0..100 {
         let name = round.to_string();
         let keep = |edge: &SharedBindings, byte: u8| {
-            let (edge, records) = (edge.clone(), pair(&name, Some(byte), &format!("{name}-{byte}")));
+            let (edge, records) =
+                (edge.clone(), pair(&name, Some(byte), &format!("{name}-{byte}")));
             tokio::spawn(async move { edge.keep(issued(records), now()).await })
         };
         let (a, b) = tokio::join!(keep(&one, 1), keep(&two, 2));
@@ -380,8 +383,11 @@ async fn a_revocation_outlives_a_server_that_forgets_it() {
     let scratch = tempfile::tempdir().unwrap();
     let Some(mut server) = Server::start(scratch.path()) else { return };
     let (one, two) = (registry(&scratch, "one.db"), registry(&scratch, "two.db"));
-    let settle = Duration::from_millis(1500);
-    let (one, two) = (edge(&server, &one, settle).await, edge(&server, &two, settle).await);
+    // The one that has revoked waits for nobody but itself.
+    let (one, two) = (
+        edge(&server, &one, Duration::ZERO).await,
+        edge(&server, &two, Duration::from_millis(1500)).await,
+    );
     for (name, family) in [("1", "f1"), ("2", "f2"), ("3", "f3")] {
         one.keep(issued(pair(name, Some(1), family)), now()).await.unwrap();
     }
@@ -407,7 +413,10 @@ async fn an_epoch_settles_before_what_came_before_is_good() {
     let edge = edge(&server, &registry, HOUR).await;
     let access = key(TokenKind::Access, "access-1");
     edge.keep(issued(pair("1", Some(1), "f1")), now()).await.unwrap();
-    assert!(!edge.record(access).await.unwrap().unwrap().revoked, "its own epoch's is good at once");
+    assert!(
+        !edge.record(access).await.unwrap().unwrap().revoked,
+        "its own epoch's is good at once"
+    );
     assert!(server.raw(&["SAVE"]).starts_with("+OK"));
     server.roll_back();
     // Down first, by the connection that ended; then another epoch.
@@ -449,4 +458,21 @@ async fn a_revocation_that_could_not_be_said_is_said_later() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     panic!("it was not said");
+}
+
+/// What a master says that takes no writes is not gone by: another may be in its place.
+#[tokio::test]
+async fn a_master_that_takes_no_writes_is_not_believed() {
+    let scratch = tempfile::tempdir().unwrap();
+    let Some(server) = Server::start(scratch.path()) else { return };
+    let registry = registry(&scratch, "one.db");
+    let edge = edge(&server, &registry, SETTLE).await;
+    let access = key(TokenKind::Access, "access-1");
+    edge.keep(issued(pair("1", Some(1), "f1")), now()).await.unwrap();
+    assert!(server.raw(&["CONFIG", "SET", "min-replicas-to-write", "1"]).starts_with("+OK"));
+    let refused = edge.keep(issued(pair("2", Some(1), "f2")), now()).await;
+    assert_eq!(refused, Err(BindFault::Down));
+    assert!(edge.record(access).await.is_err());
+    assert!(server.raw(&["CONFIG", "SET", "min-replicas-to-write", "0"]).starts_with("+OK"));
+    assert!(found(&edge, access).await.is_some());
 }
