@@ -37,7 +37,6 @@ use crate::edge::upstream::{MAX_ATTEMPTS, Servers, UpstreamError};
 use crate::gate::{Gate, Settings, Stores, Withdrawn};
 use crate::policy::bypass::Bypass;
 use crate::policy::time::UnixTime;
-use crate::store::bindings::Bindings;
 use crate::store::keys::KeysError;
 use crate::store::sqlite::{Fault, OpenError};
 use crate::telemetry::log::Log;
@@ -271,16 +270,12 @@ fn gate(
         bypass,
         rotation_grace: config.rotation_grace,
     };
-    let bindings = lasting.store.as_ref().map(|store| {
-        let registry = Arc::new(store.audit.registry.clone());
-        registry as Arc<dyn Bindings>
-    });
     let stores = Stores {
         replay: Arc::clone(&lasting.replay),
         grants: Arc::clone(&lasting.grants),
         nonces: lasting.nonces.clone(),
         epochs: Arc::clone(&lasting.epochs),
-        bindings,
+        bindings: lasting.bindings.clone(),
         withdrawn,
     };
     Gate::new(settings, stores)

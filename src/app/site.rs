@@ -21,25 +21,29 @@ use crate::edge::tls::{self, ServerTls, TlsError};
 use crate::policy::bypass::Bypass;
 use crate::policy::epoch::Reign;
 use crate::policy::time::UnixTime;
-use crate::store::bindings;
+use crate::store::bindings::{Bindings, SharedBindings};
 use crate::store::budget::Budget;
-use crate::store::epoch::{Epochs, OfProcess};
+use crate::store::bypass::{self, Flag};
+use crate::store::epoch::{Epochs, OfProcess, SETTLE};
 use crate::store::failures::{FailureLimits, Failures};
 use crate::store::keys::{AuditSigner, KeyRing};
 use crate::store::networks::Networks;
 use crate::store::nodes::Nodes;
-use crate::store::nodes::shared::{SETTLE, SharedNodes};
+use crate::store::nodes::shared::SharedNodes;
 use crate::store::nonces::{MemorySpent, SpentNonces};
 use crate::store::redis::{Partition, Redis, RedisReplay, RedisSpent};
 use crate::store::registry::Registry;
 use crate::store::replay::{MemoryReplay, ReplayLog};
-use crate::store::sqlite::Database;
+use crate::store::sqlite::Fault;
 use crate::store::sqlite::writer::{CheckpointRule, Signer};
 use crate::telemetry::log::Log;
 use crate::telemetry::metrics::{Metrics, Shape};
 
 /// Addresses whose proofs at token endpoints are counted apart.
 const PACED: usize = 100_000;
+
+/// What failures at nodes are counted under.
+const NODES: &str = "nodes";
 
 /// The first configuration of a process.
 pub(super) const FIRST: u64 = 1;
@@ -63,6 +67,7 @@ pub enum ReloadError {
 pub(super) struct Lasting {
     log: Log,
     provider: Arc<CryptoProvider>,
+    runtime: Handle,
     pub(super) replay: Arc<dyn ReplayLog>,
     /// Proofs at token endpoints.
     pub(super) grants: Arc<dyn ReplayLog>,
@@ -72,6 +77,8 @@ pub(super) struct Lasting {
     pub(super) epochs: Arc<dyn Epochs>,
     /// What edges share.
     redis: Option<Redis>,
+    /// What tokens are bound to, where there is a store.
+    pub(super) bindings: Option<Arc<dyn Bindings>>,
     authority: authority::State,
     pub(super) nonce_secret: NonceSecret,
     pub(super) started: UnixTime,
@@ -121,9 +128,9 @@ impl Lasting {
         let limits = &config.edge.limits;
         let paced = NonZeroU32::new(limits.token_proofs_per_minute).unwrap_or(NonZeroU32::MAX);
         let pace = FailureLimits { per_address: paced, per_node: paced, entries: PACED };
-        let pace = Arc::new(Failures::new(pace, random()?));
         let settings = config.store.as_ref().and_then(|store| store.redis.clone());
         let redis = settings.map(|settings| Redis::start(settings, runtime));
+        let pace = Arc::new(failures(pace, "proofs", redis.as_ref(), runtime)?);
         let shared = redis.clone().filter(|_| config.replay_store == ReplayStore::Redis);
         let log_of = |partition, entries| replay(config, shared.as_ref(), partition, entries);
         let started = now();
@@ -133,20 +140,33 @@ impl Lasting {
         };
         let nodes = log_of(Partition::Nodes, limits.replay_entries)?;
         let store = config.store.as_ref();
-        let shared_nodes = redis.as_ref().map(|redis| (redis, runtime));
+        let shared_by = (redis.as_ref(), runtime);
+        let store = store.map(|store| open_store(config, store, nodes, shared_by)).transpose()?;
+        let registry = store.as_ref().map(|store| store.audit.registry.clone());
+        let bindings = registry.map(|registry| bindings(redis.as_ref(), registry, runtime));
         Ok(Self {
             grants: log_of(Partition::Grants, limits.token_replay_entries)?,
             nonces: spent_nonces(config, redis.as_ref())?,
             epochs,
-            store: store.map(|store| open_store(config, store, nodes, shared_nodes)).transpose()?,
+            store,
             redis,
+            bindings,
             authority: authority::State { caller: Arc::default(), pace },
             log: log.clone(),
             provider,
+            runtime: runtime.clone(),
             replay: log_of(Partition::Resources, limits.replay_entries)?,
             nonce_secret: NonceSecret(random()?.into()),
             started,
         })
+    }
+}
+
+/// What tokens are bound to: in this edge's file, or where other edges look as well.
+fn bindings(redis: Option<&Redis>, registry: Registry, runtime: &Handle) -> Arc<dyn Bindings> {
+    match redis {
+        Some(redis) => Arc::new(SharedBindings::start(redis.clone(), registry, SETTLE, runtime)),
+        None => Arc::new(registry),
     }
 }
 
@@ -180,11 +200,25 @@ fn spent_nonces(
     })
 }
 
+/// Failures, or what else is counted, here and where other edges count.
+fn failures(
+    limits: FailureLimits,
+    name: &'static str,
+    redis: Option<&Redis>,
+    runtime: &Handle,
+) -> Result<Failures, StartError> {
+    let failures = Failures::new(limits, random()?);
+    Ok(match redis {
+        Some(redis) => failures.shared(redis.clone(), name, runtime),
+        None => failures,
+    })
+}
+
 fn open_store(
     config: &Config,
     store: &Store,
     replay: Arc<dyn ReplayLog>,
-    shared: Option<(&Redis, &Handle)>,
+    (redis, runtime): (Option<&Redis>, &Handle),
 ) -> Result<capsules::State, StartError> {
     let audit = &config.audit;
     let rule =
@@ -192,9 +226,9 @@ fn open_store(
     let registry = Registry::open(&store.path, rule)?;
     let limits = config.capsules.as_ref().map_or(FailureLimits::default(), |it| it.failures);
     let budget = Budget::new(audit.refusals_per_minute, &store.path, audit.reserve_bytes);
-    let failures = Failures::new(limits, random()?);
-    let nodes: Arc<dyn Nodes> = match shared {
-        Some((redis, runtime)) => {
+    let failures = failures(limits, NODES, redis, runtime)?;
+    let nodes: Arc<dyn Nodes> = match redis {
+        Some(redis) => {
             Arc::new(SharedNodes::start(redis.clone(), registry.clone(), SETTLE, runtime)?)
         }
         None => Arc::new(registry.clone()),
@@ -217,7 +251,8 @@ fn capsules(config: &Config, lasting: &Lasting) -> Result<Option<WithKeys>, Star
     let networks = networks.map_err(StartError::Networks)?;
     let mut state = state.clone();
     if state.failures.limits() != settings.failures {
-        state.failures = Arc::new(Failures::new(settings.failures, random()?));
+        let (redis, runtime) = (lasting.redis.as_ref(), &lasting.runtime);
+        state.failures = Arc::new(failures(settings.failures, NODES, redis, runtime)?);
     }
     let made = Capsules::new(settings, &config.origins, Arc::clone(&ring), networks, state);
     Ok(Some((Arc::new(made), ring)))
@@ -281,12 +316,17 @@ pub(super) fn make(
 
 /// The temporary bypass, as long as its flag stays. That it was seen is written down first.
 fn bypass(config: &Config, lasting: &Lasting) -> Result<Option<Bypass>, StartError> {
-    let (Some(store), true) = (&config.store, lasting.store.is_some()) else { return Ok(None) };
-    let mut database = Database::open(&store.path)?;
-    let allowed = config.bypass.allowed;
-    let id: String = random()?.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-    let seen = bindings::note_bypass(&mut database, allowed, now(), &id)?;
-    let bypass = seen.map(|seen| Bypass::of(&config.bypass, &seen));
+    let Some(store) = &lasting.store else { return Ok(None) };
+    let fresh_id = random()?.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    let settings = config.store.as_ref().and_then(|store| store.redis.as_ref());
+    let patience = settings.map(|it| it.connect_timeout + it.timeout).unwrap_or_default();
+    let flag = Flag { allowed: config.bypass.allowed, now: now(), fresh_id, patience };
+    let noted = bypass::note(&store.audit.registry, lasting.redis.as_ref(), flag);
+    // Whoever reloads may be a thread of some runtime, which must not wait for another's.
+    let noted = std::thread::scope(|scope| {
+        scope.spawn(|| lasting.runtime.block_on(noted)).join().unwrap_or(Err(Fault::Closed))
+    });
+    let bypass = noted?.map(|seen| Bypass::of(&config.bypass, &seen));
     if let Some(bypass) = bypass.as_ref().filter(|bypass| bypass.lasts(now())) {
         let until = bypass.until.rfc3339().to_string();
         tracing::warn!(id = bypass.id, until, "the temporary bypass is open");

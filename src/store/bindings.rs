@@ -1,12 +1,18 @@
-//! What the edge binds: records of tokens, the certificates among them, and the temporary bypass.
+//! What the edge binds: records of tokens, and the certificates among them.
+
+mod scripts;
+mod shared;
+#[cfg(test)]
+pub(in crate::store) mod tests;
 
 use async_trait::async_trait;
+
+pub use shared::SharedBindings;
 
 use super::registry::Registry;
 use super::sqlite::Fault;
 use super::sqlite::writer::Announced;
-use crate::policy::audit::{Draft, Kind};
-use crate::policy::bypass::Seen;
+use crate::policy::audit::Draft;
 use crate::policy::certificate::SenderCertificate;
 use crate::policy::digest::X5tS256;
 use crate::policy::grant::{BindingRecord, RecordKey, Records};
@@ -23,6 +29,8 @@ pub struct Issued {
     pub line: Option<Draft>,
     /// What was redeemed for them: with its grant revoked meanwhile they are not kept.
     pub redeemed: Option<RecordKey>,
+    /// Whether their grant was known before: it must still be, then.
+    pub goes_on: bool,
 }
 
 impl Issued {
@@ -100,7 +108,7 @@ impl Bindings for Registry {
 
     async fn keep(&self, issued: Issued, now: UnixTime) -> Result<(), BindFault> {
         let kept = self.transact(move |batch| {
-            let Issued { records, certificate, line, redeemed } = issued;
+            let Issued { records, certificate, line, redeemed, goes_on: _ } = issued;
             // What is refused must not be half there.
             if let Some(redeemed) = redeemed
                 && batch.is_revoked(redeemed)?
@@ -144,35 +152,4 @@ impl Bindings for Registry {
         })
         .await
     }
-}
-
-/// Takes note of the bypass's flag: when it was first seen, as long as it stays.
-///
-/// # Errors
-/// [`Fault`].
-pub fn note_bypass(
-    database: &mut super::sqlite::Database,
-    allowed: bool,
-    now: UnixTime,
-    fresh_id: &str,
-) -> Result<Option<Seen>, Fault> {
-    database.transact(|batch| {
-        let kept = batch.bypass()?;
-        let (next, change) = match (allowed, kept) {
-            (true, Some(seen)) => return Ok(Some(seen)),
-            (false, None) => return Ok(None),
-            (true, None) => (Some(Seen { id: fresh_id.to_owned(), since: now }), "opened"),
-            (false, Some(seen)) => {
-                let data = serde_json::json!({ "change": "closed", "since": seen.since });
-                batch.append(&Draft::new(Kind::BypassChange, now, &seen.id, None, &data))?;
-                batch.set_bypass(None)?;
-                return Ok(None);
-            }
-        };
-        let id = next.as_ref().map_or("", |seen| seen.id.as_str());
-        let data = serde_json::json!({ "change": change });
-        batch.append(&Draft::new(Kind::BypassChange, now, id, None, &data))?;
-        batch.set_bypass(next.as_ref())?;
-        Ok(next)
-    })
 }

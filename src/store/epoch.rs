@@ -1,6 +1,12 @@
 //! Who knows which memory of proofs it is now.
 
+use std::time::Duration;
+
 use crate::policy::epoch::Reign;
+
+/// How long, after another store has begun to be the one, nothing from before is served that another edge
+/// may know to be revoked: within that time each edge says what it remembers.
+pub const SETTLE: Duration = Duration::from_secs(5);
 
 /// Knows which memory it is now.
 pub trait Epochs: std::fmt::Debug + Send + Sync {

@@ -2,8 +2,12 @@
 //!
 //! Only failures count, and only failures are ever turned away: whoever passes is never locked out,
 //! however many fail from where it is. Nothing here depends on whether a node exists.
+//!
+//! Each edge counts in its own memory; edges that share a Redis count there as well ([`shared`]).
 
 #![expect(clippy::disallowed_methods, reason = "a limit has a clock")]
+
+mod shared;
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;
@@ -14,8 +18,11 @@ use governor::clock::{Clock as _, MonotonicClock};
 use governor::middleware::NoOpMiddleware;
 use governor::state::keyed::DashMapStateStore;
 use governor::{Quota, RateLimiter};
+use tokio::runtime::Handle;
 
 use crate::policy::digest::Sha256;
+use crate::store::redis::Redis;
+use shared::Shared;
 
 /// How many failures are taken a minute, and how many places are remembered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +59,8 @@ pub struct Failures {
     began: Instant,
     /// The second in which each table was last swept.
     swept: [AtomicU64; 2],
+    /// What other edges have counted.
+    shared: Option<Shared>,
 }
 
 /// How many proofs one node may use up: far more than any needs, and far too few to fill the log that
@@ -76,6 +85,12 @@ impl Default for Pace {
     }
 }
 
+/// Whether there was room for a place of its own.
+struct Room {
+    address: bool,
+    node: bool,
+}
+
 /// The place of all that there is no room for.
 const OVERFLOW: u64 = 0;
 
@@ -89,7 +104,14 @@ impl Failures {
         };
         let (by_address, by_node) = (keyed(limits.per_address), keyed(limits.per_node));
         let (began, swept) = (Instant::now(), Default::default());
-        Self { limits, by_address, by_node, key, began, swept }
+        Self { limits, by_address, by_node, key, began, swept, shared: None }
+    }
+
+    /// Has it counted in `redis` too, with all edges that count there under `name`.
+    #[must_use]
+    pub fn shared(mut self, redis: Redis, name: &'static str, runtime: &Handle) -> Self {
+        self.shared = Some(Shared::new(redis, name, runtime.clone()));
+        self
     }
 
     /// The limits that it was made with.
@@ -98,12 +120,39 @@ impl Failures {
         self.limits
     }
 
-    /// Counts a failure of `address` at `node`, as it was named.
+    /// Counts a failure of `address` at `node`, as it was named; one round trip where edges share it.
     ///
     /// # Errors
     /// How long to wait, when there were too many.
-    pub fn count(&self, address: Option<IpAddr>, node: &str) -> Result<(), Duration> {
+    pub async fn count(&self, address: Option<IpAddr>, node: &str) -> Result<(), Duration> {
         let place = address.map(network).unwrap_or_default();
+        let room = self.count_here(place, node)?;
+        match self.shared.as_ref().filter(|_| room.address) {
+            Some(shared) => {
+                let node = Some((node, self.limits.per_node.get())).filter(|_| room.node);
+                shared.count(place, self.limits.per_address.get(), node).await
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Counts what is no failure, such as a proof at a token endpoint, without waiting for anybody: what
+    /// other edges have counted holds as soon as this one knows of it.
+    ///
+    /// # Errors
+    /// How long to wait, when there were too many.
+    pub fn take(&self, address: Option<IpAddr>) -> Result<(), Duration> {
+        let place = address.map(network).unwrap_or_default();
+        let room = self.count_here(place, "")?;
+        let limit = self.limits.per_address;
+        let limited = limit != NonZeroU32::MAX;
+        match self.shared.as_ref().filter(|_| room.address && limited) {
+            Some(shared) => shared.count_behind(place, limit.get()),
+            None => Ok(()),
+        }
+    }
+
+    fn count_here(&self, place: [u8; 8], node: &str) -> Result<Room, Duration> {
         let pair = place_of(&[&self.key[..], &place, node.as_bytes()].concat());
         let address = place_of(&[&self.key[..], &place].concat());
         let [swept_address, swept_node] = &self.swept;
@@ -111,14 +160,16 @@ impl Failures {
             let late = limiter.check_key(&key).err();
             late.map_or(Ok(()), |late| Err(late.wait_time_from(MonotonicClock.now())))
         };
-        let room = self.has_room(&self.by_address, swept_address);
-        wait(&self.by_address, if room { address } else { OVERFLOW })?;
+        let mut room =
+            Room { address: self.has_room(&self.by_address, swept_address), node: false };
+        wait(&self.by_address, if room.address { address } else { OVERFLOW })?;
         // An address that is past its limit takes no places of nodes, and where there are none left
         // its own limit is all that holds: nobody's node is another's.
-        if self.has_room(&self.by_node, swept_node) {
+        room.node = self.has_room(&self.by_node, swept_node);
+        if room.node {
             wait(&self.by_node, pair)?;
         }
-        Ok(())
+        Ok(room)
     }
 
     /// Whether one more place can be remembered. Those that are as good as new are forgotten first,
@@ -156,12 +207,18 @@ fn network(address: IpAddr) -> [u8; 8] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::bindings::tests::Server;
 
     fn failures(per_address: u32, per_node: u32, entries: usize) -> Failures {
         let number = |number| NonZeroU32::new(number).unwrap();
         let limits =
             FailureLimits { per_address: number(per_address), per_node: number(per_node), entries };
         Failures::new(limits, [7; 32])
+    }
+
+    /// Counts in this edge's memory alone.
+    fn here(failures: &Failures, address: Option<IpAddr>, node: &str) -> Result<(), Duration> {
+        failures.count_here(address.map(network).unwrap_or_default(), node).map(drop)
     }
 
     fn address(last: u8) -> Option<IpAddr> {
@@ -171,21 +228,21 @@ mod tests {
     #[test]
     fn each_pair_and_each_address_has_its_own() {
         let failures = failures(5, 2, 100);
-        assert_eq!(failures.count(address(1), "a"), Ok(()));
-        assert_eq!(failures.count(address(1), "a"), Ok(()));
-        let wait = failures.count(address(1), "a").unwrap_err();
+        assert_eq!(here(&failures, address(1), "a"), Ok(()));
+        assert_eq!(here(&failures, address(1), "a"), Ok(()));
+        let wait = here(&failures, address(1), "a").unwrap_err();
         assert!(wait > Duration::ZERO && wait <= Duration::from_secs(60), "{wait:?}");
-        assert_eq!(failures.count(address(1), "b"), Ok(()));
-        assert_eq!(failures.count(address(1), "c"), Ok(()));
+        assert_eq!(here(&failures, address(1), "b"), Ok(()));
+        assert_eq!(here(&failures, address(1), "c"), Ok(()));
         // The fifth of this address was the last.
-        assert!(failures.count(address(1), "d").is_err());
-        assert_eq!(failures.count(address(2), "a"), Ok(()));
+        assert!(here(&failures, address(1), "d").is_err());
+        assert_eq!(here(&failures, address(2), "a"), Ok(()));
     }
 
     #[test]
     fn an_ipv6_host_has_one_place_in_its_network() {
         let failures = failures(1, 1, 100);
-        let at = |text: &str| failures.count(Some(text.parse().unwrap()), "a");
+        let at = |text: &str| here(&failures, Some(text.parse().unwrap()), "a");
         assert_eq!(at("2001:db8::1"), Ok(()));
         assert!(at("2001:db8::ffff:1").is_err());
         assert_eq!(at("2001:db8:0:1::1"), Ok(()));
@@ -197,7 +254,7 @@ mod tests {
     fn one_address_takes_no_more_places_than_it_may_fail() {
         let failures = failures(5, 1, 1000);
         for node in 0..100 {
-            let _ = failures.count(address(1), &format!("n{node}"));
+            let _ = here(&failures, address(1), &format!("n{node}"));
         }
         assert_eq!(failures.by_node.len(), 5);
     }
@@ -206,11 +263,11 @@ mod tests {
     fn where_there_is_no_room_for_nodes_the_address_alone_counts() {
         let failures = failures(100, 1, 10);
         for node in 0..10 {
-            assert_eq!(failures.count(address(1), &format!("n{node}")), Ok(()));
+            assert_eq!(here(&failures, address(1), &format!("n{node}")), Ok(()));
         }
         // The table of nodes is full of somebody else's.
-        assert_eq!(failures.count(address(2), "a"), Ok(()));
-        assert_eq!(failures.count(address(2), "a"), Ok(()));
+        assert_eq!(here(&failures, address(2), "a"), Ok(()));
+        assert_eq!(here(&failures, address(2), "a"), Ok(()));
         assert!(failures.by_node.len() <= 10);
     }
 
@@ -225,8 +282,75 @@ mod tests {
     #[test]
     fn addresses_that_there_is_no_room_for_share_one_place() {
         let failures = failures(1, 100, 10);
-        let counted = (0..30).filter(|last| failures.count(address(*last), "a").is_ok());
+        let counted = (0..30).filter(|last| here(&failures, address(*last), "a").is_ok());
         assert_eq!(counted.count(), 11);
         assert!(failures.by_address.len() <= 11);
+    }
+
+    async fn edge(server: &Server) -> Failures {
+        let redis = server.connect().await;
+        failures(5, 2, 100).shared(redis, "test", &Handle::current())
+    }
+
+    #[tokio::test]
+    async fn edges_count_together() {
+        let scratch = tempfile::tempdir().unwrap();
+        let Some(mut server) = Server::start(scratch.path()) else { return };
+        let (one, two) = (edge(&server).await, edge(&server).await);
+        for edge in [&one, &two] {
+            assert_eq!(edge.count(address(1), "a").await, Ok(()));
+        }
+        // By itself neither is past its limit.
+        let wait = two.count(address(1), "a").await.unwrap_err();
+        assert!(wait > Duration::ZERO && wait <= Duration::from_secs(60), "{wait:?}");
+        assert_eq!(one.count(address(2), "a").await, Ok(()));
+        assert_eq!(one.count(address(1), "b").await, Ok(()));
+        assert_eq!(two.count(address(1), "c").await, Ok(()));
+        assert!(two.count(address(1), "d").await.is_err(), "the address's fifth was the last");
+        // Another limit's places are others.
+        let other = failures(5, 2, 100).shared(server.connect().await, "other", &Handle::current());
+        assert_eq!(other.count(address(1), "a").await, Ok(()));
+        // Every key ends within two minutes, and none has an address in it.
+        let keys = server.raw(&["KEYS", "*:l:*"]);
+        let keys: Vec<_> = keys.lines().filter(|line| line.starts_with('{')).collect();
+        assert!(keys.len() >= 5, "{keys:?}");
+        for key in keys {
+            let left = server.raw(&["PTTL", key]);
+            let left: i64 = left.trim_start_matches(':').trim().parse().unwrap();
+            // One that has ended meanwhile says -2.
+            assert!((-2..=120_000).contains(&left) && left != -1, "{left}");
+            assert!(!key.contains("192.0.2"), "{key}");
+        }
+        // With the server gone each has its own, and nobody waits for it.
+        server.stop();
+        assert_eq!(one.count(address(3), "a").await, Ok(()));
+        assert_eq!(one.count(address(3), "a").await, Ok(()));
+        assert!(one.count(address(3), "a").await.is_err());
+    }
+
+    #[tokio::test]
+    async fn what_is_counted_behind_its_answer_holds_at_the_other_edge() {
+        let scratch = tempfile::tempdir().unwrap();
+        let Some(server) = Server::start(scratch.path()) else { return };
+        let edge =
+            async || failures(5, 5, 100).shared(server.connect().await, "test", &Handle::current());
+        let (one, two) = (edge().await, edge().await);
+        let take = async |edge: &Failures, last| {
+            let taken = edge.take(address(last)).is_ok();
+            while edge.shared.as_ref().unwrap().under_way.load(Ordering::Acquire) > 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            taken
+        };
+        for _ in 0..4 {
+            assert!(take(&one, 1).await);
+        }
+        // The fifth is the last, at either.
+        assert!(take(&two, 1).await);
+        assert!(!take(&two, 1).await);
+        assert!(take(&two, 2).await, "another's place is another's");
+        // This edge knows nothing yet; what it lets by is counted all the same.
+        assert!(take(&one, 1).await);
+        assert!(!take(&one, 1).await);
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod bindings;
 pub mod budget;
+pub mod bypass;
 pub mod epoch;
 pub mod failures;
 pub mod keys;

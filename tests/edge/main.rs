@@ -23,6 +23,8 @@ mod authority_matrix;
 #[cfg(test)]
 mod authority_parties;
 #[cfg(test)]
+mod authority_shared;
+#[cfg(test)]
 mod binding;
 #[cfg(test)]
 mod capsule_client;

@@ -180,7 +180,7 @@ impl Asked<'_> {
 
     fn pace(&self, address: Option<IpAddr>) -> Result<(), Denial> {
         let pace = &self.parts.common().authority.pace;
-        pace.count(address, "").map_err(|_| Denial::Authority(AuthorityFault::ProofRate))
+        pace.take(address).map_err(|_| Denial::Authority(AuthorityFault::ProofRate))
     }
 
     /// Asks the server.

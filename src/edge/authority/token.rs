@@ -126,7 +126,8 @@ impl Asked<'_> {
         let redeemed =
             redeemed.map(|token| RecordKey::of(&issuer.issuer, TokenKind::Refresh, token));
         let records = grant::records(answer, &issue, issuer, rules, now);
-        Ok(Issued { records, redeemed, ..Issued::default() })
+        let goes_on = inherited.family.is_some();
+        Ok(Issued { records, redeemed, goes_on, ..Issued::default() })
     }
 
     /// Keeps what must be known of it later, durably.

@@ -86,7 +86,8 @@ impl Capsules {
             |facts: &Facts| pipeline::decide(row.as_ref(), facts, &self.policy, &ids, asking.now);
         let first = decide(&facts);
         if first.refused_before_sender() {
-            return self.strangers(asking, &shown, row.as_ref(), &facts, &ids, &first, None);
+            let (row, ids) = (row.as_ref(), &ids);
+            return self.strangers(asking, &shown, row, &facts, ids, &first, None).await;
         }
         let proved = match self.prove(gate, asking, &shown, row.as_ref()).await {
             Ok(proved) => proved,
@@ -100,8 +101,8 @@ impl Capsules {
         };
         let second = decide(&facts);
         if second.is_strangers() {
-            let denial = proved.denial;
-            return self.strangers(asking, &shown, row.as_ref(), &facts, &ids, &second, denial);
+            let (row, ids, denial) = (row.as_ref(), &ids, proved.denial);
+            return self.strangers(asking, &shown, row, &facts, ids, &second, denial).await;
         }
         let worn = proved.nonce.is_some_and(|nonce| gate.is_worn(&nonce));
         let committed = self.commit(asking, &shown, facts, ids.clone()).await;
@@ -130,7 +131,7 @@ impl Capsules {
     /// A refusal of what anybody could be who is not the node: it counts as a failure, and past the
     /// limit it says no more than that.
     #[expect(clippy::too_many_arguments, reason = "all of it goes into the record")]
-    fn strangers(
+    async fn strangers(
         &self,
         asking: &Asking<'_>,
         shown: &Shown<'_>,
@@ -143,7 +144,7 @@ impl Capsules {
         let Err(refusal) = decision.verdict else {
             return Outcome::unavailable("not_refused");
         };
-        if let Some(answer) = self.limited(asking, facts) {
+        if let Some(answer) = self.limited(asking, facts).await {
             let reason = Reason::RateLimited;
             let told = Told::refused(reason, TOO_MANY_FAILURES, 0, Some(decision));
             return Outcome { answer, told, wants_nonce: false };
@@ -162,12 +163,12 @@ impl Capsules {
     }
 
     /// Counts a failure. Past the limit that is the whole answer.
-    pub(super) fn limited(&self, asking: &Asking<'_>, facts: &Facts) -> Option<Answer> {
+    pub(super) async fn limited(&self, asking: &Asking<'_>, facts: &Facts) -> Option<Answer> {
         // Whoever has the secret and begins without a nonce has not failed yet.
         if facts.secret && matches!(facts.sender.proof, Proof::NeedsNonce { .. }) {
             return None;
         }
-        let wait = self.failures.count(asking.address, asking.node).err()?;
+        let wait = self.failures.count(asking.address, asking.node).await.err()?;
         self.audit.budget.leave_out();
         let reason = Reason::RateLimited;
         Some(Answer::Denied { reason, score: 0, wait: Some(wait), challenge: None })

@@ -42,7 +42,7 @@ impl Capsules {
         let first = decide(&facts);
         let early = first.verdict.as_ref().is_err_and(|refusal| refusal.stage < Stage::Sender);
         if early {
-            return self.turned_away(asking, &shown, &facts, report, &first);
+            return self.turned_away(asking, &shown, &facts, report, &first).await;
         }
         let proved = match self.prove(gate, asking, &shown, row.as_ref()).await {
             Ok(proved) => proved,
@@ -51,7 +51,7 @@ impl Capsules {
         facts.sender.proof = proved.proof.clone();
         let second = decide(&facts);
         if second.is_strangers() {
-            let outcome = self.turned_away(asking, &shown, &facts, report, &second);
+            let outcome = self.turned_away(asking, &shown, &facts, report, &second).await;
             let wants_nonce =
                 matches!(facts.sender.proof, Proof::NeedsNonce { .. } | Proof::Faulty { .. });
             return Outcome { wants_nonce, ..outcome.about(proved.denial) };
@@ -76,7 +76,7 @@ impl Capsules {
     }
 
     /// A refusal of what anybody could be who is not the node.
-    fn turned_away(
+    async fn turned_away(
         &self,
         asking: &Asking<'_>,
         shown: &Shown<'_>,
@@ -84,7 +84,7 @@ impl Capsules {
         report: Option<Report>,
         decision: &TelemetryDecision,
     ) -> Outcome {
-        if let Some(answer) = self.limited(asking, facts) {
+        if let Some(answer) = self.limited(asking, facts).await {
             let told = Told::telemetry(TelemetryResult::Refused, TOO_MANY_FAILURES, None);
             return Outcome { answer, told, wants_nonce: false };
         }

@@ -31,7 +31,7 @@
 //!   serves any node until an operator has run `holdfast node confirm`. Meanwhile nodes can be listed,
 //!   revoked, disabled, quarantined and removed, so that what was lost can be done again before.
 //! - While a store is new to be the one (another master, another mark: [`Reign`](crate::store::epoch)),
-//!   no edge serves any node for [`SETTLE`], so that each has found out and said what it remembers.
+//!   no edge serves any node for [`SETTLE`](crate::store::epoch::SETTLE), so that each has found out and said what it remembers.
 //! - A grant is a write. With `waitReplicas`, a master that is cut off from its replicas grants nothing,
 //!   whatever an edge on its side of the partition reads there.
 //!
@@ -77,8 +77,6 @@ use crate::store::redis::{self as connection, Redis};
 use crate::store::registry::Registry;
 use crate::store::sqlite::Fault;
 
-/// How long no node is served after another store has begun to be the one.
-pub const SETTLE: Duration = Duration::from_secs(5);
 /// How often the ledger is looked at, whether anybody asks or not.
 const LOOK: Duration = Duration::from_secs(1);
 /// How often a decision is made anew because its record has changed.
@@ -123,7 +121,7 @@ struct Inner {
 
 impl SharedNodes {
     /// The nodes in `redis`, with the audit log and the memory of `registry`. For `settle` after another
-    /// store has begun to be the one, nothing is decided: [`SETTLE`], or nothing for a command.
+    /// store has begun to be the one, nothing is decided: [`SETTLE`](crate::store::epoch::SETTLE), or nothing for a command.
     ///
     /// # Errors
     /// [`Fault`], where what is remembered cannot be read.

@@ -176,6 +176,10 @@ impl Batch<'_> {
                 "SELECT family FROM revoked_grants WHERE expires < ?1 ORDER BY expires",
                 "DELETE FROM revoked_grants WHERE family = ?1",
             ),
+            (
+                "SELECT key FROM tombstones WHERE expires < ?1 ORDER BY expires",
+                "DELETE FROM tombstones WHERE key = ?1",
+            ),
         ] {
             // Not a DELETE of so many: SQLite prepares a statement with a parameter in its LIMIT anew
             // each time, and makes a table for what is IN a list.
@@ -195,10 +199,7 @@ impl Batch<'_> {
     /// # Errors
     /// [`Fault::Malformed`].
     pub fn bypass(&self) -> Result<Option<Seen>, Fault> {
-        let sql = "SELECT value FROM meta WHERE name = 'bypass'";
-        let text: Option<String> =
-            self.connection.query_row(sql, [], |row| row.get(0)).optional()?;
-        text.map(|text| serde_json::from_str(&text).map_err(|_| Fault::Malformed)).transpose()
+        bypass(self.connection)
     }
 
     /// Keeps the bypass, or that there is none.
@@ -218,6 +219,14 @@ impl Batch<'_> {
 }
 
 impl Reader {
+    /// The bypass, since its flag was first seen.
+    ///
+    /// # Errors
+    /// [`Fault::Malformed`].
+    pub fn bypass(&self) -> Result<Option<Seen>, Fault> {
+        bypass(&self.connection)
+    }
+
     /// The record of a token.
     ///
     /// # Errors
@@ -239,6 +248,12 @@ impl Reader {
         let certificate = SenderCertificate::new(der).filter(|it| it.x5t() == x5t);
         certificate.map(Some).ok_or(Fault::Malformed)
     }
+}
+
+fn bypass(connection: &Connection) -> Result<Option<Seen>, Fault> {
+    let sql = "SELECT value FROM meta WHERE name = 'bypass'";
+    let text: Option<String> = connection.query_row(sql, [], |row| row.get(0)).optional()?;
+    text.map(|text| serde_json::from_str(&text).map_err(|_| Fault::Malformed)).transpose()
 }
 
 fn record(

@@ -11,6 +11,7 @@ mod bindings;
 mod marks;
 pub mod reader;
 mod tail;
+pub mod tombstones;
 pub mod writer;
 
 use std::fs::OpenOptions;
@@ -32,7 +33,7 @@ const BUSY: Duration = Duration::from_secs(5);
 /// `PRAGMA application_id`: "Hldf".
 const APPLICATION: i64 = 0x486c_6466;
 /// The layout that this build reads and writes.
-const LAYOUT: i64 = 3;
+const LAYOUT: i64 = 4;
 /// Pages of the log that are moved into the database at once: 16 MiB. Fewer would make more commits
 /// wait for it.
 const CHECKPOINT_PAGES: i64 = 4096;
@@ -42,7 +43,7 @@ const CHECKPOINT_PAGES: i64 = 4096;
 const CACHE_KIB: i64 = 65_536;
 
 /// From an empty file to each layout in turn.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     "
     CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
     CREATE TABLE nodes (
@@ -125,6 +126,11 @@ const MIGRATIONS: [&str; 3] = [
     CREATE INDEX revoked_grants_by_end ON revoked_grants (expires);
     INSERT INTO meta (name, value)
         SELECT 'tokens_end', CAST(ifnull(max(expires), 0) AS TEXT) FROM authority_tokens;
+",
+    "
+    CREATE TABLE tombstones (key BLOB PRIMARY KEY NOT NULL, expires INTEGER NOT NULL)
+        STRICT, WITHOUT ROWID;
+    CREATE INDEX tombstones_by_end ON tombstones (expires);
 ",
 ];
 

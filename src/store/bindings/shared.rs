@@ -1,0 +1,483 @@
+//! Records of tokens that several edges share, in Redis.
+//!
+//! # Keys
+//!
+//! | key, at the tag of its hash | holds | ends |
+//! |---|---|---|
+//! | `t:<record key>` | the record, JSON; never the token | with the record, plus [`MARGIN`] |
+//! | `x:<record key>` | `revoked`: this token was, alone | as late as its record, at least |
+//! | `f:<SHA-256 of the family>` | the grant: the epoch in which it was last gone on from, or `revoked` | as late as the last of its records |
+//! | `k:<x5t#S256>` | a certificate, DER | [`LONGEST_GRACE`] after the certificate |
+//!
+//! Names of clients and tenants and scopes can be read there; tokens cannot.
+//!
+//! # What a token is
+//!
+//! It is good when its record is there, no tombstone beside it, *and* its grant is there and is not
+//! revoked. Whatever of that is lost, the token is refused: without its record it is unrecorded, without
+//! its grant it counts as revoked. So one write revokes a grant with all that came from it, wherever in a
+//! Cluster that lies, and no order of writes matters: what [`Bindings::keep`] writes goes out at once, and
+//! when half of it is done the client has not seen its token, and nobody else has that token either. What
+//! was written is taken back as far as that can be done.
+//!
+//! A request knows its token, and the record names the grant. That would be two round trips; an edge
+//! remembers in which grant a token was ([`Guesses`]) and asks for both at once. A wrong guess costs the
+//! second round trip and nothing else.
+//!
+//! # What holds when Redis forgets
+//!
+//! With `waitReplicas` a revocation counts only when so many replicas have it, and survives wherever one
+//! of them does. Beyond that:
+//!
+//! - Each edge writes what it is to revoke into its own SQLite file first ([`Tombstone`]), and says all of
+//!   it again when it starts and when the store has another epoch (a restart, a failover, a wipe).
+//! - Until it has, and for [`SETTLE`](crate::store::epoch::SETTLE) after the epoch's begin, so that every other edge can, it takes no
+//!   grant of an earlier epoch for good: 503. Grants of this epoch are served at once, so that a new or
+//!   wiped store holds up nobody.
+//! - Records that are lost are refused. An operator who lets tokens without records pass
+//!   (`unrecorded: allow`) or binds unknown refresh tokens (`unknownRefresh: bind`) lets lost ones pass
+//!   too; of those that were revoked alone the tombstone still says so.
+//!
+//! So a revocation that was acknowledged is undone only when the server loses it *and* the file of the
+//! edge that made it is lost, or that edge does not reach the store in [`SETTLE`](crate::store::epoch::SETTLE) after a failover; and, in
+//! the last case, until it does.
+//!
+//! What does not hold: an edge that is cut off together with an old master goes on by what that one says.
+//! With `waitReplicas`, or `min-replicas-to-write` at the server, such a master takes no writes, and an
+//! edge serves no records from one that takes none: that is seen once a second. Nor is it seen when a
+//! running server is made to load older data without a restart, or is made a replica by hand, other than
+//! by a Sentinel or a Cluster, which close its connections: that takes a second, too.
+//!
+//! # Order
+//!
+//! The line of a bypass is durable in this edge's audit log before anything is written here: a line may
+//! speak of tokens that were then not issued, but none is issued without its line.
+
+#![expect(clippy::disallowed_methods, reason = "a store has a clock")]
+
+mod guesses;
+mod tombstones;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwapOption;
+use async_trait::async_trait;
+use redis::{Pipeline, Value};
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::scripts::{self, Place, REVOKED, Scripts};
+use super::{BindFault, Bindings, Issued};
+use crate::policy::certificate::{LONGEST_GRACE, SenderCertificate};
+use crate::policy::digest::{Sha256, X5tS256};
+use crate::policy::epoch::{Epoch, Reign};
+use crate::policy::grant::{BindingRecord, RecordKey, TokenKind};
+use crate::policy::time::UnixTime;
+use crate::store::epoch::Epochs as _;
+use crate::store::redis::{self as connection, Redis};
+use crate::store::registry::Registry;
+use crate::store::sqlite::Fault;
+use crate::store::sqlite::tombstones::Tombstone;
+use crate::store::sqlite::writer::Announced;
+use guesses::Guesses;
+
+/// How much longer a key is kept than it is good: clocks of servers and edges differ.
+const MARGIN: Duration = Duration::from_secs(3600);
+/// How often a record is compared and swapped because somebody else was first.
+const TRIES: usize = 8;
+
+/// The shared records. They end with the last of their clones.
+#[derive(Clone, Debug)]
+pub struct SharedBindings {
+    inner: Arc<Inner>,
+    _saying: Arc<Saying>,
+}
+
+/// The task that says again what was revoked.
+#[derive(Debug)]
+struct Saying(JoinHandle<()>);
+
+impl Drop for Saying {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+#[derive(Debug)]
+struct Inner {
+    redis: Redis,
+    /// The audit log, and what this edge has revoked.
+    registry: Registry,
+    scripts: Scripts,
+    guesses: Guesses,
+    settle: Duration,
+    /// The epoch in which everything was said again.
+    said: ArcSwapOption<Epoch>,
+    /// Something that was to be revoked could not be.
+    unsaid: Notify,
+}
+
+/// What a record's key leads to, before its grant is known.
+struct Stone {
+    /// The record.
+    record: Option<BindingRecord>,
+    /// Whether the token was revoked alone.
+    revoked: bool,
+}
+
+/// How a grant stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    Good,
+    /// It was, or it is not there.
+    Revoked,
+    /// What is said of it may be older than what was done.
+    Unsure,
+}
+
+/// A write that can be taken back.
+struct Written {
+    place: Place,
+    now: Vec<u8>,
+    before: Vec<u8>,
+}
+
+impl SharedBindings {
+    /// The records in `redis`, with the audit log and the memory of `registry`. For `settle` after
+    /// another epoch has begun nothing of an earlier one is good: [`SETTLE`](crate::store::epoch::SETTLE).
+    #[must_use]
+    pub fn start(redis: Redis, registry: Registry, settle: Duration, runtime: &Handle) -> Self {
+        let inner = Arc::new(Inner {
+            redis,
+            registry,
+            scripts: Scripts::default(),
+            guesses: Guesses::default(),
+            settle,
+            said: ArcSwapOption::empty(),
+            unsaid: Notify::new(),
+        });
+        let saying = Arc::clone(&inner);
+        let task = runtime.spawn(async move { saying.say_again_for_ever().await });
+        Self { inner, _saying: Arc::new(Saying(task)) }
+    }
+}
+
+fn now() -> UnixTime {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    UnixTime::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+fn down(fault: connection::Fault) -> Fault {
+    Fault::Failed(match fault {
+        connection::Fault::Down => "redis does not answer".to_owned(),
+        connection::Fault::Full => "redis is full".to_owned(),
+    })
+}
+
+fn unreadable<T>(_: T) -> Fault {
+    Fault::Malformed
+}
+
+impl Inner {
+    /// Where the store is, if it is one to go by: not a master that takes no writes.
+    fn reign(&self) -> Result<Reign, Fault> {
+        let reign = self.redis.current().filter(|_| self.redis.is_up());
+        reign.ok_or_else(|| down(connection::Fault::Down))
+    }
+
+    /// Whether what was revoked in earlier epochs has been said again.
+    fn is_settled(&self, reign: &Reign) -> bool {
+        let said = self.said.load().as_ref().is_some_and(|said| **said == reign.epoch);
+        said && now() >= reign.since.plus(self.settle)
+    }
+
+    async fn get(&self, place: &Place) -> Result<Option<Vec<u8>>, Fault> {
+        let mut pipeline = Pipeline::new();
+        pipeline.cmd("GET").arg(&place.name);
+        let answers = self.redis.send(place.tag, &pipeline).await.map_err(down)?;
+        let answer = answers.into_iter().next().ok_or(Fault::Malformed)?;
+        scripts::found(answer).map_err(unreadable)
+    }
+
+    /// The record, and whether its tombstone is there.
+    async fn stone(&self, key: RecordKey) -> Result<Stone, Fault> {
+        let keys = self.redis.keys();
+        let (record, tombstone) = (Place::record(keys, key), Place::tombstone(keys, key));
+        let mut pipeline = Pipeline::new();
+        pipeline.cmd("GET").arg(&record.name).cmd("GET").arg(&tombstone.name);
+        let answers = self.redis.send(record.tag, &pipeline).await.map_err(down)?;
+        let [record, tombstone] = <[Value; 2]>::try_from(answers).map_err(unreadable)?;
+        let revoked = scripts::found(tombstone).map_err(unreadable)?.is_some();
+        let text = scripts::found(record).map_err(unreadable)?;
+        let record = text.map(|text| scripts::record_of(&text).ok_or(Fault::Malformed));
+        Ok(Stone { record: record.transpose()?, revoked })
+    }
+
+    async fn standing(&self, reign: &Reign, grant: &Sha256) -> Result<Standing, Fault> {
+        let place = Place::grant(self.redis.keys(), grant);
+        let Some(text) = self.get(&place).await? else { return Ok(Standing::Revoked) };
+        if text == REVOKED {
+            return Ok(Standing::Revoked);
+        }
+        let epoch = std::str::from_utf8(&text).ok().and_then(Sha256::from_base64url);
+        let epoch = epoch.ok_or(Fault::Malformed)?;
+        let good = epoch == reign.epoch.0 || self.is_settled(reign);
+        Ok(if good { Standing::Good } else { Standing::Unsure })
+    }
+
+    /// The record of a token, with its grant's standing in it.
+    async fn record(&self, key: RecordKey) -> Result<Option<BindingRecord>, Fault> {
+        let reign = self.reign()?;
+        let guess = self.guesses.get(key);
+        let guessed = async {
+            match guess {
+                Some(grant) => Some(self.standing(&reign, &grant).await),
+                None => None,
+            }
+        };
+        let (stone, guessed) = tokio::join!(self.stone(key), guessed);
+        let Stone { record, revoked: alone } = stone?;
+        let Some(mut record) = record else {
+            return Ok(alone.then(|| bare(now().plus(MARGIN))));
+        };
+        let grant = scripts::grant_of(&record);
+        let standing = match guessed.filter(|_| guess == Some(grant)) {
+            Some(standing) => standing?,
+            None => self.standing(&reign, &grant).await?,
+        };
+        self.guesses.put(key, grant);
+        // Had another server taken over meanwhile, it would have answered for an epoch that it is not of.
+        let same = self.reign()?.epoch == reign.epoch;
+        record.revoked = match standing {
+            Standing::Revoked => true,
+            Standing::Good if same => alone,
+            Standing::Good | Standing::Unsure => return Err(down(connection::Fault::Down)),
+        };
+        Ok(Some(record))
+    }
+
+    /// Goes on from a grant, or begins it.
+    async fn go_on(
+        &self,
+        grant: Sha256,
+        ends: UnixTime,
+        known: bool,
+    ) -> Result<Option<Written>, BindFault> {
+        let reign = self.reign().map_err(|_| BindFault::Down)?;
+        let place = Place::grant(self.redis.keys(), &grant);
+        let (epoch, ends) = (reign.epoch.0.to_string(), kept_until(ends));
+        let flag = |set: bool| if set { &b"1"[..] } else { &b"0"[..] };
+        let arguments =
+            [epoch.as_bytes(), ends.as_bytes(), flag(known), flag(self.is_settled(&reign))];
+        let script = &self.scripts.go_on;
+        match self.redis.script(place.tag, script, &[place.name], &arguments).await {
+            Ok(Value::Int(1)) => Ok(None),
+            Ok(Value::Int(0)) => Err(BindFault::Revoked),
+            Ok(_) | Err(connection::Fault::Down | connection::Fault::Full) => Err(BindFault::Down),
+        }
+    }
+
+    /// Puts a record where none is, or one that it may replace.
+    async fn put(
+        &self,
+        key: RecordKey,
+        mut record: BindingRecord,
+        now: UnixTime,
+    ) -> Result<Option<Written>, BindFault> {
+        let keys = self.redis.keys();
+        let (place, tombstone) = (Place::record(keys, key), Place::tombstone(keys, key));
+        let names = [place.name.clone(), tombstone.name];
+        let grant = scripts::grant_of(&record);
+        let least = record.expires;
+        let mut before = Vec::new();
+        for _ in 0..TRIES {
+            let text = scripts::text_of(&record).ok_or(BindFault::Down)?;
+            let ends = kept_until(record.expires);
+            let arguments = [before.as_slice(), &text, ends.as_bytes()];
+            match self.redis.script(place.tag, &self.scripts.put, &names, &arguments).await {
+                Ok(Value::Int(1)) => {
+                    self.guesses.put(key, grant);
+                    return Ok(Some(Written { place, now: text, before }));
+                }
+                // Nothing takes the place of what was revoked.
+                Ok(Value::Int(0)) => return Err(BindFault::Conflict),
+                Ok(Value::BulkString(found)) => before = found,
+                Ok(_) | Err(connection::Fault::Down | connection::Fault::Full) => {
+                    return Err(BindFault::Down);
+                }
+            }
+            record.expires = least;
+            if before.is_empty() {
+                continue;
+            }
+            let mut kept = scripts::record_of(&before).ok_or(BindFault::Down)?;
+            if now < kept.expires {
+                let other = scripts::grant_of(&kept);
+                // Its own grant is gone on from at this moment, or is not.
+                kept.revoked = other != grant && self.is_revoked(&other).await?;
+                if !record.may_replace(&kept) {
+                    return Err(BindFault::Conflict);
+                }
+            }
+            record.expires = least.max(kept.expires);
+        }
+        Err(BindFault::Down)
+    }
+
+    async fn is_revoked(&self, grant: &Sha256) -> Result<bool, BindFault> {
+        let reign = self.reign().map_err(|_| BindFault::Down)?;
+        match self.standing(&reign, grant).await.map_err(|_| BindFault::Down)? {
+            Standing::Good => Ok(false),
+            Standing::Revoked => Ok(true),
+            Standing::Unsure => Err(BindFault::Down),
+        }
+    }
+
+    async fn put_certificate(
+        &self,
+        certificate: &SenderCertificate,
+    ) -> Result<Option<Written>, BindFault> {
+        let place = Place::certificate(self.redis.keys(), certificate.x5t());
+        // A successor begins before this one ends.
+        let ends = kept_until(certificate.not_after().plus(LONGEST_GRACE));
+        let mut pipeline = Pipeline::new();
+        pipeline.cmd("SET").arg(&place.name).arg(certificate.der()).arg("PXAT").arg(ends);
+        match self.redis.commit(place.tag, &pipeline).await.as_deref() {
+            Ok([Value::Okay]) => Ok(None),
+            Ok(_) | Err(_) => Err(BindFault::Down),
+        }
+    }
+
+    async fn undo(&self, written: Written) {
+        let Written { place, now, before } = written;
+        let (names, texts) = ([place.name], [now.as_slice(), before.as_slice()]);
+        let undone = self.redis.script(place.tag, &self.scripts.undo, &names, &texts).await;
+        if undone.is_err() {
+            tracing::warn!(
+                "a record of a token that was not issued is left in redis until its end"
+            );
+        }
+    }
+}
+
+/// What is left of a token that was revoked.
+fn bare(expires: UnixTime) -> BindingRecord {
+    BindingRecord {
+        kind: TokenKind::Access,
+        tenant: None,
+        client: None,
+        cnf_jkt: None,
+        sender_certificate: None,
+        scope: None,
+        expires,
+        family: String::new(),
+        bypass: None,
+        revoked: true,
+    }
+}
+
+/// `PXAT` of what is good until `ends`.
+fn kept_until(ends: UnixTime) -> String {
+    ends.plus(MARGIN).millis().to_string()
+}
+
+#[async_trait]
+impl Bindings for SharedBindings {
+    fn is_up(&self) -> bool {
+        let Ok(reign) = self.inner.reign() else { return false };
+        let said = self.inner.said.load().as_ref().is_some_and(|said| **said == reign.epoch);
+        said && self.inner.registry.is_up()
+    }
+
+    async fn record(&self, key: RecordKey) -> Result<Option<BindingRecord>, Fault> {
+        self.inner.record(key).await
+    }
+
+    async fn certificate(&self, x5t: X5tS256) -> Result<Option<SenderCertificate>, Fault> {
+        self.inner.reign()?;
+        let place = Place::certificate(self.inner.redis.keys(), x5t);
+        let Some(der) = self.inner.get(&place).await? else { return Ok(None) };
+        let certificate = SenderCertificate::new(der).filter(|it| it.x5t() == x5t);
+        certificate.map(Some).ok_or(Fault::Malformed)
+    }
+
+    /// Nothing gathers: what goes to the servers goes at once, with what others send meanwhile.
+    fn announce(&self) -> Option<Announced> {
+        None
+    }
+
+    async fn keep(&self, issued: Issued, now: UnixTime) -> Result<(), BindFault> {
+        let Issued { records, certificate, line, redeemed, goes_on } = issued;
+        if let Some(line) = line {
+            let written = self.inner.registry.transact(move |batch| batch.append(&line)).await;
+            written.map_err(|_| BindFault::Down)?;
+        }
+        // One whose grant goes on is looked at there.
+        if let Some(redeemed) = redeemed.filter(|_| !goes_on) {
+            let record = self.inner.record(redeemed).await.map_err(|_| BindFault::Down)?;
+            if record.is_some_and(|record| record.revoked) {
+                return Err(BindFault::Revoked);
+            }
+        }
+        let mut grants = BTreeMap::new();
+        for (_, record) in &records {
+            let ends = grants.entry(scripts::grant_of(record).0).or_insert(record.expires);
+            *ends = (*ends).max(record.expires);
+        }
+        let mut writes = JoinSet::new();
+        for (grant, ends) in grants {
+            let inner = Arc::clone(&self.inner);
+            writes.spawn(async move { inner.go_on(Sha256(grant), ends, goes_on).await });
+        }
+        for (key, record) in records {
+            let inner = Arc::clone(&self.inner);
+            writes.spawn(async move { inner.put(key, record, now).await });
+        }
+        if let Some(certificate) = certificate {
+            let inner = Arc::clone(&self.inner);
+            writes.spawn(async move { inner.put_certificate(&certificate).await });
+        }
+        let (mut fault, mut written) = (None, Vec::new());
+        while let Some(done) = writes.join_next().await {
+            match done.unwrap_or(Err(BindFault::Down)) {
+                Ok(write) => written.extend(write),
+                Err(found) => fault = Some(worse(fault, found)),
+            }
+        }
+        let Some(fault) = fault else { return Ok(()) };
+        for write in written {
+            self.inner.undo(write).await;
+        }
+        Err(fault)
+    }
+
+    async fn revoke(&self, keys: Vec<RecordKey>, client: Option<String>) -> Result<bool, Fault> {
+        let mut any = false;
+        for key in keys {
+            self.inner.reign()?;
+            let Some(record) = self.inner.stone(key).await?.record else { continue };
+            if record.client != client {
+                continue;
+            }
+            let tombstone = match record.kind {
+                TokenKind::Access => Tombstone::Token(key),
+                TokenKind::Refresh => Tombstone::Grant(scripts::grant_of(&record)),
+            };
+            self.inner.bury(tombstone, record.expires).await?;
+            any = true;
+        }
+        Ok(any)
+    }
+}
+
+/// What is told of two faults: the one that no other try would mend.
+fn worse(before: Option<BindFault>, found: BindFault) -> BindFault {
+    match (before, found) {
+        (Some(BindFault::Revoked), _) | (_, BindFault::Revoked) => BindFault::Revoked,
+        (Some(BindFault::Conflict), _) | (_, BindFault::Conflict) => BindFault::Conflict,
+        (Some(BindFault::Down) | None, BindFault::Down) => BindFault::Down,
+    }
+}

@@ -1,0 +1,321 @@
+//! Edges that share what tokens are bound to in a real Redis.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::support::Table;
+use super::support::authority::{Form, Issued, Site, TOKEN, form, grant, issued, refresh};
+use super::support::client::{Outcome, Request};
+use super::support::keys::Key;
+use super::support::process::free_port;
+use super::support::proof::Proof;
+use super::support::redis::{Asked, Edge, Server, ready_is, share, there_is_none};
+use super::support::world::{World, bearer, expect_eq, get};
+
+fn is(answer: &Outcome, status: u16, error: &str) -> Result<(), String> {
+    let answer = answer.as_ref().expect("an answer");
+    if answer.status() == 503 && answer.one("retry-after").is_none() {
+        return Err("503 without Retry-After".to_owned());
+    }
+    let told = answer.json();
+    let found = (answer.status(), told["error"].as_str().unwrap_or_default());
+    expect_eq("answer", &found, &(status, error))
+}
+
+/// Retrofit at an edge whose store is `redis`.
+async fn site(redis: &Server, form: Form, change: impl FnOnce(&mut Value)) -> Site {
+    let nodes = json!({"nodes": [format!("127.0.0.1:{}", redis.port)], "timeout": "1s"});
+    Site::retrofit_in(form, |directory, _, config| {
+        own_file(&directory.join("nonce.key"), &[9; 32]);
+        own_file(&directory.join("redis.password"), b"right-password\n");
+        share(config, nodes);
+        change(config);
+    })
+    .await
+}
+
+fn own_file(path: &Path, bytes: &[u8]) {
+    fs::write(path, bytes).expect("a writable directory");
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("its owner");
+}
+
+/// One sender at one edge.
+struct At<'a, E> {
+    edge: &'a E,
+    key: &'a Key,
+}
+
+impl<E: Asked> At<'_, E> {
+    async fn nonce(&self) -> String {
+        let proof = Proof::new(self.key, "POST", "https://api.example/token").sign();
+        let challenge = form(TOKEN, "grant_type=none").field("DPoP", proof);
+        for _ in 0..1500 {
+            let answer = self.edge.serve(&challenge).await.expect("an answer");
+            if let Some(nonce) = answer.one("dpop-nonce") {
+                return nonce.to_owned();
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("it gives no nonce out");
+    }
+
+    async fn ask(&self, body: &str) -> Outcome {
+        let proof = Proof::new(self.key, "POST", "https://api.example/token");
+        let proof = proof.nonce(&self.nonce().await).sign();
+        self.edge.serve(&form(TOKEN, body).field("DPoP", proof)).await
+    }
+
+    async fn issue(&self) -> Issued {
+        issued(&self.ask(&grant("client_credentials")).await.expect("an answer"))
+    }
+
+    async fn consume(&self, token: &str) -> Outcome {
+        let proof = Proof::new(self.key, "GET", "https://api.example/orders/1");
+        let proof = proof.token(token).nonce(&self.nonce().await).sign();
+        self.edge.serve(&get("/orders/1", token, &proof)).await
+    }
+
+    async fn revoke(&self, token: &str) -> Outcome {
+        let body = format!("token={token}&client_id=client-1");
+        self.edge.serve(&form("/revoke", &body)).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_bound_at_every_edge() {
+    if there_is_none() {
+        return;
+    }
+    for kind in [Form::Opaque, Form::Jwt] {
+        let redis = Server::start(&[]).await;
+        let site = site(&redis, kind, |_| {}).await;
+        let second = Edge::beside(&site.world).await;
+        let (key, other) = (Key::new("ES256"), Key::new("ES256"));
+        let mut table = Table::default();
+        let (own, there) = (At { edge: &site.world, key: &key }, At { edge: &second, key: &key });
+        let thief = At { edge: &second, key: &other };
+        let first = own.issue().await;
+        // Once by the record and its grant one after the other, then at once.
+        for _ in 0..2 {
+            table.row("bound", is(&there.consume(&first.access).await, 200, ""));
+            table.row("thief", is(&thief.consume(&first.access).await, 401, "invalid_token"));
+        }
+        let stolen = second.serve(&bearer("/orders/1", &first.access)).await;
+        table.row("bearer", is(&stolen, 401, "invalid_token"));
+        let stolen = thief.ask(&refresh(&first.refresh)).await;
+        table.row("refresh, thief", is(&stolen, 400, "invalid_grant"));
+        let next = there.ask(&refresh(&first.refresh)).await;
+        table.row("refresh", is(&next, 200, ""));
+        let next = issued(&next.expect("an answer"));
+        table.row("refreshed", is(&own.consume(&next.access).await, 200, ""));
+        // Revoked at one edge, refused at the other at once, with all of its grant.
+        table.row("revoke", is(&there.revoke(&first.access).await, 200, ""));
+        table.row("revoked", is(&own.consume(&first.access).await, 401, "invalid_token"));
+        table.row("not revoked", is(&own.consume(&next.access).await, 200, ""));
+        table.row("revoke", is(&there.revoke(&next.refresh).await, 200, ""));
+        table.row("revoked", is(&own.consume(&next.access).await, 401, "invalid_token"));
+        let late = own.ask(&refresh(&next.refresh)).await;
+        table.row("revoked", is(&late, 400, "invalid_grant"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_redis_has_lost_is_refused_and_without_it_nobody_is_served() {
+    if there_is_none() {
+        return;
+    }
+    let mut redis = Server::start(&[]).await;
+    let site = site(&redis, Form::Opaque, |_| {}).await;
+    let second = Edge::beside(&site.world).await;
+    let key = Key::new("ES256");
+    let (own, there) = (At { edge: &site.world, key: &key }, At { edge: &second, key: &key });
+    let mut table = Table::default();
+    for letter in ["t", "f"] {
+        let token = own.issue().await;
+        table.row(letter, is(&there.consume(&token.access).await, 200, ""));
+        for name in redis.cli(&["KEYS", &format!("*:{letter}:*")]).lines() {
+            redis.cli(&["DEL", name]);
+        }
+        table.row(letter, is(&there.consume(&token.access).await, 401, "invalid_token"));
+        let again = there.ask(&refresh(&token.refresh)).await;
+        table.row(letter, is(&again, 400, "invalid_grant"));
+    }
+    let token = own.issue().await;
+    let nonce = own.nonce().await;
+    redis.kill();
+    ready_is(second.admin, false).await;
+    let down = "temporarily_unavailable";
+    let proof = || Proof::new(&key, "GET", "https://api.example/orders/1").nonce(&nonce);
+    let used = get("/orders/1", &token.access, &proof().token(&token.access).sign());
+    table.row("down", is(&second.serve(&used).await, 503, down));
+    let proof = Proof::new(&key, "POST", "https://api.example/token").nonce(&nonce).sign();
+    let asked = form(TOKEN, &grant("client_credentials")).field("DPoP", proof);
+    table.row("down", is(&second.serve(&asked).await, 503, down));
+    table.row("down", is(&own.revoke(&token.access).await, 503, down));
+    // It comes back empty: what was issued is unknown, and what is issued is known.
+    redis.again().await;
+    ready_is(second.admin, true).await;
+    ready_is(site.world.admin, true).await;
+    table.row("lost", is(&there.consume(&token.access).await, 401, "invalid_token"));
+    let next = once(&own).await;
+    table.row("new", is(&there.consume(&next.access).await, 200, ""));
+}
+
+/// A token, as soon as there is one to be had.
+async fn once<E: Asked>(at: &At<'_, E>) -> Issued {
+    for _ in 0..500 {
+        let answer = at.ask(&grant("client_credentials")).await.expect("an answer");
+        if answer.status() == 200 {
+            return issued(&answer);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("none is issued");
+}
+
+/// A server that hands the same token to two senders: one has it, the other is told nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_token_for_two_senders_at_two_edges_is_one_s() {
+    if there_is_none() {
+        return;
+    }
+    let redis = Server::start(&[]).await;
+    let site = site(&redis, Form::Opaque, |_| {}).await;
+    let second = Edge::beside(&site.world).await;
+    let (key, other) = (Key::new("ES256"), Key::new("ES256"));
+    for round in 0..10 {
+        let body = json!({"access_token": format!("same-{round}"), "token_type": "Bearer",
+                          "expires_in": 600});
+        site.server.answer(move |_| super::support::scripted::json(&body));
+        let (own, there) = (At { edge: &site.world, key: &key }, At { edge: &second, key: &other });
+        let body = grant("client_credentials");
+        let (a, b) = tokio::join!(own.ask(&body), there.ask(&body));
+        let mut statuses = [a, b].map(|answer| answer.expect("an answer").status());
+        statuses.sort_unstable();
+        assert_eq!(statuses, [200, 502], "round {round}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_bypass_is_seen_by_all_and_ends_for_all() {
+    if there_is_none() {
+        return;
+    }
+    let redis = Server::start(&[]).await;
+    let mut site = site(&redis, Form::Opaque, |config| {
+        let rules = &mut config["security"]["senderConstraints"];
+        rules["require"] = json!("dpop");
+        rules["dpop"]["allowTemporaryBypass"] = json!(true);
+    })
+    .await;
+    let second = Edge::beside(&site.world).await;
+    let mut table = Table::default();
+    let id = |ready: Value| ready["bypass"]["id"].as_str().map(str::to_owned);
+    let ids = [site.world.admin, second.admin];
+    let ids = [id(ready_is(ids[0], true).await), id(ready_is(ids[1], true).await)];
+    table.row("one note", expect_eq("ids", &(ids[0].is_some(), ids[0] == ids[1]), &(true, true)));
+    let body = grant("client_credentials");
+    let loose = second.serve(&form(TOKEN, &body)).await;
+    table.row("open", is(&loose, 200, ""));
+    let loose = issued(&loose.expect("an answer"));
+    let used = site.world.serve(&bearer("/orders/1", &loose.access)).await;
+    table.row("used", is(&used, 200, ""));
+    // An edge without the flag lets nobody by, whatever the others do.
+    let dpop = |world: &mut World, allowed: bool| {
+        world.config["security"]["senderConstraints"]["dpop"]["allowTemporaryBypass"] =
+            json!(allowed);
+    };
+    dpop(&mut site.world, false);
+    assert!(site.world.reload().await);
+    table.row("closed", is(&site.world.serve(&form(TOKEN, &body)).await, 400, "use_dpop_nonce"));
+    let used = site.world.serve(&bearer("/orders/1", &loose.access)).await;
+    table.row("closed", is(&used, 401, "invalid_token"));
+    table.row("open", is(&second.serve(&form(TOKEN, &body)).await, 200, ""));
+    // With the flag again it is in the old term, which the other has kept.
+    dpop(&mut site.world, true);
+    assert!(site.world.reload().await);
+    let again = id(ready_is(site.world.admin, true).await);
+    table.row("old term", expect_eq("id", &again, &ids[0]));
+    // An hour after it was first seen it is over at both, also where it was never open before.
+    redis.cli(&["HSET", "{holdfast:0}:bypass", "since", "1700000000000"]);
+    let third = Edge::beside(&site.world).await;
+    let over = third.serve(&form(TOKEN, &body)).await;
+    table.row("over", is(&over, 400, "use_dpop_nonce"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn proofs_at_token_endpoints_are_counted_together() {
+    if there_is_none() {
+        return;
+    }
+    let redis = Server::start(&[]).await;
+    let site = site(&redis, Form::Opaque, |config| {
+        config["edge"]["limits"]["tokenProofsPerMinute"] = json!(10);
+    })
+    .await;
+    let second = Edge::beside(&site.world).await;
+    let key = Key::new("ES256");
+    let request = |number: u32| -> Request {
+        let proof = Proof::new(&key, "POST", "https://api.example/token");
+        form(TOKEN, &format!("grant_type=none&n={number}")).field("DPoP", proof.sign())
+    };
+    let mut taken = 0;
+    for number in 0..20 {
+        // One after the other, so that each edge knows before the next.
+        for answer in
+            [site.world.serve(&request(number)).await, second.serve(&request(number)).await]
+        {
+            taken += u32::from(answer.expect("an answer").status() == 400);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // Ten and what came in meanwhile, not ten at each.
+    assert!((8..=14).contains(&taken), "{taken}");
+}
+
+/// Tokens, the bypass and limits need no more of the server than what is delivered.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_least_rights_are_enough() {
+    if there_is_none() {
+        return;
+    }
+    let acl = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/redis/users.acl"));
+    let acl = acl.expect("deploy/redis/users.acl").replace("CHANGE-ME", "right-password");
+    let directory = tempfile::TempDir::new().expect("a directory");
+    let users = directory.path().join("users.acl");
+    fs::write(&users, acl).expect("a writable directory");
+    let port = free_port();
+    let lines = [format!("port {port}"), format!("aclfile {}", users.display())];
+    let cli = ["--user", "holdfast", "--pass", "right-password", "--no-auth-warning"];
+    let redis = Server::start_at(port, &cli, lines.iter().map(String::as_str)).await;
+    let mut site = site(&redis, Form::Opaque, |config| {
+        config["security"]["senderConstraints"]["dpop"]["allowTemporaryBypass"] = json!(true);
+        let redis = &mut config["store"]["redis"];
+        redis["user"] = json!("holdfast");
+        redis["passwordFile"] = json!("redis.password");
+    })
+    .await;
+    let key = Key::new("ES256");
+    let mut table = Table::default();
+    let ready = ready_is(site.world.admin, true).await;
+    table.row("bypass", expect_eq("noted", &ready["bypass"]["id"].is_string(), &true));
+    let own = At { edge: &site.world, key: &key };
+    let token = own.issue().await;
+    table.row("bound", is(&own.consume(&token.access).await, 200, ""));
+    let next = issued(&own.ask(&refresh(&token.refresh)).await.expect("an answer"));
+    table.row("revoke", is(&own.revoke(&token.access).await, 200, ""));
+    table.row("revoked", is(&own.consume(&token.access).await, 401, "invalid_token"));
+    table.row("revoke", is(&own.revoke(&next.refresh).await, 200, ""));
+    table.row("revoked", is(&own.consume(&next.access).await, 401, "invalid_token"));
+    let counted = redis.cli(&["EXISTS", "{holdfast:0}:bypass"]);
+    table.row("noted", expect_eq("keys", &counted.trim(), &"1"));
+    site.world.config["security"]["senderConstraints"]["dpop"]["allowTemporaryBypass"] =
+        json!(false);
+    assert!(site.world.reload().await);
+    let counted = redis.cli(&["EXISTS", "{holdfast:0}:bypass"]);
+    table.row("closed", expect_eq("keys", &counted.trim(), &"0"));
+}
