@@ -18,7 +18,7 @@ use super::support::pki::Issuer;
 use super::support::process::{Process, free_port};
 use super::support::redis::{Asked, Edge, Server, ready_is, share, there_is_none};
 use super::support::relay::{Relay, Way};
-use super::support::world::World;
+use super::support::world::{World, bearer};
 
 const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/redis");
 
@@ -387,6 +387,25 @@ async fn a_password_that_is_wrong_or_changed_is_read_again() {
         assert!(!process.output().contains(new) && !process.output().contains(&old));
         old = new.to_owned();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_needs_no_proof_passes_without_it() {
+    if there_is_none() {
+        return;
+    }
+    let mut redis = Server::start(&[]).await;
+    let world = world(standalone(redis.port)).await;
+    let alice = &world.pki.alice;
+    let token = world.token().x5t(&alice.x5t()).sign();
+    let own = bearer("/orders/1", &token);
+    let everybody = Request::new("GET", "/public/1");
+    redis.kill();
+    ready_is(world.admin, false).await;
+    assert_eq!(verdict(world.serve(&request(&world, None)).await), down());
+    assert_eq!(verdict(world.send_as(alice, &own).await), (200, "mtls".to_owned()));
+    assert_eq!(verdict(world.send(&own).await).0, 401);
+    assert_eq!(world.send(&everybody).await.expect("an answer").status(), 200);
 }
 
 /// A token endpoint misses the proof before it misses Redis.
