@@ -629,7 +629,9 @@ async fn a_cluster_of_six_loses_a_master_and_admits_nothing_old() {
     }
     let mut servers = Vec::new();
     for _ in 0..6 {
-        let settings = ["cluster-enabled yes", "cluster-node-timeout 1000"];
+        // The default is the port and 10,000, which may be somebody's.
+        let bus = format!("cluster-port {}", free_port());
+        let settings = ["cluster-enabled yes", "cluster-node-timeout 1000", bus.as_str()];
         servers.push(Server::start(&settings).await);
     }
     let nodes: Vec<_> = servers.iter().map(|it| format!("127.0.0.1:{}", it.port)).collect();
