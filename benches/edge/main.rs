@@ -118,7 +118,7 @@ fn run(options: &Options) -> Outcome<Report> {
 }
 
 async fn measure(options: &Options, requests: usize, pinned: bool) -> Outcome<Report> {
-    let stage = Stage::start(pinned).await?;
+    let stage = Stage::start(pinned, None).await?;
     let chosen = |case: &Case| case.name().starts_with(&options.only);
     let cases: Vec<Case> = Case::all().into_iter().filter(chosen).collect();
     let mut report = Report::new(options, &stage);

@@ -35,8 +35,9 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    /// Starts origin and edge; `pinned`: the generator has its core, the edge may have its own.
-    pub(crate) async fn start(pinned: bool) -> Outcome<Self> {
+    /// Starts origin and edge; `pinned`: the generator has its core, the edge may have its own. `redis`:
+    /// the port of a server that remembers proofs in the place of the edge.
+    pub(crate) async fn start(pinned: bool, redis: Option<u16>) -> Outcome<Self> {
         let directory = tempfile::tempdir()?;
         let authority = authority()?;
         let server = identity(&authority, HOST, ExtendedKeyUsagePurpose::ServerAuth)?;
@@ -56,7 +57,14 @@ impl Stage {
         jwk["kid"] = "k1".into();
         write("jwks.json", &json!({ "keys": [jwk] }).to_string())?;
         let (port, admin) = (free_port()?, free_port()?);
-        write("authority.yaml", &config(port, admin, origin::start().await?).to_string())?;
+        let mut config = config(port, admin, origin::start().await?);
+        if let Some(redis) = redis {
+            let redis = json!({"nodes": [format!("127.0.0.1:{redis}")]});
+            config["store"] = json!({"kind": "redis", "redis": redis});
+            let replay = json!({"store": "redis"});
+            config["security"]["senderConstraints"]["dpop"]["replay"] = replay;
+        }
+        write("authority.yaml", &config.to_string())?;
         let mut edge = Edge::spawn(&directory.path().join("authority.yaml"), pinned)?;
         edge.ready(admin).await?;
         let x5t = proofs::digest(&client.certificate);

@@ -15,6 +15,7 @@ use crate::config::Listener;
 use crate::gate::{Admitted, Facts};
 use crate::policy::denial::Denial;
 use crate::policy::proxies::Whence;
+use crate::store::sqlite::writer::Announced;
 
 /// One request's state between the phases.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub struct Ctx {
     pub(super) decided: Duration,
     /// From `started` to the head of the upstream's answer.
     pub(super) answered: Option<Duration>,
+    /// What the store is to expect of it.
+    pub(super) announced: Option<Announced>,
     /// Where it comes from.
     pub(super) whence: Whence,
     /// The certificate that counts as the sender's.
@@ -76,6 +79,7 @@ impl Ctx {
             started: Instant::now(),
             decided: Duration::ZERO,
             answered: None,
+            announced: None,
             whence: Whence::default(),
             shown: Shown::default(),
             withdrawn: false,

@@ -11,6 +11,7 @@ pub use shared::{SETTLE, SharedBindings};
 
 use super::registry::Registry;
 use super::sqlite::Fault;
+use super::sqlite::writer::Announced;
 use crate::policy::audit::Draft;
 use crate::policy::certificate::SenderCertificate;
 use crate::policy::digest::X5tS256;
@@ -69,6 +70,10 @@ pub trait Bindings: std::fmt::Debug + Send + Sync {
     /// [`Fault`].
     async fn certificate(&self, x5t: X5tS256) -> Result<Option<SenderCertificate>, Fault>;
 
+    /// Says that something will have to be kept soon, so that it goes with what others want kept. To be
+    /// dropped when it is handed over, or comes to nothing.
+    fn announce(&self) -> Option<Announced>;
+
     /// Keeps what was issued. It is durable when this returns `Ok`.
     ///
     /// # Errors
@@ -95,6 +100,10 @@ impl Bindings for Registry {
 
     async fn certificate(&self, x5t: X5tS256) -> Result<Option<SenderCertificate>, Fault> {
         self.read(move |reader| reader.sender_certificate(x5t)).await
+    }
+
+    fn announce(&self) -> Option<Announced> {
+        Some(Self::announce(self))
     }
 
     async fn keep(&self, issued: Issued, now: UnixTime) -> Result<(), BindFault> {

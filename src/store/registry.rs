@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 
 use super::sqlite::batch::{Batch, Found};
 use super::sqlite::reader::{Reader, Readers};
-use super::sqlite::writer::{CheckpointRule, Signer, Writer};
+use super::sqlite::writer::{Announced, CheckpointRule, Signer, Writer};
 use super::sqlite::{Fault, OpenError};
 use crate::policy::audit::Draft;
 use crate::policy::capsule::node::NodeId;
@@ -43,9 +43,10 @@ impl Registry {
     /// [`OpenError`].
     pub fn open(path: &Path, rule: CheckpointRule) -> Result<Self, OpenError> {
         let writer = Writer::start(path, rule)?;
+        let readers = Arc::new(Readers::beside(&writer)?);
         Ok(Self {
             writer,
-            readers: Arc::new(Readers::open(path)?),
+            readers,
             reads: Arc::new(Semaphore::new(READS)),
             waiting: Arc::new(Semaphore::new(WAITING)),
             reads_up: Arc::new(AtomicBool::new(true)),
@@ -124,6 +125,12 @@ impl Registry {
         let done = tokio::time::timeout(PATIENCE, self.writer.transact(work)).await;
         // It may still be done; nobody is told that it was.
         done.unwrap_or(Err(Fault::Busy))
+    }
+
+    /// Says that a transaction will be wanted soon ([`Writer::announce`]).
+    #[must_use]
+    pub fn announce(&self) -> Announced {
+        self.writer.announce()
     }
 
     /// Waits until all that was asked for is done ([`Writer::finish`]).

@@ -66,7 +66,7 @@ impl Asked<'_> {
     /// The body that the client is told, where it is another.
     async fn bound(
         &self,
-        ctx: &Ctx,
+        ctx: &mut Ctx,
         granted: &Granted,
         answered: &Answered,
     ) -> Result<Option<Vec<u8>>, Denial> {
@@ -111,17 +111,15 @@ impl Asked<'_> {
             return Err(Denial::Authority(AuthorityFault::IssuedMismatch));
         }
         let now = now();
-        // Of 128 random bits, as the decision's id is; those of one time stand beside each other in the
-        // store's index, so that a transaction changes few of its pages.
-        let family = || format!("{:011x}-{}", now.millis(), ctx.id);
-        let family = inherited.family.clone().unwrap_or_else(family);
+        // Of 128 random bits, as the decision's id is.
+        let family = inherited.family.as_deref().unwrap_or(&ctx.id);
         let issue = Issue {
             asker: granted.asker(),
             tenant: self.parts.tenant(granted.tenant()),
             confirmation,
             inherited,
             redeemed: self.form.get("refresh_token"),
-            family: &family,
+            family,
             bypass: granted.bypass(),
         };
         let redeemed = issue.redeemed;
@@ -135,7 +133,7 @@ impl Asked<'_> {
     /// Keeps what must be known of it later, durably.
     async fn keep(
         &self,
-        ctx: &Ctx,
+        ctx: &mut Ctx,
         granted: &Granted,
         mut issued: Issued,
         confirmation: Confirmation,
@@ -152,6 +150,7 @@ impl Asked<'_> {
             return Ok(());
         }
         let bindings = gate.bindings().ok_or(Denial::StoreDown)?;
+        drop(ctx.announced.take());
         bindings.keep(issued, now()).await.map_err(|fault| match fault {
             BindFault::Conflict => Denial::Authority(AuthorityFault::BindingConflict),
             BindFault::Revoked => Denial::Authority(AuthorityFault::GrantRevoked),

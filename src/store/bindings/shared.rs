@@ -81,6 +81,7 @@ use crate::store::redis::{self as connection, Redis};
 use crate::store::registry::Registry;
 use crate::store::sqlite::Fault;
 use crate::store::sqlite::tombstones::Tombstone;
+use crate::store::sqlite::writer::Announced;
 use guesses::Guesses;
 
 /// How long grants of earlier epochs are not served after another has begun.
@@ -403,6 +404,11 @@ impl Bindings for SharedBindings {
         let Some(der) = self.inner.get(&place).await? else { return Ok(None) };
         let certificate = SenderCertificate::new(der).filter(|it| it.x5t() == x5t);
         certificate.map(Some).ok_or(Fault::Malformed)
+    }
+
+    /// Nothing: what this edge's file is told of a token is the line of a bypass, and that is rare.
+    fn announce(&self) -> Option<Announced> {
+        None
     }
 
     async fn keep(&self, issued: Issued, now: UnixTime) -> Result<(), BindFault> {

@@ -3,6 +3,7 @@
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::Fault;
+use super::tail::{Fresh, Tail};
 use crate::policy::audit::{BEGINNING, Checkpoint, Draft, Head, Kind};
 use crate::policy::capsule::node::{Node, NodeId};
 use crate::policy::digest::Sha256;
@@ -20,6 +21,10 @@ pub struct Batch<'a> {
     pub(super) writes: u64,
     /// Records and certificates that were kept.
     pub(super) kept: usize,
+    pub(super) tail: &'a Tail,
+    pub(super) fresh: Fresh,
+    /// When the last of all records ends, once it was looked up.
+    pub(super) tokens_end: Option<i64>,
 }
 
 /// A node's record with the revision that a change is compared with.
@@ -32,8 +37,9 @@ pub struct Row {
 }
 
 impl<'a> Batch<'a> {
-    pub(super) fn begin(connection: &'a Connection) -> Result<Self, Fault> {
-        Ok(Self { connection, head: head(connection)?, writes: 0, kept: 0 })
+    pub(super) fn begin(connection: &'a Connection, tail: &'a Tail) -> Result<Self, Fault> {
+        let (head, fresh) = (head(connection)?, Fresh::default());
+        Ok(Self { connection, head, writes: 0, kept: 0, tail, fresh, tokens_end: None })
     }
 
     /// The head of the chain, with what this transaction added.

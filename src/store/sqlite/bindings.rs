@@ -1,19 +1,19 @@
 //! Records of tokens, and the certificates among them.
 
+use std::time::Duration;
+
+use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::Fault;
 use super::batch::Batch;
 use super::reader::Reader;
+use super::tail::{LOOKED_AT, Upkeep};
 use crate::policy::bypass::Seen;
 use crate::policy::certificate::{LONGEST_GRACE, SenderCertificate};
 use crate::policy::digest::{Jkt, Sha256, X5tS256};
 use crate::policy::grant::{BindingRecord, RecordKey, TokenKind};
 use crate::policy::time::UnixTime;
-
-/// Outlived rows that one transaction takes out of a table for each that it puts in: more than one, so
-/// that they do not pile up, and few enough that it does not grow.
-const OUTLIVED: usize = 4;
 
 impl Batch<'_> {
     /// Whether a record may be kept.
@@ -21,12 +21,12 @@ impl Batch<'_> {
     /// # Errors
     /// [`Fault::Conflict`] where the token is another sender's already.
     pub fn may_bind(
-        &self,
+        &mut self,
         key: RecordKey,
         record: &BindingRecord,
         now: UnixTime,
     ) -> Result<(), Fault> {
-        let kept = self::record(self.connection, key)?;
+        let kept = self.token(key)?;
         match kept.filter(|kept| now < kept.expires) {
             Some(kept) if !record.may_replace(&kept) => Err(Fault::Conflict),
             Some(_) | None => Ok(()),
@@ -37,8 +37,12 @@ impl Batch<'_> {
     ///
     /// # Errors
     /// [`Fault::Malformed`].
-    pub fn is_revoked(&self, key: RecordKey) -> Result<bool, Fault> {
-        Ok(record(self.connection, key)?.is_some_and(|kept| kept.revoked))
+    pub fn is_revoked(&mut self, key: RecordKey) -> Result<bool, Fault> {
+        Ok(self.token(key)?.is_some_and(|kept| kept.revoked))
+    }
+
+    fn token(&mut self, key: RecordKey) -> Result<Option<BindingRecord>, Fault> {
+        self.place(key)?.map_or(Ok(None), |place| record(self.connection, place, key))
     }
 
     /// Keeps a record, in the place of the one that is there. It never ends before that one would.
@@ -46,29 +50,65 @@ impl Batch<'_> {
     /// # Errors
     /// [`Fault::Failed`].
     pub fn bind(&mut self, key: RecordKey, record: &BindingRecord) -> Result<(), Fault> {
-        let sql = "INSERT INTO authority_tokens (key, kind, tenant, client, cnf_jkt,
-                       sender_certificate, scope, expires, family, bypass, revoked)
-                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
-                   ON CONFLICT DO UPDATE SET kind = excluded.kind, tenant = excluded.tenant,
-                       client = excluded.client, cnf_jkt = excluded.cnf_jkt,
-                       sender_certificate = excluded.sender_certificate, scope = excluded.scope,
-                       expires = max(expires, excluded.expires), family = excluded.family,
-                       bypass = excluded.bypass, revoked = excluded.revoked";
-        self.connection.prepare_cached(sql)?.execute(params![
-            key.0.0,
-            record.kind.name(),
-            record.tenant,
-            record.client,
-            record.cnf_jkt.map(|it| it.0.0),
-            record.sender_certificate.map(|it| it.0.0),
-            record.scope,
-            record.expires.millis(),
-            record.family,
-            record.bypass,
-            record.revoked,
-        ])?;
+        let replace =
+            "UPDATE authority_tokens SET kind = ?3, tenant = ?4, client = ?5, cnf_jkt = ?6,
+                           sender_certificate = ?7, scope = ?8, expires = max(expires, ?9),
+                           family = ?10, bypass = ?11, revoked = ?12
+                       WHERE id = ?1 AND key = ?2";
+        let insert = "INSERT INTO authority_tokens (id, key, kind, tenant, client, cnf_jkt,
+                          sender_certificate, scope, expires, family, bypass, revoked)
+                      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
+        let put = |sql, place: i64| {
+            self.connection.prepare_cached(sql)?.execute(params![
+                place,
+                key.0.0,
+                record.kind.name(),
+                record.tenant,
+                record.client,
+                record.cnf_jkt.map(|it| it.0.0),
+                record.sender_certificate.map(|it| it.0.0),
+                record.scope,
+                record.expires.millis(),
+                record.family,
+                record.bypass,
+                record.revoked,
+            ])
+        };
+        match self.place(key)? {
+            Some(place) if put(replace, place)? > 0 => {
+                let sql =
+                    "UPDATE authority_token_keys SET expires = max(expires, ?2) WHERE key = ?1";
+                let mut statement = self.connection.prepare_cached(sql)?;
+                statement.execute(params![key.0.0, record.expires.millis()])?;
+            }
+            Some(_) | None => {
+                put(insert, self.new_place(key))?;
+            }
+        }
         self.writes += 1;
         self.kept += 1;
+        self.lasts_to(record.expires)
+    }
+
+    /// When the last of all records that there ever were is outlived, or later.
+    fn tokens_end(&mut self) -> Result<i64, Fault> {
+        if let Some(end) = self.tokens_end {
+            return Ok(end);
+        }
+        let sql = "SELECT CAST(value AS INTEGER) FROM meta WHERE name = 'tokens_end'";
+        let end = self.connection.prepare_cached(sql)?.query_row([], |row| row.get(0))?;
+        self.tokens_end = Some(end);
+        Ok(end)
+    }
+
+    fn lasts_to(&mut self, end: UnixTime) -> Result<(), Fault> {
+        if end.millis() > self.tokens_end()? {
+            // Ahead by a day, so that it is not written with each record.
+            let end = end.plus(Duration::from_secs(86_400)).millis();
+            let sql = "UPDATE meta SET value = ?1 WHERE name = 'tokens_end'";
+            self.connection.prepare_cached(sql)?.execute([end.to_string()])?;
+            self.tokens_end = Some(end);
+        }
         Ok(())
     }
 
@@ -93,19 +133,23 @@ impl Batch<'_> {
     /// # Errors
     /// [`Fault::Failed`].
     pub fn revoke(&mut self, key: RecordKey, client: Option<&str>) -> Result<bool, Fault> {
-        let found = record(self.connection, key)?;
+        let Some(place) = self.place(key)? else { return Ok(false) };
+        let found = record(self.connection, place, key)?;
         let Some(found) = found.filter(|it| it.client.as_deref() == client) else {
             return Ok(false);
         };
-        let (sql, value): (_, &dyn rusqlite::ToSql) = match found.kind {
+        match found.kind {
             TokenKind::Access => {
-                ("UPDATE authority_tokens SET revoked = 1 WHERE key = ?1", &key.0.0)
+                let sql = "UPDATE authority_tokens SET revoked = 1 WHERE id = ?1";
+                self.connection.prepare_cached(sql)?.execute([place])?;
             }
             TokenKind::Refresh => {
-                ("UPDATE authority_tokens SET revoked = 1 WHERE family = ?1", &found.family)
+                let sql = "INSERT INTO revoked_grants (family, expires) VALUES (?1, ?2)
+                           ON CONFLICT DO UPDATE SET expires = excluded.expires";
+                let end = self.tokens_end()?;
+                self.connection.prepare_cached(sql)?.execute(params![found.family, end])?;
             }
-        };
-        self.connection.prepare_cached(sql)?.execute([value])?;
+        }
         self.writes += 1;
         Ok(true)
     }
@@ -114,19 +158,23 @@ impl Batch<'_> {
     ///
     /// # Errors
     /// [`Fault::Failed`].
-    pub fn forget_outlived(&mut self, now: UnixTime) -> Result<(), Fault> {
+    pub(super) fn forget_outlived(
+        &mut self,
+        upkeep: &mut Upkeep,
+        now: UnixTime,
+    ) -> Result<(), Fault> {
         if self.kept == 0 {
             return Ok(());
         }
-        let most = self.kept.saturating_mul(OUTLIVED);
+        upkeep.forget_rows(self, now)?;
         for (find, remove) in [
-            (
-                "SELECT key FROM authority_tokens WHERE expires < ?1 ORDER BY expires",
-                "DELETE FROM authority_tokens WHERE key = ?1",
-            ),
             (
                 "SELECT x5t FROM sender_certificates WHERE expires < ?1 ORDER BY expires",
                 "DELETE FROM sender_certificates WHERE x5t = ?1",
+            ),
+            (
+                "SELECT family FROM revoked_grants WHERE expires < ?1 ORDER BY expires",
+                "DELETE FROM revoked_grants WHERE family = ?1",
             ),
             (
                 "SELECT key FROM tombstones WHERE expires < ?1 ORDER BY expires",
@@ -136,8 +184,8 @@ impl Batch<'_> {
             // Not a DELETE of so many: SQLite prepares a statement with a parameter in its LIMIT anew
             // each time, and makes a table for what is IN a list.
             let mut statement = self.connection.prepare_cached(find)?;
-            let outlived = statement.query_map([now.millis()], |row| row.get::<_, Vec<u8>>(0))?;
-            let outlived: Vec<_> = outlived.take(most).collect::<Result<_, _>>()?;
+            let outlived = statement.query_map([now.millis()], |row| row.get::<_, Value>(0))?;
+            let outlived = outlived.take(self.kept * LOOKED_AT).collect::<Result<Vec<_>, _>>()?;
             let mut statement = self.connection.prepare_cached(remove)?;
             for key in outlived {
                 statement.execute([key])?;
@@ -184,7 +232,8 @@ impl Reader {
     /// # Errors
     /// [`Fault::Malformed`] for one that cannot be read.
     pub fn record(&self, key: RecordKey) -> Result<Option<BindingRecord>, Fault> {
-        record(&self.connection, key)
+        let place = self.tail.find(&self.connection, key)?;
+        place.map_or(Ok(None), |place| record(&self.connection, place, key))
     }
 
     /// A certificate that a token was bound to.
@@ -207,11 +256,17 @@ fn bypass(connection: &Connection) -> Result<Option<Seen>, Fault> {
     text.map(|text| serde_json::from_str(&text).map_err(|_| Fault::Malformed)).transpose()
 }
 
-fn record(connection: &Connection, key: RecordKey) -> Result<Option<BindingRecord>, Fault> {
+fn record(
+    connection: &Connection,
+    place: i64,
+    key: RecordKey,
+) -> Result<Option<BindingRecord>, Fault> {
     let sql = "SELECT kind, tenant, client, cnf_jkt, sender_certificate, scope, expires, family,
-                   bypass, revoked FROM authority_tokens WHERE key = ?1";
+                   bypass, revoked OR EXISTS (SELECT 1 FROM revoked_grants AS grants
+                       WHERE grants.family = authority_tokens.family)
+               FROM authority_tokens WHERE id = ?1 AND key = ?2";
     let mut statement = connection.prepare_cached(sql)?;
-    let found = statement.query_row([key.0.0], |row| Ok(read(row))).optional()?;
+    let found = statement.query_row(params![place, key.0.0], |row| Ok(read(row))).optional()?;
     // A value of another type or length than was written is a record of nothing.
     found.transpose().map_err(|_| Fault::Malformed)?.map_or(Ok(None), |it| it.map(Some))
 }
@@ -236,10 +291,6 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Result<BindingRecord, Fault>> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use super::super::reader::Readers;
-    use super::super::writer::{CheckpointRule, Writer};
     use super::super::{Database, now};
     use super::*;
 
@@ -256,57 +307,5 @@ mod tests {
         let ends: i64 = database.connection.query_row(sql, [], |row| row.get(0)).unwrap();
         let last = certificate.not_after().plus(LONGEST_GRACE);
         assert!(now() < certificate.not_after() && UnixTime::from_millis(ends) == last);
-    }
-
-    #[tokio::test]
-    async fn what_is_outlived_goes_with_the_next_that_is_kept() {
-        let scratch = tempfile::tempdir().unwrap();
-        let database = scratch.path().join("holdfast.db");
-        let rule = CheckpointRule { lines: 1000, interval: Duration::from_secs(3600) };
-        let writer = Writer::start(&database, rule).unwrap();
-        let key = |number: u64| RecordKey(Sha256::of(&number.to_be_bytes()));
-        let record = |expires| BindingRecord {
-            kind: TokenKind::Access,
-            tenant: None,
-            client: None,
-            cnf_jkt: None,
-            sender_certificate: None,
-            scope: None,
-            expires,
-            family: "family".to_owned(),
-            bypass: None,
-            revoked: false,
-        };
-        let hour = Duration::from_secs(3600);
-        let past = UnixTime::from_millis(now().millis() - 1);
-        for number in 0..3 {
-            let (key, record) = (key(number), record(now().plus(hour)));
-            writer.transact(move |batch| batch.bind(key, &record)).await.unwrap();
-        }
-        let records: Vec<_> = (3..23).map(|number| (key(number), record(past))).collect();
-        // By another way in, as if time had passed.
-        Database::open(&database)
-            .unwrap()
-            .transact(move |batch| {
-                records.iter().try_for_each(|(key, record)| batch.bind(*key, record))
-            })
-            .unwrap();
-        let left = || {
-            let readers = Readers::open(&database).unwrap();
-            let found = (0..30).map(|number| readers.read(|reader| reader.record(key(number))));
-            found.map(|found| usize::from(found.unwrap().is_some())).sum::<usize>()
-        };
-        assert_eq!(left(), 23);
-        writer.transact(|batch| batch.probe()).await.unwrap();
-        assert_eq!(left(), 23, "with nothing kept nothing goes");
-        for number in 23..28 {
-            let (key, record) = (key(number), record(now().plus(hour)));
-            writer.transact(move |batch| batch.bind(key, &record)).await.unwrap();
-            let gone = usize::try_from(number - 22).unwrap() * 4;
-            assert_eq!(left(), 23 + usize::try_from(number - 22).unwrap() - gone, "some at a time");
-        }
-        let (key, record) = (key(28), record(now().plus(hour)));
-        writer.transact(move |batch| batch.bind(key, &record)).await.unwrap();
-        assert_eq!(left(), 9);
     }
 }

@@ -9,6 +9,7 @@
 pub mod batch;
 mod bindings;
 pub mod reader;
+mod tail;
 pub mod tombstones;
 pub mod writer;
 
@@ -16,11 +17,13 @@ use std::fs::OpenOptions;
 use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, TransactionBehavior};
 
 use self::batch::Batch;
+use self::tail::Tail;
 use crate::policy::audit::{Checkpoint, Draft, Kind};
 use crate::policy::time::UnixTime;
 
@@ -29,7 +32,7 @@ const BUSY: Duration = Duration::from_secs(5);
 /// `PRAGMA application_id`: "Hldf".
 const APPLICATION: i64 = 0x486c_6466;
 /// The layout that this build reads and writes.
-const LAYOUT: i64 = 3;
+const LAYOUT: i64 = 4;
 /// Pages of the log that are moved into the database at once: 16 MiB. Fewer would make more commits
 /// wait for it.
 const CHECKPOINT_PAGES: i64 = 4096;
@@ -39,7 +42,7 @@ const CHECKPOINT_PAGES: i64 = 4096;
 const CACHE_KIB: i64 = 65_536;
 
 /// From an empty file to each layout in turn.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     "
     CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
     CREATE TABLE nodes (
@@ -66,8 +69,6 @@ const MIGRATIONS: [&str; 3] = [
     CREATE INDEX audit_checkpoints ON audit (seq) WHERE kind = 'checkpoint';
 ",
     "
-    -- Rows in the order in which they came: keys are random, and only their index, whose entries are
-    -- short, is written all over.
     CREATE TABLE authority_tokens (
         key BLOB PRIMARY KEY NOT NULL,
         kind TEXT NOT NULL,
@@ -89,6 +90,41 @@ const MIGRATIONS: [&str; 3] = [
         expires INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX sender_certificates_by_end ON sender_certificates (expires);
+",
+    "
+    -- Keys are random, and an index of them is written all over: this one lags behind.
+    ALTER TABLE authority_tokens RENAME TO authority_tokens_2;
+    CREATE TABLE authority_tokens (
+        id INTEGER PRIMARY KEY,
+        key BLOB NOT NULL,
+        kind TEXT NOT NULL,
+        tenant TEXT,
+        client TEXT,
+        cnf_jkt BLOB,
+        sender_certificate BLOB,
+        scope TEXT,
+        expires INTEGER NOT NULL,
+        family TEXT NOT NULL,
+        bypass TEXT,
+        revoked INTEGER NOT NULL
+    ) STRICT;
+    INSERT INTO authority_tokens SELECT rowid, * FROM authority_tokens_2 ORDER BY rowid;
+    DROP TABLE authority_tokens_2;
+    CREATE TABLE authority_token_keys (
+        key BLOB PRIMARY KEY,
+        id INTEGER NOT NULL,
+        expires INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO authority_token_keys SELECT key, id, expires FROM authority_tokens ORDER BY key;
+    INSERT INTO meta (name, value)
+        SELECT 'tokens_indexed', CAST(ifnull(max(id), 0) AS TEXT) FROM authority_tokens;
+    -- Nor an index by family: a grant that is revoked is looked for with each record that is read, and
+    -- is known until the last record of all that there were is outlived.
+    CREATE TABLE revoked_grants (family TEXT PRIMARY KEY, expires INTEGER NOT NULL)
+        STRICT, WITHOUT ROWID;
+    CREATE INDEX revoked_grants_by_end ON revoked_grants (expires);
+    INSERT INTO meta (name, value)
+        SELECT 'tokens_end', CAST(ifnull(max(expires), 0) AS TEXT) FROM authority_tokens;
 ",
     "
     CREATE TABLE tombstones (key BLOB PRIMARY KEY NOT NULL, expires INTEGER NOT NULL)
@@ -199,6 +235,7 @@ pub struct Database {
     path: PathBuf,
     file: FileId,
     connection: Connection,
+    tail: Arc<Tail>,
 }
 
 impl Database {
@@ -223,7 +260,7 @@ impl Database {
         let cached = connection.pragma_update(None, "cache_size", -CACHE_KIB);
         cached.map_err(|error| OpenError::Sqlite { path: name(), error })?;
         let file = file_id(path).map_err(failed)?;
-        let mut database = Self { path: path.to_owned(), file, connection };
+        let mut database = Self { path: path.to_owned(), file, connection, tail: Arc::default() };
         database.migrate()?;
         database.look_over()?;
         database.is_not_behind()?;
@@ -329,13 +366,15 @@ impl Database {
     ) -> Result<T, Fault> {
         let transaction =
             self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let mut batch = Batch::begin(&transaction)?;
+        let mut batch = Batch::begin(&transaction, &self.tail)?;
         let value = work(&mut batch)?;
         // A file that was moved away goes on taking writes, and nobody would ever read them.
         if file_id(&self.path).ok() != Some(self.file) {
             return Err(Fault::Replaced);
         }
+        let fresh = batch.fresh.rows;
         transaction.commit()?;
+        self.tail.add(fresh);
         Ok(value)
     }
 }

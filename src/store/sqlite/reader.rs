@@ -1,11 +1,13 @@
 //! Reading beside the writer: nodes and lines of the audit log.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::batch::{self, Found, Row};
+use super::tail::Tail;
+use super::writer::Writer;
 use super::{Fault, OpenError, connect};
 use crate::policy::capsule::node::{Node, NodeId, Status};
 use crate::policy::digest::Sha256;
@@ -17,17 +19,20 @@ const KEPT: usize = 8;
 #[derive(Debug)]
 pub struct Readers {
     path: PathBuf,
+    tail: Arc<Tail>,
     idle: Mutex<Vec<Reader>>,
 }
 
 impl Readers {
-    /// Of the file at `path`, which must be there.
+    /// Of the file that `writer` has open.
     ///
     /// # Errors
     /// [`OpenError`].
-    pub fn open(path: &Path) -> Result<Self, OpenError> {
-        let first = Reader::open(path)?;
-        Ok(Self { path: path.to_owned(), idle: Mutex::new(vec![first]) })
+    pub fn beside(writer: &Writer) -> Result<Self, OpenError> {
+        let (path, tail) = writer.place();
+        let first = Reader::with(path, tail)?;
+        let idle = Mutex::new(vec![first]);
+        Ok(Self { path: path.to_owned(), tail: Arc::clone(tail), idle })
     }
 
     /// Reads with a connection of its own. It may wait for the disk.
@@ -38,7 +43,8 @@ impl Readers {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let reader = match idle {
             Some(reader) => reader,
-            None => Reader::open(&self.path).map_err(|error| Fault::Failed(error.to_string()))?,
+            None => Reader::with(&self.path, &self.tail)
+                .map_err(|error| Fault::Failed(error.to_string()))?,
         };
         let value = read(&reader);
         // After a fault the connection may be one to a file that is gone.
@@ -56,6 +62,7 @@ impl Readers {
 #[derive(Debug)]
 pub struct Reader {
     pub(super) connection: Connection,
+    pub(super) tail: Arc<Tail>,
 }
 
 /// A stored record, by its id, as far as it can be read.
@@ -86,10 +93,14 @@ impl Reader {
     /// # Errors
     /// [`OpenError`].
     pub fn open(path: &Path) -> Result<Self, OpenError> {
+        Self::with(path, &Arc::default())
+    }
+
+    fn with(path: &Path, tail: &Arc<Tail>) -> Result<Self, OpenError> {
         let connection = connect(path)?;
         let wrong = |error| OpenError::Sqlite { path: path.display().to_string(), error };
         connection.pragma_update(None, "query_only", true).map_err(wrong)?;
-        Ok(Self { connection })
+        Ok(Self { connection, tail: Arc::clone(tail) })
     }
 
     /// The record of `id`.

@@ -359,7 +359,7 @@ async fn what_is_wanted_at_once_is_done_one_after_the_other() {
     }
     seen.sort_unstable();
     assert_eq!(seen, (1..=200).collect::<Vec<_>>());
-    let readers = Readers::open(&scratch.path()).unwrap();
+    let readers = Readers::beside(&writer).unwrap();
     let row = readers.read(|reader| reader.node(&id)).unwrap().unwrap();
     assert_eq!((row.node.counters.granted, row.revision), (200, 201));
     assert_eq!(verified(&scratch.path()).seq, 201);

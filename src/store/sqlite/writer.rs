@@ -5,9 +5,9 @@
 //! disk, and each sees what those before it did.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
 
 use super::batch::Batch;
+use super::tail::{Tail, Upkeep};
 use super::{Database, Fault, OpenError, now};
 use crate::policy::audit::{Checkpoint, Draft, Head};
 
@@ -23,6 +24,10 @@ use crate::policy::audit::{Checkpoint, Draft, Head};
 const QUEUE: usize = 8192;
 /// What one transaction takes at most.
 const BATCH: usize = 1024;
+/// How long a transaction is put off, at most, for what is on its way.
+const GATHER: Duration = Duration::from_millis(1);
+/// How often it is looked whether it has come: nobody wakes the thread meanwhile.
+const GLANCE: Duration = Duration::from_micros(200);
 /// How often the writer looks for a checkpoint that is due when nobody wants anything.
 const IDLE: Duration = Duration::from_secs(1);
 
@@ -51,6 +56,23 @@ pub struct Writer {
     signer: Arc<ArcSwapOption<Box<dyn Signer>>>,
     up: Arc<AtomicBool>,
     sign_now: Arc<AtomicBool>,
+    coming: Coming,
+    path: PathBuf,
+    tail: Arc<Tail>,
+}
+
+/// How much is on its way to the writer.
+#[derive(Clone, Debug, Default)]
+struct Coming(Arc<AtomicUsize>);
+
+/// Something that is on its way to the writer. To be dropped when it is handed over, or comes to nothing.
+#[derive(Debug)]
+pub struct Announced(Coming);
+
+impl Drop for Announced {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Something to be done in a transaction, and somebody to be told.
@@ -109,10 +131,12 @@ impl Writer {
     /// [`OpenError`].
     pub fn start(path: &Path, rule: CheckpointRule) -> Result<Self, OpenError> {
         let database = Database::open(path)?;
+        let tail = Arc::clone(&database.tail);
         let (queue, jobs) = sync_channel(QUEUE);
         let signer = Arc::new(ArcSwapOption::empty());
         let up = Arc::new(AtomicBool::new(true));
         let sign_now = Arc::new(AtomicBool::new(false));
+        let coming = Coming::default();
         let state = State {
             database,
             jobs,
@@ -120,11 +144,25 @@ impl Writer {
             rule,
             up: Arc::clone(&up),
             sign_now: Arc::clone(&sign_now),
+            coming: coming.clone(),
+            upkeep: Upkeep::default(),
         };
         let thread = std::thread::Builder::new().name("store".to_owned());
         let io = |error| OpenError::Io { path: path.display().to_string(), error };
         thread.spawn(move || state.run()).map_err(io)?;
-        Ok(Self { queue, signer, up, sign_now })
+        Ok(Self { queue, signer, up, sign_now, coming, path: path.to_owned(), tail })
+    }
+
+    /// Says that something will be asked for soon, until what this returns is dropped.
+    #[must_use]
+    pub fn announce(&self) -> Announced {
+        self.coming.0.fetch_add(1, Ordering::Relaxed);
+        Announced(self.coming.clone())
+    }
+
+    /// The file, and the rows of it that are found in memory.
+    pub(super) fn place(&self) -> (&Path, &Arc<Tail>) {
+        (&self.path, &self.tail)
     }
 
     /// Whether the last transaction was committed. While none can be, the thread tries once a second.
@@ -195,6 +233,8 @@ struct State {
     rule: CheckpointRule,
     up: Arc<AtomicBool>,
     sign_now: Arc<AtomicBool>,
+    coming: Coming,
+    upkeep: Upkeep,
 }
 
 impl State {
@@ -207,17 +247,32 @@ impl State {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
-            jobs.extend(self.jobs.try_iter().take(BATCH));
+            self.gather(&mut jobs);
             let idle = jobs.is_empty();
             if idle && !self.up.load(Ordering::Relaxed) {
                 let probed = self.database.transact(|batch| batch.probe());
                 self.up.store(probed.is_ok(), Ordering::Relaxed);
                 continue;
             }
-            if idle && signed.at.elapsed() < self.rule.interval {
+            let upkeep = self.upkeep.is_due(&self.database.tail, idle);
+            if idle && !upkeep && signed.at.elapsed() < self.rule.interval {
                 continue;
             }
             self.commit(jobs, &mut signed);
+        }
+    }
+
+    /// Takes what has come and, where there is something, what is about to: a commit costs more than all
+    /// that is in it.
+    fn gather(&self, jobs: &mut Vec<Box<dyn Work>>) {
+        let began = Instant::now();
+        loop {
+            jobs.extend(self.jobs.try_iter().take(BATCH.saturating_sub(jobs.len())));
+            let more = self.coming.0.load(Ordering::Relaxed) > 0;
+            if jobs.is_empty() || jobs.len() >= BATCH || !more || began.elapsed() >= GATHER {
+                return;
+            }
+            std::thread::sleep(GLANCE);
         }
     }
 
@@ -227,6 +282,7 @@ impl State {
         let (signer, rule) = (self.signer.load_full(), self.rule);
         let mut now_signed = None;
         let sign_now = self.sign_now.swap(false, Ordering::Relaxed);
+        let upkeep = &mut self.upkeep;
         let run = |batch: &mut Batch<'_>| {
             for job in &mut jobs {
                 let before = batch.writes();
@@ -237,7 +293,9 @@ impl State {
                     outcome => outcomes.push(outcome),
                 }
             }
-            batch.forget_outlived(now())?;
+            let now = now();
+            batch.forget_outlived(upkeep, now)?;
+            upkeep.step(batch, now)?;
             if let Some(signer) = &signer {
                 signed.now = sign_now;
                 now_signed = signed.when_due(batch, rule, &***signer)?;
@@ -248,6 +306,7 @@ impl State {
         let caught = catch_unwind(AssertUnwindSafe(|| self.database.transact(run)));
         let done = caught.unwrap_or_else(|_| Err(Fault::Failed("it panicked".to_owned())));
         self.up.store(done.is_ok(), Ordering::Relaxed);
+        self.upkeep.stepped(done.is_ok(), &self.database.tail);
         match done {
             Ok(head) => {
                 if let Some(checkpoint) = now_signed {
