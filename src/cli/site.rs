@@ -81,7 +81,7 @@ pub(super) fn store_path<'a>(config: &'a Config, path: &Path) -> Result<&'a Path
 }
 
 /// A configuration's store.
-fn store<'a>(config: &'a Config, path: &Path) -> Result<&'a Store, CommandError> {
+pub(super) fn store<'a>(config: &'a Config, path: &Path) -> Result<&'a Store, CommandError> {
     config.store.as_ref().ok_or_else(|| CommandError::NoStore(path.display().to_string()))
 }
 
@@ -111,16 +111,22 @@ impl<N: ?Sized> Registered<N> {
 
 /// Opens a configuration's registry of nodes to change something.
 pub(super) fn nodes(config: &Config, path: &Path) -> Result<Registered<dyn Nodes>, CommandError> {
-    let (store, audit) = (store(config, path)?, &config.audit);
-    // A command has no key to sign with.
-    let rule =
-        CheckpointRule { lines: audit.checkpoint_lines, interval: audit.checkpoint_interval };
-    let registry = Registry::open(&store.path, rule)?;
+    let store = store(config, path)?;
+    let registry = registry(config, store)?;
     let runtime = runtime()?;
     match &store.redis {
         Some(redis) => Ok(Registered { nodes: shared(redis, registry, &runtime)?, runtime }),
         None => Ok(Registered { nodes: Arc::new(registry), runtime }),
     }
+}
+
+/// Opens the file of a store.
+pub(super) fn registry(config: &Config, store: &Store) -> Result<Registry, CommandError> {
+    let audit = &config.audit;
+    // A command has no key to sign with.
+    let rule =
+        CheckpointRule { lines: audit.checkpoint_lines, interval: audit.checkpoint_interval };
+    Ok(Registry::open(&store.path, rule)?)
 }
 
 /// The registry at servers. That they have changed hands is no reason for a command to wait.
@@ -129,16 +135,22 @@ fn shared(
     registry: Registry,
     runtime: &Runtime,
 ) -> Result<Arc<SharedNodes>, CommandError> {
+    let redis = connect(settings, runtime)?;
+    let nodes = SharedNodes::start(redis, registry, Duration::ZERO, runtime.handle())?;
+    Ok(Arc::new(nodes))
+}
+
+/// The servers, once they answer.
+pub(super) fn connect(settings: &Settings, runtime: &Runtime) -> Result<Redis, CommandError> {
     let redis = Redis::start(settings.clone(), runtime.handle());
     if !runtime.block_on(redis.ready(PATIENCE)) {
         let why = redis.status().error.unwrap_or_else(|| "no answer".to_owned());
         return Err(CommandError::Other(format!("store.redis: {why}")));
     }
-    let nodes = SharedNodes::start(redis, registry, Duration::ZERO, runtime.handle())?;
-    Ok(Arc::new(nodes))
+    Ok(redis)
 }
 
-fn runtime() -> Result<Runtime, CommandError> {
+pub(super) fn runtime() -> Result<Runtime, CommandError> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }
 

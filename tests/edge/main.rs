@@ -85,6 +85,7 @@ mod running;
 #[cfg(test)]
 mod signals;
 #[cfg(test)]
+mod store_commands;
 mod streams;
 #[cfg(test)]
 mod target;
