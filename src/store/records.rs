@@ -54,7 +54,7 @@ pub enum Record {
         nth: u32,
     },
     /// What a token is bound to.
-    Token(Token),
+    Token(Box<Token>),
     /// A certificate that tokens are bound to: DER, in hexadecimal.
     Certificate {
         /// The certificate.

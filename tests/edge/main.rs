@@ -86,6 +86,7 @@ mod running;
 mod signals;
 #[cfg(test)]
 mod store_commands;
+#[cfg(test)]
 mod streams;
 #[cfg(test)]
 mod target;

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use super::support::Table;
 use super::support::node::{holdfast, told, world};
 use super::support::process::write_config;
-use super::support::redis::{Edge, Server, share, there_is_none};
+use super::support::redis::{Server, share, there_is_none};
 use super::support::world::{World, expect_eq};
 
 const HERE: &str = "127.0.0.1";
@@ -219,10 +219,8 @@ async fn there_and_back_again_it_is_the_same() {
     world.config["store"]["path"] = json!("moved.db");
     world.write("nonce.key", &"9".repeat(32));
     world.restart_ended().await;
-    let edge = Edge::beside(&world).await;
     table.row("served", refused(world.directory.path(), "migrate --to redis", "an edge serves"));
     table.row("served", refused(directory, "migrate --to embedded", "edges serve"));
-    drop(edge);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -30,7 +30,7 @@ return 1
 /// What a key leads to.
 #[derive(Debug)]
 pub(in crate::store) enum Found {
-    Token { key: RecordKey, record: BindingRecord, revoked: bool, grant_revoked: bool },
+    Token { key: RecordKey, record: Box<BindingRecord>, revoked: bool, grant_revoked: bool },
     Certificate(Vec<u8>),
 }
 
@@ -203,7 +203,7 @@ async fn with_grants(
     }
     let of = |(key, record, revoked): (RecordKey, BindingRecord, bool)| {
         let good = good.get(&scripts::grant_of(&record).0).copied().unwrap_or_default();
-        Found::Token { key, record, revoked, grant_revoked: !good }
+        Found::Token { key, record: Box::new(record), revoked, grant_revoked: !good }
     };
     Ok(tokens.into_iter().map(of).collect())
 }
@@ -215,7 +215,7 @@ pub(in crate::store) async fn put(redis: &Redis, found: &[Found]) -> Result<(), 
     let script = Script::new(PUT_REVOKED);
     for one in found {
         match one {
-            Found::Token { key, record, grant_revoked, .. } => {
+            Found::Token { record, grant_revoked, .. } => {
                 let place = Place::grant(redis.keys(), &scripts::grant_of(record));
                 let ends = kept_until(record.expires);
                 let pipeline = grants.at(redis, place.tag);
@@ -229,7 +229,6 @@ pub(in crate::store) async fn put(redis: &Redis, found: &[Found]) -> Result<(), 
                     set.arg("NX").arg("PXAT").arg(&ends);
                 }
                 pipeline.cmd("PEXPIREAT").arg(&place.name).arg(&ends).arg("GT");
-                let _ = key;
             }
             Found::Certificate(der) => {
                 let certificate = SenderCertificate::new(der.clone()).ok_or(Fault::Malformed)?;

@@ -92,7 +92,7 @@ impl Reading {
 fn record(found: Found) -> Record {
     match found {
         Found::Token { key, record, revoked, grant_revoked } => {
-            Record::Token(Token::of(key, record, revoked, grant_revoked))
+            Record::Token(Box::new(Token::of(key, *record, revoked, grant_revoked)))
         }
         Found::Certificate(der) => Record::certificate(&der),
     }
@@ -125,7 +125,7 @@ impl Records for Servers {
         for record in records {
             match record {
                 Record::Token(token) => {
-                    let (key, record) = (RecordKey(token.key), token.record()?);
+                    let (key, record) = (RecordKey(token.key), Box::new(token.record()?));
                     let grant = Sha256::of(record.family.as_bytes());
                     if token.grant_revoked {
                         revoked.insert((1, grant.0), (Tombstone::Grant(grant), record.expires));

@@ -39,7 +39,7 @@ fn token(name: &str, family: &str, revoked: bool, grant_revoked: bool) -> Record
         bypass: Some("bypass".to_owned()),
         revoked: false,
     };
-    Record::Token(Token::of(key(name), record, revoked, grant_revoked))
+    Record::Token(Box::new(Token::of(key(name), record, revoked, grant_revoked)))
 }
 
 fn node(name: &str, status: Status) -> Record {

@@ -126,7 +126,8 @@ impl Reader {
             let found = bindings::standing(&self.connection, place, key)?;
             let (record, grant_revoked) = found.ok_or(Fault::Malformed)?;
             let revoked = record.revoked;
-            records.push(Record::Token(Token::of(key, record, revoked, grant_revoked)));
+            let token = Token::of(key, record, revoked, grant_revoked);
+            records.push(Record::Token(Box::new(token)));
         }
         Ok((records, Some(last.map_or_else(|| Place::Certificates(Vec::new()), Place::Tokens))))
     }
