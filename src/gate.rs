@@ -264,7 +264,6 @@ impl Gate {
         };
         let case = Case { view, route, site, era: self.era(), told, now };
         let verdict = self.decide(&case, requirement, &mut facts).await;
-        let verdict = self.or_down(verdict, case.era.as_deref());
         Decision { verdict, facts }
     }
 

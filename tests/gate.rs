@@ -10,12 +10,13 @@ use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use holdfast::gate::{Decision, Gate, Settings, Stores, Told};
+use holdfast::gate::{Asking, Decision, Gate, Settings, Stores, Told};
 use holdfast::policy::binding::BoundBy;
 use holdfast::policy::certificate::SenderCertificate;
 use holdfast::policy::denial::Denial;
 use holdfast::policy::digest::Sha256;
 use holdfast::policy::epoch::Reign;
+use holdfast::policy::form::Form;
 use holdfast::policy::introspection::IntrospectionRules;
 use holdfast::policy::jose::{Algorithm, AlgorithmSet, PublicKey};
 use holdfast::policy::json;
@@ -28,7 +29,7 @@ use holdfast::policy::step_up::StepUp;
 use holdfast::policy::target::Origin;
 use holdfast::policy::time::UnixTime;
 use holdfast::policy::token::{IssuerRules, KeySet, TokenType};
-use holdfast::store::epoch::OfProcess;
+use holdfast::store::epoch::{Epochs, OfProcess};
 use holdfast::store::replay::MemoryReplay;
 use http::{HeaderMap, HeaderValue};
 use serde_json::{Value, json};
@@ -70,7 +71,22 @@ struct World {
     route: RouteRule,
 }
 
+/// A memory of proofs that cannot be reached.
+#[derive(Debug)]
+struct Gone;
+
+impl Epochs for Gone {
+    fn current(&self) -> Option<Reign> {
+        None
+    }
+}
+
 fn world(change: impl FnOnce(&mut Settings)) -> World {
+    let reign = Reign::of_process([4; 32], UnixTime::from_millis(START));
+    world_over(Arc::new(OfProcess(reign)), change)
+}
+
+fn world_over(epochs: Arc<dyn Epochs>, change: impl FnOnce(&mut Settings)) -> World {
     let algorithms = AlgorithmSet::of(&[Algorithm::Es256]);
     let default = Requirement { demand: Demand::Any, mode: Mode::Enforce, algorithms, nonce: true };
     let mut settings = Settings {
@@ -117,8 +133,6 @@ fn world(change: impl FnOnce(&mut Settings)) -> World {
     change(&mut settings);
     let replay = MemoryReplay::new(&[3; 32], settings.proof.replay_window, 1000);
     let (issuer, client) = (Key::new(), Key::new());
-    let reign = Reign::of_process([4; 32], UnixTime::from_millis(START));
-    let epochs = Arc::new(OfProcess(reign));
     let gate = Gate::new(settings, Stores::of_resources(Arc::new(replay), epochs));
     let set = json!({"keys": [issuer.jwk()]}).to_string();
     gate.replace_keys(0, KeySet::from_json(set.as_bytes()).unwrap());
@@ -240,6 +254,45 @@ async fn a_client_without_a_clock_is_sent_a_nonce() {
         assert_eq!(outcome(&decision), expect, "{replaces} {age:?}");
         assert_eq!(decision.facts.wants_nonce, expect.is_err(), "{replaces} {age:?}");
     }
+}
+
+/// Who is told to come again with a nonce, and given none, comes again without end.
+#[tokio::test]
+async fn nobody_is_sent_for_a_nonce_that_is_not_to_be_had() {
+    let known = || -> Arc<dyn Epochs> {
+        Arc::new(OfProcess(Reign::of_process([4; 32], UnixTime::from_millis(START))))
+    };
+    let gone = || -> Arc<dyn Epochs> { Arc::new(Gone) };
+    for (name, epochs, nonces, theirs, expect) in [
+        ("known", known(), true, false, Denial::ProofMissing),
+        ("gone", gone(), true, false, Denial::StoreDown),
+        // A proof is all that is missing here, and what comes with one is judged then.
+        ("gone, without nonces", gone(), false, false, Denial::ProofMissing),
+        ("gone, with the server's nonces", gone(), true, true, Denial::ProofMissing),
+    ] {
+        let mut world = world_over(epochs, |settings| {
+            if !nonces {
+                nonces_off(settings);
+            }
+        });
+        world.route.role = Role::Token;
+        world.route.authority.upstream_nonces = theirs;
+        let headers = HeaderMap::new();
+        let sender = Sender::NoCertificate;
+        let view =
+            RequestView { method: "POST", path: "/token", query: None, headers: &headers, sender };
+        let kind = Some("application/x-www-form-urlencoded");
+        let form = Form::parse(kind, b"grant_type=client_credentials&client_id=a").ok().unwrap();
+        let now = UnixTime::from_millis(START + 1000);
+        let asking = Asking { view: &view, route: &world.route, origin: Some(0), form: &form, now };
+        let decision = world.gate.admit_grant(&asking).await;
+        assert_eq!(decision.verdict.err(), Some(expect), "{name}");
+    }
+    // On a resource a proof is looked at first, and with it whether there is a memory of proofs.
+    let world = world_over(gone(), |_| {});
+    let authorization = format!("DPoP {}", world.bound());
+    let decision = world.admit(&authorization, &[], Sender::NoCertificate, START).await;
+    assert_eq!(outcome(&decision), Err(Denial::StoreDown));
 }
 
 fn certificate(not_after: i64) -> SenderCertificate {

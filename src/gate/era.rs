@@ -70,7 +70,9 @@ impl Gate {
         Some(era)
     }
 
-    /// Nobody is told to come again with a nonce while there is none to be had.
+    /// Nobody is told to come again with a nonce while there is none to be had. For token endpoints, where
+    /// a proof that is missing is missed before the memory of proofs is; on a resource
+    /// `senders` asks for the memory first.
     pub(super) fn or_down<T>(
         &self,
         verdict: Result<T, Denial>,

@@ -285,12 +285,14 @@ async fn the_least_rights_are_enough() {
     }
     let acl = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/redis/users.acl"));
     let acl = acl.expect("deploy/redis/users.acl").replace("CHANGE-ME", "right-password");
+    // Somebody who may look.
+    let acl = format!("{acl}\nuser looker on nopass ~* +@all\n");
     let directory = tempfile::TempDir::new().expect("a directory");
     let users = directory.path().join("users.acl");
     fs::write(&users, acl).expect("a writable directory");
     let port = free_port();
     let lines = [format!("port {port}"), format!("aclfile {}", users.display())];
-    let cli = ["--user", "holdfast", "--pass", "right-password", "--no-auth-warning"];
+    let cli = ["--user", "looker", "--pass", "any", "--no-auth-warning"];
     let redis = Server::start_at(port, &cli, lines.iter().map(String::as_str)).await;
     let mut site = site(&redis, Form::Opaque, |config| {
         config["security"]["senderConstraints"]["dpop"]["allowTemporaryBypass"] = json!(true);

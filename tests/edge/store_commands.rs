@@ -297,7 +297,8 @@ async fn a_shared_store_is_backed_up_and_restored() {
     let restored = done(directory, "restore kept --reason r --replace");
     table.row("restored", expect_eq("nodes", &restored["restored"]["nodes"], &json!(540)));
     let tokens = redis.cli(&["KEYS", "{holdfast:*}:t:*"]);
-    table.row("tokens", expect_eq("left out", &tokens.trim(), &""));
+    let count = tokens.lines().filter(|it| !it.is_empty()).count();
+    table.row("tokens", expect_eq("left out", &count, &0));
     let listed = "node list --json --config authority.yaml";
     let (_, listed, _) = holdfast(directory, &listed.split(' ').collect::<Vec<_>>());
     let nodes: Vec<Value> = listed.lines().filter_map(|it| serde_json::from_str(it).ok()).collect();

@@ -2,10 +2,8 @@
 
 #![expect(clippy::disallowed_methods, reason = "a test has a clock, processes and tasks")]
 
-use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+mod server;
+
 use std::time::{Duration, SystemTime};
 
 use tempfile::TempDir;
@@ -17,98 +15,10 @@ use crate::policy::digest::{Jkt, Sha256};
 use crate::policy::grant::Records;
 use crate::policy::grant::TokenKind;
 use crate::store::epoch::SETTLE;
-use crate::store::redis::{Address, Login, Redis, Settings, Topology, Wait};
 use crate::store::sqlite::writer::CheckpointRule;
+pub(in crate::store) use server::Server;
 
 const HOUR: Duration = Duration::from_secs(3600);
-
-/// A `redis-server` of a test. It ends with it.
-pub(in crate::store) struct Server {
-    directory: PathBuf,
-    port: u16,
-    process: Child,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
-
-impl Server {
-    /// `None`, with a word, where there is no `redis-server`; in CI that is a failure.
-    pub(in crate::store) fn start(directory: &Path) -> Option<Self> {
-        let there = Command::new("redis-server").arg("--version").stdout(Stdio::null()).status();
-        if there.is_err() {
-            assert!(std::env::var_os("CI").is_none(), "no redis-server in CI");
-            eprintln!("SKIPPED: there is no redis-server on this machine");
-            return None;
-        }
-        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let port = free.local_addr().unwrap().port();
-        drop(free);
-        let directory = directory.to_owned();
-        let process = Self::spawn(&directory, port);
-        Some(Self { directory, port, process })
-    }
-
-    fn spawn(directory: &Path, port: u16) -> Child {
-        let mut server = Command::new("redis-server");
-        server.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
-        server.args(["--port", &port.to_string()]).arg("--dir").arg(directory);
-        let server = server.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        server
-    }
-
-    pub(in crate::store) fn stop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-
-    /// Starts again from what was saved last.
-    fn roll_back(&mut self) {
-        self.stop();
-        self.process = Self::spawn(&self.directory, self.port);
-    }
-
-    /// The way to it, as every edge has its own.
-    pub(in crate::store) async fn connect(&self) -> Redis {
-        let address = Address { host: "127.0.0.1".to_owned(), port: self.port };
-        let settings = Settings {
-            topology: Topology::Standalone(vec![address]),
-            login: Login::default(),
-            tls: None,
-            prefix: "test".to_owned(),
-            connect_timeout: Duration::from_secs(5),
-            timeout: Duration::from_secs(5),
-            wait: Wait { replicas: 0, within: Duration::from_secs(1) },
-            require_persistence: false,
-        };
-        let redis = Redis::start(settings, &Handle::current());
-        assert!(redis.ready(Duration::from_secs(30)).await, "{:?}", redis.status());
-        redis
-    }
-
-    /// Sends one command past everything; its answer, as it comes.
-    pub(in crate::store) fn raw(&self, words: &[&str]) -> String {
-        let mut socket = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).unwrap();
-        let mut text = format!("*{}\r\n", words.len());
-        words.iter().for_each(|word| text.push_str(&format!("${}\r\n{word}\r\n", word.len())));
-        socket.write_all(text.as_bytes()).unwrap();
-        let mut answer = vec![0; 65536];
-        let count = socket.read(&mut answer).unwrap();
-        String::from_utf8_lossy(&answer[..count]).into_owned()
-    }
-
-    /// All keys with `:<letter>:` in them.
-    fn keys(&self, letter: char) -> Vec<String> {
-        let found = self.raw(&["KEYS", &format!("*:{letter}:*")]);
-        found.lines().filter(|line| line.starts_with('{')).map(str::to_owned).collect()
-    }
-}
 
 fn registry(directory: &TempDir, name: &str) -> Registry {
     let rule = CheckpointRule { lines: 1000, interval: HOUR };
@@ -194,14 +104,17 @@ async fn revoke(store: &dyn Bindings, kind: TokenKind, token: &str, client: Opti
     store.revoke(vec![key(kind, token)], client.map(str::to_owned)).await.unwrap()
 }
 
-/// What holds of every store; `other` is a second way to the same one.
-async fn check(store: &dyn Bindings, other: &dyn Bindings) {
-    let is_revoked = |token: &'static str, kind| async move {
-        other.record(key(kind, token)).await.unwrap().map(|record| record.revoked)
-    };
-    let (access, refresh) = (TokenKind::Access, TokenKind::Refresh);
+/// Whether a token is revoked; `None` where there is no record of it.
+async fn is_revoked(store: &dyn Bindings, kind: TokenKind, token: &str) -> Option<bool> {
+    store.record(key(kind, token)).await.unwrap().map(|record| record.revoked)
+}
 
-    assert_eq!(other.record(key(access, "none")).await, Ok(None));
+const ACCESS: TokenKind = TokenKind::Access;
+const REFRESH: TokenKind = TokenKind::Refresh;
+
+/// What is kept, of every store; `other` is a second way to the same one.
+async fn check_kept(store: &dyn Bindings, other: &dyn Bindings) {
+    assert_eq!(other.record(key(ACCESS, "none")).await, Ok(None));
     let first = pair("1", Some(1), "f1");
     store.keep(issued(first.clone()), now()).await.unwrap();
     for (key, record) in &first {
@@ -215,54 +128,11 @@ async fn check(store: &dyn Bindings, other: &dyn Bindings) {
     other.keep(refreshed("1", later.clone()), now()).await.unwrap();
     store.keep(refreshed("1", first.clone()), now()).await.unwrap();
     assert_eq!(other.record(later[0].0).await, Ok(Some(later[0].1.clone())));
-
-    // Another's token stays that one's, and nothing of the answer is kept.
-    let mut stolen = pair("2", Some(2), "f2");
-    stolen.push((first[1].0, record(refresh, Some(2), "f2")));
-    assert_eq!(other.keep(issued(stolen.clone()), now()).await, Err(BindFault::Conflict));
-    assert_eq!(other.record(stolen[0].0).await, Ok(None));
-    assert_eq!(other.record(first[1].0).await, Ok(Some(later[1].1.clone())));
-    // One that was nobody's can become somebody's, once.
-    store.keep(issued(pair("3", None, "f3")), now()).await.unwrap();
-    other.keep(refreshed("3", pair("3", Some(3), "f3")), now()).await.unwrap();
-    let free = store.keep(refreshed("3", pair("3", None, "f3")), now()).await;
-    assert_eq!(free, Err(BindFault::Conflict));
     // An outlived record is in nobody's way.
     let mut old = pair("4", Some(4), "f4");
     old.iter_mut().for_each(|(_, record)| record.expires = now().minus(Duration::from_secs(1)));
     store.keep(issued(old), now()).await.unwrap();
     other.keep(issued(pair("4", Some(5), "f5")), now()).await.unwrap();
-
-    // An access token alone, by its own client alone.
-    assert!(!revoke(store, access, "access-1", Some("client-2")).await);
-    assert!(!revoke(store, access, "access-1", None).await);
-    assert!(!revoke(store, access, "access-none", REVOKER).await);
-    assert_eq!(is_revoked("access-1", access).await, Some(false));
-    assert!(revoke(store, access, "access-1", REVOKER).await);
-    assert_eq!(is_revoked("access-1", access).await, Some(true));
-    assert_eq!(is_revoked("refresh-1", refresh).await, Some(false));
-    let back = other.keep(refreshed("1", first.clone()), now()).await;
-    assert_eq!(back, Err(BindFault::Conflict), "a revoked token does not come back");
-
-    // A refresh token with all of its grant, that which was refreshed from it too.
-    other.keep(refreshed("3", pair("3b", Some(3), "f3")), now()).await.unwrap();
-    assert!(!revoke(store, refresh, "refresh-3", Some("client-2")).await);
-    assert!(revoke(store, refresh, "refresh-3", REVOKER).await);
-    for token in ["access-3", "access-3b"] {
-        assert_eq!(is_revoked(token, access).await, Some(true), "{token}");
-    }
-    assert_eq!(is_revoked("refresh-3b", refresh).await, Some(true));
-    assert_eq!(is_revoked("access-4", access).await, Some(false), "of another grant");
-    // What is issued for it afterwards is not kept.
-    let late = other.keep(refreshed("3b", pair("3c", Some(3), "f3")), now()).await;
-    assert_eq!(late, Err(BindFault::Revoked));
-    assert_eq!(other.record(key(access, "access-3c")).await, Ok(None));
-    let unknown = Issued { goes_on: false, ..refreshed("3b", pair("3c", Some(3), "f6")) };
-    assert_eq!(other.keep(unknown, now()).await, Err(BindFault::Revoked));
-    assert_eq!(other.record(key(access, "access-3c")).await, Ok(None));
-    // Nor does one of its tokens come back in another grant.
-    let moved = other.keep(issued(pair("3b", Some(3), "f7")), now()).await;
-    assert_eq!(moved, Err(BindFault::Conflict));
 
     let made = rcgen::CertificateParams::default();
     let made = made.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
@@ -274,25 +144,113 @@ async fn check(store: &dyn Bindings, other: &dyn Bindings) {
     assert_eq!(other.certificate(x5t).await.unwrap().map(|it| it.x5t()), Some(x5t));
 }
 
-#[tokio::test]
-async fn the_file_of_one_edge() {
-    let scratch = tempfile::tempdir().unwrap();
-    let registry = registry(&scratch, "one.db");
-    check(&registry, &registry.clone()).await;
+/// Another's token stays that one's, and nothing of the answer is kept.
+async fn check_conflicts(store: &dyn Bindings, other: &dyn Bindings) {
+    let first = pair("1", Some(1), "f1");
+    store.keep(issued(first.clone()), now()).await.unwrap();
+    let mut stolen = pair("2", Some(2), "f2");
+    stolen.push((first[1].0, record(REFRESH, Some(2), "f2")));
+    assert_eq!(other.keep(issued(stolen.clone()), now()).await, Err(BindFault::Conflict));
+    assert_eq!(other.record(stolen[0].0).await, Ok(None));
+    assert_eq!(other.record(first[1].0).await, Ok(Some(first[1].1.clone())));
+    // One that was nobody's can become somebody's, once.
+    store.keep(issued(pair("3", None, "f3")), now()).await.unwrap();
+    other.keep(refreshed("3", pair("3", Some(3), "f3")), now()).await.unwrap();
+    let free = store.keep(refreshed("3", pair("3", None, "f3")), now()).await;
+    assert_eq!(free, Err(BindFault::Conflict));
+}
+
+/// Revocations: by a token's own client alone; an access token alone, a refresh token with its grant.
+async fn check_revoked(store: &dyn Bindings, other: &dyn Bindings) {
+    store.keep(issued(pair("1", Some(1), "f1")), now()).await.unwrap();
+    store.keep(issued(pair("2", Some(1), "f2")), now()).await.unwrap();
+    other.keep(refreshed("1", pair("1b", Some(1), "f1")), now()).await.unwrap();
+    for client in [None, Some("client-2")] {
+        assert!(!revoke(store, ACCESS, "access-1", client).await, "{client:?}");
+        assert!(!revoke(store, REFRESH, "refresh-1", client).await, "{client:?}");
+    }
+    assert!(!revoke(store, ACCESS, "access-none", REVOKER).await);
+    assert_eq!(is_revoked(other, ACCESS, "access-1").await, Some(false));
+    assert!(revoke(store, ACCESS, "access-1", REVOKER).await);
+    assert_eq!(is_revoked(other, ACCESS, "access-1").await, Some(true));
+    assert_eq!(is_revoked(other, REFRESH, "refresh-1").await, Some(false));
+    assert!(revoke(store, REFRESH, "refresh-1", REVOKER).await);
+    assert_eq!(is_revoked(other, ACCESS, "access-1b").await, Some(true));
+    assert_eq!(is_revoked(other, REFRESH, "refresh-1b").await, Some(true));
+    assert_eq!(is_revoked(other, ACCESS, "access-2").await, Some(false), "of another grant");
+}
+
+/// What is revoked does not come back.
+async fn check_late(store: &dyn Bindings, other: &dyn Bindings) {
+    let alone = pair("1", Some(1), "f1");
+    store.keep(issued(alone.clone()), now()).await.unwrap();
+    assert!(revoke(store, ACCESS, "access-1", REVOKER).await);
+    let back = other.keep(refreshed("1", alone), now()).await;
+    assert_eq!(back, Err(BindFault::Conflict), "a revoked token");
+    store.keep(issued(pair("3", Some(3), "f3")), now()).await.unwrap();
+    assert!(revoke(store, REFRESH, "refresh-3", REVOKER).await);
+    let late = other.keep(refreshed("3", pair("3b", Some(3), "f3")), now()).await;
+    assert_eq!(late, Err(BindFault::Revoked), "a token of a revoked grant");
+    assert_eq!(other.record(key(ACCESS, "access-3b")).await, Ok(None));
+    let moved = other.keep(issued(pair("3", Some(3), "f7")), now()).await;
+    assert_eq!(moved, Err(BindFault::Conflict), "one of its tokens in another grant");
+}
+
+/// A grant that was not known, and that somebody has bound and revoked meanwhile.
+async fn check_redeemed(store: &dyn Bindings, other: &dyn Bindings) {
+    store.keep(issued(pair("1", Some(1), "f1")), now()).await.unwrap();
+    assert!(revoke(store, REFRESH, "refresh-1", REVOKER).await);
+    let unknown = Issued { goes_on: false, ..refreshed("1", pair("2", Some(1), "f2")) };
+    assert_eq!(other.keep(unknown, now()).await, Err(BindFault::Revoked));
+    assert_eq!(other.record(key(ACCESS, "access-2")).await, Ok(None));
+}
+
+/// Two edges of one server, and the server.
+async fn two_edges(scratch: &TempDir) -> Option<(Server, SharedBindings, SharedBindings)> {
+    let server = Server::start(scratch.path())?;
+    let (one, two) = (registry(scratch, "one.db"), registry(scratch, "two.db"));
+    let (one, two) = (edge(&server, &one, SETTLE).await, edge(&server, &two, SETTLE).await);
+    Some((server, one, two))
+}
+
+/// Each set of checks against either store.
+macro_rules! both {
+    ($($check:ident: $embedded:ident, $shared:ident;)*) => {$(
+        #[tokio::test]
+        async fn $embedded() {
+            let scratch = tempfile::tempdir().unwrap();
+            let registry = registry(&scratch, "one.db");
+            $check(&registry, &registry.clone()).await;
+        }
+
+        #[tokio::test]
+        async fn $shared() {
+            let scratch = tempfile::tempdir().unwrap();
+            let Some((_server, one, two)) = two_edges(&scratch).await else { return };
+            $check(&one, &two).await;
+        }
+    )*};
+}
+
+both! {
+    check_kept: the_file_keeps, redis_keeps;
+    check_conflicts: the_file_has_conflicts, redis_has_conflicts;
+    check_revoked: the_file_revokes, redis_revokes;
+    check_late: in_the_file_nothing_comes_back, in_redis_nothing_comes_back;
+    check_redeemed: the_file_knows_what_was_redeemed, redis_knows_what_was_redeemed;
 }
 
 #[tokio::test]
-async fn redis_for_two_edges() {
+async fn each_key_ends_and_none_has_a_token_in_it() {
     let scratch = tempfile::tempdir().unwrap();
-    let Some(server) = Server::start(scratch.path()) else { return };
-    let (one, two) = (registry(&scratch, "one.db"), registry(&scratch, "two.db"));
-    let (one, two) = (edge(&server, &one, SETTLE).await, edge(&server, &two, SETTLE).await);
-    check(&one, &two).await;
-    // Each key ends, later than what it is for; and none has a token in it.
+    let Some((server, one, two)) = two_edges(&scratch).await else { return };
+    check_kept(&one, &two).await;
+    assert!(revoke(&one, ACCESS, "access-1", REVOKER).await);
     for key in server.raw(&["KEYS", "*"]).lines().filter(|line| line.starts_with('{')) {
         let ends = server.raw(&["PTTL", key]);
         let left: i64 = ends.trim_start_matches(':').trim().parse().unwrap();
         let kept = ["mark", "begun"].iter().any(|name| key.ends_with(name));
+        // Later than what it is for.
         assert!(kept || left > 3_500_000, "{key}: {left}");
         assert!(!server.raw(&["GET", key]).contains("access-1"), "{key}");
     }

@@ -9,6 +9,7 @@ pub(crate) mod pki;
 pub(crate) mod process;
 pub(crate) mod proof;
 pub(crate) mod redis;
+pub(crate) mod relay;
 pub(crate) mod scripted;
 pub(crate) mod server;
 pub(crate) mod service;

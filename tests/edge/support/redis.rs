@@ -1,7 +1,6 @@
 //! Real Redis servers: started with a directory of their own, and ended by their own ids.
 
 use std::fs;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -31,7 +30,8 @@ pub(crate) struct Server {
     child: Child,
     pub(crate) port: u16,
     pub(crate) directory: TempDir,
-    sentinel: bool,
+    /// What it is started with.
+    arguments: Vec<String>,
     /// What `redis-cli` needs beside the port.
     cli: Vec<String>,
 }
@@ -60,7 +60,7 @@ impl Server {
             text.push_str(line);
             text.push('\n');
         }
-        Self::begin(directory, port, cli, &text, false).await
+        Self::begin(directory, port, cli, &text, &[]).await
     }
 
     /// A sentinel that watches the master at `master`.
@@ -73,29 +73,38 @@ impl Server {
              sentinel failover-timeout holdfast 3000\n",
             directory.path().display()
         );
-        Self::begin(directory, port, &[], &text, true).await
+        Self::begin(directory, port, &[], &text, &["--sentinel"]).await
     }
 
-    async fn begin(
+    /// One whose file has this `text`; `arguments` count for more than what is in it. `directory` is its
+    /// own, and `cli` what `redis-cli` needs beside the port.
+    pub(crate) async fn begin(
         directory: TempDir,
         port: u16,
         cli: &[&str],
         text: &str,
-        sentinel: bool,
+        arguments: &[&str],
     ) -> Self {
-        fs::write(directory.path().join("redis.conf"), text).expect("a writable directory");
-        let child = spawn(directory.path(), sentinel);
+        let file = directory.path().join("redis.conf");
+        fs::write(&file, text).expect("a writable directory");
+        let file = file.display().to_string();
+        let arguments: Vec<_> = [&[file.as_str()], arguments].concat();
+        let arguments: Vec<_> = arguments.into_iter().map(str::to_owned).collect();
+        let child = spawn(&arguments);
         let cli = cli.iter().map(|part| (*part).to_owned()).collect();
-        let server = Self { child, port, directory, sentinel, cli };
+        let mut server = Self { child, port, directory, arguments, cli };
         server.answers().await;
         server
     }
 
-    async fn answers(&self) {
+    async fn answers(&mut self) {
         for _ in 0..POLLS {
-            // With or without a password, it is there.
+            if let Some(status) = self.child.try_wait().expect("a child") {
+                panic!("redis ended at start with {status}");
+            }
+            // With or without a password, and whatever the user may do, it is there.
             let said = self.cli(&["PING"]);
-            if said.contains("PONG") || said.contains("NOAUTH") {
+            if ["PONG", "NOAUTH", "NOPERM"].iter().any(|word| said.contains(word)) {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -127,7 +136,7 @@ impl Server {
 
     /// Starts it anew after its end, with what is on its disk.
     pub(crate) async fn again(&mut self) {
-        self.child = spawn(self.directory.path(), self.sentinel);
+        self.child = spawn(&self.arguments);
         self.answers().await;
     }
 }
@@ -139,12 +148,9 @@ impl Drop for Server {
     }
 }
 
-fn spawn(directory: &Path, sentinel: bool) -> Child {
+fn spawn(arguments: &[String]) -> Child {
     let mut command = Command::new("redis-server");
-    command.arg(directory.join("redis.conf"));
-    if sentinel {
-        command.arg("--sentinel");
-    }
+    command.args(arguments);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.spawn().expect("redis-server")
 }
@@ -162,7 +168,7 @@ pub(crate) fn share(config: &mut Value, redis: Value) {
 
 /// Another edge beside the one of a [`World`], with the same keys, upstream and servers.
 pub(crate) struct Edge {
-    client: Client,
+    pub(crate) client: Client,
     pub(crate) admin: u16,
     _process: Process,
     _directory: TempDir,
@@ -170,6 +176,11 @@ pub(crate) struct Edge {
 
 impl Edge {
     pub(crate) async fn beside(world: &World) -> Self {
+        Self::beside_with(world, |_| {}).await
+    }
+
+    /// The same; `change` bends its configuration first.
+    pub(crate) async fn beside_with(world: &World, change: impl FnOnce(&mut Value)) -> Self {
         let directory = TempDir::new().expect("a directory");
         for file in fs::read_dir(world.directory.path()).expect("a directory") {
             let file = file.expect("an entry").path();
@@ -183,6 +194,7 @@ impl Edge {
         let mut config = world.config.clone();
         config["edge"]["listeners"][0]["address"] = json!(format!("127.0.0.1:{port}"));
         config["edge"]["admin"]["address"] = json!(format!("127.0.0.1:{admin}"));
+        change(&mut config);
         let process = Process::start(directory.path(), &config, admin).await;
         let client = Client::new(port, &world.pki.authority_der);
         Self { client, admin, _process: process, _directory: directory }

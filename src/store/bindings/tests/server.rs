@@ -1,0 +1,99 @@
+//! Real servers for tests of what is kept in them.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+
+use crate::store::redis::{Address, Login, Redis, Settings, Topology, Wait};
+
+/// A `redis-server` of a test. It ends with it.
+pub(in crate::store) struct Server {
+    directory: PathBuf,
+    port: u16,
+    process: Child,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Server {
+    /// `None`, with a word, where there is no `redis-server`; in CI that is a failure.
+    pub(in crate::store) fn start(directory: &Path) -> Option<Self> {
+        let there = Command::new("redis-server").arg("--version").stdout(Stdio::null()).status();
+        if there.is_err() {
+            assert!(std::env::var_os("CI").is_none(), "no redis-server in CI");
+            eprintln!("SKIPPED: there is no redis-server on this machine");
+            return None;
+        }
+        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        let directory = directory.to_owned();
+        let process = Self::spawn(&directory, port);
+        Some(Self { directory, port, process })
+    }
+
+    fn spawn(directory: &Path, port: u16) -> Child {
+        let mut server = Command::new("redis-server");
+        server.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+        server.args(["--port", &port.to_string()]).arg("--dir").arg(directory);
+        let server = server.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        server
+    }
+
+    pub(in crate::store) fn stop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+
+    /// Starts again from what was saved last.
+    pub(super) fn roll_back(&mut self) {
+        self.stop();
+        self.process = Self::spawn(&self.directory, self.port);
+    }
+
+    /// The way to it, as every edge has its own.
+    pub(in crate::store) async fn connect(&self) -> Redis {
+        let address = Address { host: "127.0.0.1".to_owned(), port: self.port };
+        let settings = Settings {
+            topology: Topology::Standalone(vec![address]),
+            login: Login::default(),
+            tls: None,
+            prefix: "test".to_owned(),
+            connect_timeout: Duration::from_secs(5),
+            timeout: Duration::from_secs(5),
+            wait: Wait { replicas: 0, within: Duration::from_secs(1) },
+            require_persistence: false,
+        };
+        let redis = Redis::start(settings, &Handle::current());
+        assert!(redis.ready(Duration::from_secs(30)).await, "{:?}", redis.status());
+        redis
+    }
+
+    /// Sends one command past everything; its answer, as it comes.
+    pub(in crate::store) fn raw(&self, words: &[&str]) -> String {
+        let mut socket = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).unwrap();
+        let mut text = format!("*{}\r\n", words.len());
+        words.iter().for_each(|word| text.push_str(&format!("${}\r\n{word}\r\n", word.len())));
+        socket.write_all(text.as_bytes()).unwrap();
+        let mut answer = vec![0; 65536];
+        let count = socket.read(&mut answer).unwrap();
+        String::from_utf8_lossy(&answer[..count]).into_owned()
+    }
+
+    /// All keys with `:<letter>:` in them.
+    pub(super) fn keys(&self, letter: char) -> Vec<String> {
+        let found = self.raw(&["KEYS", &format!("*:{letter}:*")]);
+        found.lines().filter(|line| line.starts_with('{')).map(str::to_owned).collect()
+    }
+}
