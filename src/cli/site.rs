@@ -22,6 +22,7 @@ use crate::store::nodes::shared::SharedNodes;
 use crate::store::nodes::{Look, Nodes};
 use crate::store::redis::{Redis, Settings};
 use crate::store::registry::Registry;
+use crate::store::serving;
 use crate::store::sqlite::reader::Readers;
 use crate::store::sqlite::writer::CheckpointRule;
 use crate::store::sqlite::{Database, Fault, OpenError};
@@ -94,6 +95,8 @@ pub(super) fn open(config: &Config, path: &Path) -> Result<Database, CommandErro
 pub(super) struct Registered<N: ?Sized> {
     nodes: Arc<N>,
     runtime: Runtime,
+    /// Of a store that is changed: it is not moved or replaced meanwhile.
+    _lock: Option<serving::Lock>,
 }
 
 impl<N: ?Sized> Registered<N> {
@@ -112,11 +115,17 @@ impl<N: ?Sized> Registered<N> {
 /// Opens a configuration's registry of nodes to change something.
 pub(super) fn nodes(config: &Config, path: &Path) -> Result<Registered<dyn Nodes>, CommandError> {
     let store = store(config, path)?;
+    let lock = serving::serve(&store.path)?.ok_or_else(|| {
+        CommandError::Other(format!("{}: `holdfast store` works on it", store.path.display()))
+    })?;
     let registry = registry(config, store)?;
     let runtime = runtime()?;
     match &store.redis {
-        Some(redis) => Ok(Registered { nodes: shared(redis, registry, &runtime)?, runtime }),
-        None => Ok(Registered { nodes: Arc::new(registry), runtime }),
+        Some(redis) => {
+            let nodes = shared(redis, registry, &runtime)?;
+            Ok(Registered { nodes, runtime, _lock: Some(lock) })
+        }
+        None => Ok(Registered { nodes: Arc::new(registry), runtime, _lock: Some(lock) }),
     }
 }
 
@@ -158,14 +167,15 @@ pub(super) fn runtime() -> Result<Runtime, CommandError> {
 pub(super) fn look(config: &Config, path: &Path) -> Result<Registered<dyn Look>, CommandError> {
     let store = store(config, path)?;
     if store.redis.is_some() {
-        let Registered { nodes, runtime } = nodes(config, path)?;
-        return Ok(Registered { nodes, runtime });
+        let Registered { nodes, runtime, _lock } = nodes(config, path)?;
+        return Ok(Registered { nodes, runtime, _lock });
     }
     if !store.path.exists() {
         let text = format!("{}: there is no store yet", store.path.display());
         return Err(CommandError::Fault(Fault::Failed(text)));
     }
-    Ok(Registered { nodes: Arc::new(Readers::open(&store.path)?), runtime: runtime()? })
+    let nodes = Arc::new(Readers::open(&store.path)?);
+    Ok(Registered { nodes, runtime: runtime()?, _lock: None })
 }
 
 /// Who asks: the user's name and number, and who they were before `sudo`.

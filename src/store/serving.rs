@@ -1,7 +1,7 @@
 //! Whether an edge serves from a store: what moves a store or takes its place must have it alone.
 //!
 //! Each edge holds a lock of the system's (`flock`, shared) on `<store's file>.lock` for as long as it
-//! runs, also where its nodes are in Redis. Who wants the store alone takes the same lock for itself. The
+//! runs, also where its nodes are in Redis, and so does a command that changes nodes. Who wants the store alone takes the same lock for itself. The
 //! lock goes with the process, however that ends; the file stays and says nothing. On a file system
 //! without such locks (some network ones) an edge does not start.
 //!

@@ -9,6 +9,7 @@ use holdfast::policy::capsule::node::{Expectations, Node, NodeId, Status};
 use holdfast::policy::digest::{Jkt, Sha256};
 use holdfast::policy::grant::{BindingRecord, RecordKey, TokenKind};
 use holdfast::policy::time::UnixTime;
+use holdfast::store::serving;
 use holdfast::store::sqlite::Database;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -37,6 +38,26 @@ fn done(directory: &Path, words: &str) -> Value {
     let (status, out, errors) = run(directory, &format!("{words} --json"));
     assert_eq!(status, Some(0), "{words}: {out}{errors}");
     serde_json::from_str(&out).expect("JSON")
+}
+
+/// Whether an edge ends at its start, for want of the store.
+fn does_not_start(directory: &Path) -> Result<(), String> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_holdfast"));
+    command.args(["run", "--config", "authority.yaml"]).current_dir(directory);
+    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+    let mut child = child.expect("the program");
+    for _ in 0..500 {
+        if let Some(status) = child.try_wait().expect("a child") {
+            let output = child.wait_with_output().expect("its end");
+            let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+            let said = (status.success(), errors.contains("`holdfast store` works on it"));
+            return expect_eq(&errors, &said, &(false, true));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+    Err("it serves".to_owned())
 }
 
 async fn end(world: &mut World) {
@@ -213,6 +234,16 @@ async fn there_and_back_again_it_is_the_same() {
     table.row("other", expect_eq("keys", &redis.cli(&["DBSIZE"]), &before));
     let replaced = done(directory, "migrate --to embedded --replace");
     table.row("replaced", expect_eq("records", &replaced["records"], &there["records"]));
+    // While somebody has it alone, no edge starts and no command changes anything.
+    let alone = serving::alone(&directory.join("moved.db")).expect("a lock file");
+    assert!(alone.is_some());
+    let words = "node disable node-5 --reason r --config authority.yaml";
+    let (status, _, errors) = holdfast(directory, &words.split(' ').collect::<Vec<_>>());
+    let said = (status, errors.contains("`holdfast store` works on it"));
+    table.row("alone", expect_eq(&errors, &said, &(Some(1), true)));
+    table.row("alone", refused(directory, "migrate --to redis", "another command works on it"));
+    table.row("alone", does_not_start(directory));
+    drop(alone);
     // While an edge serves, from the file or from the servers.
     world.config["store"]["kind"] = json!("redis");
     share(&mut world.config, json!({"nodes": [format!("{HERE}:{}", redis.port)], "timeout": "5s"}));

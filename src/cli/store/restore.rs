@@ -151,7 +151,7 @@ fn restored(record: Record, tokens: bool, now: UnixTime) -> Option<Record> {
 pub(super) fn alone(path: &Path) -> Result<serving::Lock, CommandError> {
     serving::alone(path)?.ok_or_else(|| {
         let text = format!(
-            "{}: an edge serves from it, or another `holdfast store` command works on it; stop it",
+            "{}: an edge serves from it, or another command works on it; stop it",
             path.display()
         );
         CommandError::Other(text)
