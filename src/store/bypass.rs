@@ -243,10 +243,10 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let Some(server) = Server::start(scratch.path()) else { return };
         let mut edges = Vec::new();
-        for name in ["one.db", "two.db", "three.db"] {
+        for name in ["one.db", "two.db", "three.db", "four.db"] {
             edges.push(Edge::new(&scratch, name, Some(server.connect().await)));
         }
-        let [one, two, three] = edges.try_into().unwrap_or_else(|_| unreachable!());
+        let [one, two, three, four] = edges.try_into().unwrap_or_else(|_| unreachable!());
         assert_eq!(one.told(true, 1).await, seen(1));
         // Those that get the flag later, or never.
         assert_eq!(two.told(true, 60).await, seen(1));
@@ -254,6 +254,7 @@ mod tests {
         assert_eq!(one.told(true, 62).await, seen(1));
         // It is not begun anew by taking the flag away at one edge.
         assert_eq!(one.told(false, 70).await, None);
+        assert_eq!(four.told(true, 70).await, seen(1));
         assert_eq!(two.told(true, 71).await, seen(1));
         assert_eq!(one.told(true, 72).await, seen(1));
         // Nor by what Redis forgets.
@@ -263,7 +264,7 @@ mod tests {
         assert_eq!(three.told(true, 82).await, seen(1));
         assert_eq!(one.told(true, 83).await, seen(1));
         // With the last flag it is over.
-        for edge in [&one, &two, &three] {
+        for edge in [&one, &two, &three, &four] {
             assert_eq!(edge.told(false, 90).await, None);
         }
         assert_eq!(two.told(true, 100).await, seen(100));

@@ -3,7 +3,7 @@
 //! Only failures count, and only failures are ever turned away: whoever passes is never locked out,
 //! however many fail from where it is. Nothing here depends on whether a node exists.
 //!
-//! Each edge counts in its own memory; edges that share a Redis count there as well ([`shared`]).
+//! Each edge counts in its own memory; edges that share a Redis count there as well (`shared`).
 
 #![expect(clippy::disallowed_methods, reason = "a limit has a clock")]
 

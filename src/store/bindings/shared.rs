@@ -404,7 +404,7 @@ impl Bindings for SharedBindings {
         certificate.map(Some).ok_or(Fault::Malformed)
     }
 
-    /// Nothing gathers: what goes to the servers goes at once, with what others send meanwhile.
+    /// Nothing: what this edge's file is told of a token is the line of a bypass, and that is rare.
     fn announce(&self) -> Option<Announced> {
         None
     }

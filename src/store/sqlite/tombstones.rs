@@ -77,26 +77,29 @@ impl Reader {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Database;
+    use std::time::Duration;
+
     use super::super::reader::Readers;
+    use super::super::writer::{CheckpointRule, Writer};
     use super::*;
 
-    #[test]
-    fn are_remembered_until_their_end_and_never_shorter() {
+    #[tokio::test]
+    async fn are_remembered_until_their_end_and_never_shorter() {
         let scratch = tempfile::tempdir().unwrap();
-        let path = scratch.path().join("holdfast.db");
-        let mut database = Database::open(&path).unwrap();
-        let at = |secs: i64| UnixTime::from_secs(1_800_000_000 + secs);
+        let rule = CheckpointRule { lines: 1000, interval: Duration::from_secs(3600) };
+        let writer = Writer::start(&scratch.path().join("holdfast.db"), rule).unwrap();
+        // After any clock that this runs by: what is outlived is forgotten.
+        let at = |secs: i64| UnixTime::from_secs(9_000_000_000 + secs);
         let token = Tombstone::Token(RecordKey(Sha256::of(b"a")));
         // The same hash is another thing for a grant.
         let grant = Tombstone::Grant(Sha256::of(b"a"));
-        let remembered = database.transact(|batch| {
+        let remembered = writer.transact(move |batch| {
             batch.remember(token, at(60))?;
             batch.remember(token, at(30))?;
             batch.remember(grant, at(10))
         });
-        remembered.unwrap();
-        let readers = Readers::open(&path).unwrap();
+        remembered.await.unwrap();
+        let readers = Readers::beside(&writer).unwrap();
         let found = |now: i64| readers.read(|reader| reader.tombstones(at(now))).unwrap();
         assert_eq!(found(0), [(grant, at(10)), (token, at(60))]);
         assert_eq!(found(31), [(token, at(60))]);
