@@ -96,6 +96,9 @@ pub enum StartError {
     /// The store cannot be opened.
     #[error("store: {0}")]
     Store(#[from] OpenError),
+    /// The store is being moved, or restored.
+    #[error("store: `holdfast store` works on it; start when that has ended")]
+    Occupied,
     /// The store cannot be written.
     #[error("store: {0}")]
     Unwritten(#[from] Fault),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use holdfast::cli::{audit, capsule, check, explain, key, node, quickstart, request, run};
+use holdfast::cli::{audit, capsule, check, explain, key, node, quickstart, request, run, store};
 
 /// A request is some two hundred small allocations, most of them pingora's: `benches/README.md`.
 #[global_allocator]
@@ -27,6 +27,7 @@ enum Command {
     Node(Box<node::Args>),
     Key(key::Args),
     Audit(audit::Args),
+    Store(store::Args),
     Capsule(capsule::Args),
     /// Every error and warning of a configuration, with file, line and key path
     Check {
@@ -72,6 +73,7 @@ fn main() -> ExitCode {
         }
         Command::Node(args) => node::run(&args, &mut out, &mut io::stderr()),
         Command::Key(args) => key::run(&args, &mut out, &mut io::stderr()),
+        Command::Store(args) => store::run(&args, &mut out, &mut io::stderr()),
         Command::Audit(args) => audit::run(&args, &mut out, &mut io::stderr()),
         Command::Request(args) => request::run(&args, &mut out, &mut io::stderr()),
         Command::Capsule(args) => {

@@ -1,6 +1,7 @@
 //! What one configuration makes, what outlives it, and how the next takes its place.
 
 use std::num::NonZeroU32;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -34,8 +35,9 @@ use crate::store::nonces::{MemorySpent, SpentNonces};
 use crate::store::redis::{Partition, Redis, RedisReplay, RedisSpent};
 use crate::store::registry::Registry;
 use crate::store::replay::{MemoryReplay, ReplayLog};
-use crate::store::sqlite::Fault;
+use crate::store::serving;
 use crate::store::sqlite::writer::{CheckpointRule, Signer};
+use crate::store::sqlite::{Fault, OpenError};
 use crate::telemetry::log::Log;
 use crate::telemetry::metrics::{Metrics, Shape};
 
@@ -84,6 +86,10 @@ pub(super) struct Lasting {
     pub(super) started: UnixTime,
     /// Nodes and the audit log, where there is a store.
     pub(super) store: Option<capsules::State>,
+    /// Says that an edge serves from it.
+    _serving: Option<serving::Lock>,
+    /// The same, where edges at other machines are.
+    _presence: Option<serving::Presence>,
 }
 
 /// The randomness that this process's nonces rest on. Not to be printed.
@@ -141,6 +147,7 @@ impl Lasting {
         let nodes = log_of(Partition::Nodes, limits.replay_entries)?;
         let store = config.store.as_ref();
         let shared_by = (redis.as_ref(), runtime);
+        let serving = store.map(|store| serve(&store.path)).transpose()?;
         let store = store.map(|store| open_store(config, store, nodes, shared_by)).transpose()?;
         let registry = store.as_ref().map(|store| store.audit.registry.clone());
         let bindings = registry.map(|registry| bindings(redis.as_ref(), registry, runtime));
@@ -149,6 +156,8 @@ impl Lasting {
             nonces: spent_nonces(config, redis.as_ref())?,
             epochs,
             store,
+            _serving: serving,
+            _presence: presence(redis.as_ref(), runtime)?,
             redis,
             bindings,
             authority: authority::State { caller: Arc::default(), pace },
@@ -212,6 +221,23 @@ fn failures(
         Some(redis) => failures.shared(redis.clone(), name, runtime),
         None => failures,
     })
+}
+
+/// Says at servers that an edge serves.
+fn presence(
+    redis: Option<&Redis>,
+    runtime: &Handle,
+) -> Result<Option<serving::Presence>, StartError> {
+    let Some(redis) = redis else { return Ok(None) };
+    let edge: String = random()?.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    Ok(Some(serving::Presence::start(redis.clone(), edge, runtime)))
+}
+
+/// Says that an edge serves from the store at `path`.
+fn serve(path: &Path) -> Result<serving::Lock, StartError> {
+    let lock = serving::serve(path)
+        .map_err(|error| OpenError::Io { path: path.display().to_string(), error })?;
+    lock.ok_or(StartError::Occupied)
 }
 
 fn open_store(

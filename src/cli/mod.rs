@@ -11,3 +11,4 @@ pub mod quickstart;
 pub mod request;
 pub mod run;
 pub(crate) mod site;
+pub mod store;

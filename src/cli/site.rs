@@ -22,6 +22,7 @@ use crate::store::nodes::shared::SharedNodes;
 use crate::store::nodes::{Look, Nodes};
 use crate::store::redis::{Redis, Settings};
 use crate::store::registry::Registry;
+use crate::store::serving;
 use crate::store::sqlite::reader::Readers;
 use crate::store::sqlite::writer::CheckpointRule;
 use crate::store::sqlite::{Database, Fault, OpenError};
@@ -81,7 +82,7 @@ pub(super) fn store_path<'a>(config: &'a Config, path: &Path) -> Result<&'a Path
 }
 
 /// A configuration's store.
-fn store<'a>(config: &'a Config, path: &Path) -> Result<&'a Store, CommandError> {
+pub(super) fn store<'a>(config: &'a Config, path: &Path) -> Result<&'a Store, CommandError> {
     config.store.as_ref().ok_or_else(|| CommandError::NoStore(path.display().to_string()))
 }
 
@@ -94,6 +95,8 @@ pub(super) fn open(config: &Config, path: &Path) -> Result<Database, CommandErro
 pub(super) struct Registered<N: ?Sized> {
     nodes: Arc<N>,
     runtime: Runtime,
+    /// Of a store that is changed: it is not moved or replaced meanwhile.
+    _lock: Option<serving::Lock>,
 }
 
 impl<N: ?Sized> Registered<N> {
@@ -111,16 +114,28 @@ impl<N: ?Sized> Registered<N> {
 
 /// Opens a configuration's registry of nodes to change something.
 pub(super) fn nodes(config: &Config, path: &Path) -> Result<Registered<dyn Nodes>, CommandError> {
-    let (store, audit) = (store(config, path)?, &config.audit);
+    let store = store(config, path)?;
+    let lock = serving::serve(&store.path)?.ok_or_else(|| {
+        CommandError::Other(format!("{}: `holdfast store` works on it", store.path.display()))
+    })?;
+    let registry = registry(config, store)?;
+    let runtime = runtime()?;
+    match &store.redis {
+        Some(redis) => {
+            let nodes = shared(redis, registry, &runtime)?;
+            Ok(Registered { nodes, runtime, _lock: Some(lock) })
+        }
+        None => Ok(Registered { nodes: Arc::new(registry), runtime, _lock: Some(lock) }),
+    }
+}
+
+/// Opens the file of a store.
+pub(super) fn registry(config: &Config, store: &Store) -> Result<Registry, CommandError> {
+    let audit = &config.audit;
     // A command has no key to sign with.
     let rule =
         CheckpointRule { lines: audit.checkpoint_lines, interval: audit.checkpoint_interval };
-    let registry = Registry::open(&store.path, rule)?;
-    let runtime = runtime()?;
-    match &store.redis {
-        Some(redis) => Ok(Registered { nodes: shared(redis, registry, &runtime)?, runtime }),
-        None => Ok(Registered { nodes: Arc::new(registry), runtime }),
-    }
+    Ok(Registry::open(&store.path, rule)?)
 }
 
 /// The registry at servers. That they have changed hands is no reason for a command to wait.
@@ -129,16 +144,22 @@ fn shared(
     registry: Registry,
     runtime: &Runtime,
 ) -> Result<Arc<SharedNodes>, CommandError> {
+    let redis = connect(settings, runtime)?;
+    let nodes = SharedNodes::start(redis, registry, Duration::ZERO, runtime.handle())?;
+    Ok(Arc::new(nodes))
+}
+
+/// The servers, once they answer.
+pub(super) fn connect(settings: &Settings, runtime: &Runtime) -> Result<Redis, CommandError> {
     let redis = Redis::start(settings.clone(), runtime.handle());
     if !runtime.block_on(redis.ready(PATIENCE)) {
         let why = redis.status().error.unwrap_or_else(|| "no answer".to_owned());
         return Err(CommandError::Other(format!("store.redis: {why}")));
     }
-    let nodes = SharedNodes::start(redis, registry, Duration::ZERO, runtime.handle())?;
-    Ok(Arc::new(nodes))
+    Ok(redis)
 }
 
-fn runtime() -> Result<Runtime, CommandError> {
+pub(super) fn runtime() -> Result<Runtime, CommandError> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }
 
@@ -146,14 +167,15 @@ fn runtime() -> Result<Runtime, CommandError> {
 pub(super) fn look(config: &Config, path: &Path) -> Result<Registered<dyn Look>, CommandError> {
     let store = store(config, path)?;
     if store.redis.is_some() {
-        let Registered { nodes, runtime } = nodes(config, path)?;
-        return Ok(Registered { nodes, runtime });
+        let Registered { nodes, runtime, _lock } = nodes(config, path)?;
+        return Ok(Registered { nodes, runtime, _lock });
     }
     if !store.path.exists() {
         let text = format!("{}: there is no store yet", store.path.display());
         return Err(CommandError::Fault(Fault::Failed(text)));
     }
-    Ok(Registered { nodes: Arc::new(Readers::open(&store.path)?), runtime: runtime()? })
+    let nodes = Arc::new(Readers::open(&store.path)?);
+    Ok(Registered { nodes, runtime: runtime()?, _lock: None })
 }
 
 /// Who asks: the user's name and number, and who they were before `sudo`.

@@ -11,6 +11,8 @@ pub struct Store {
     pub path: PathBuf,
     /// What edges share, with `kind: redis`.
     pub redis: Option<redis::Settings>,
+    /// The servers that are named with `kind: embedded`: where the store may be moved to.
+    pub other: Option<redis::Settings>,
 }
 
 /// `dpop.replay.store`: where proofs are remembered.

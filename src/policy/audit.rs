@@ -36,6 +36,9 @@ pub enum Kind {
     /// An operator changed a key.
     #[serde(rename = "key.change")]
     KeyChange,
+    /// An operator moved a store, or put a backup in its place.
+    #[serde(rename = "store.change")]
+    StoreChange,
     /// A proof was used again.
     #[serde(rename = "dpop.replay")]
     Replay,
@@ -75,6 +78,7 @@ impl Kind {
             Self::Telemetry => "capsule.telemetry",
             Self::NodeChange => "node.change",
             Self::KeyChange => "key.change",
+            Self::StoreChange => "store.change",
             Self::Replay => "dpop.replay",
             Self::Mismatch => "sender.mismatch",
             Self::Bypass => "dpop.bypass",

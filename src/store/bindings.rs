@@ -1,5 +1,6 @@
 //! What the edge binds: records of tokens, and the certificates among them.
 
+pub mod moved;
 mod scripts;
 mod shared;
 #[cfg(test)]

@@ -122,6 +122,39 @@ async fn tell(redis: &Redis, edge: &str, own: &Option<Seen>) -> Option<Option<Se
     Some(Some(Seen { id, since }))
 }
 
+/// What the shared note says.
+///
+/// # Errors
+/// [`Fault`].
+pub(in crate::store) async fn shared(redis: &Redis) -> Result<Option<Seen>, Fault> {
+    let key = redis.keys().named(Tag::FIRST, "bypass");
+    let mut pipeline = redis::Pipeline::new();
+    pipeline.cmd("HMGET").arg(key).arg("id").arg("since");
+    let answers = redis.send(Tag::FIRST, &pipeline).await.map_err(|_| Fault::Down)?;
+    match answers.as_slice() {
+        [Value::Array(noted)] => match noted.as_slice() {
+            [Value::Nil, Value::Nil] => Ok(None),
+            [Value::BulkString(id), Value::BulkString(since)] => {
+                let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
+                let since = text(since).and_then(|since| since.parse().ok());
+                let (id, since) = text(id).zip(since).ok_or(Fault::Malformed)?;
+                Ok(Some(Seen { id, since: UnixTime::from_millis(since) }))
+            }
+            _ => Err(Fault::Malformed),
+        },
+        _ => Err(Fault::Malformed),
+    }
+}
+
+/// Has the shared note say what another store's does, as that of `edge`.
+///
+/// # Errors
+/// [`Fault::Down`].
+pub(in crate::store) async fn carry(redis: &Redis, edge: &str, seen: &Seen) -> Result<(), Fault> {
+    let told = tell(redis, edge, &Some(seen.clone())).await;
+    told.map(|_| ()).ok_or(Fault::Down)
+}
+
 /// Keeps the note of this edge, with its line.
 fn change(batch: &mut Batch<'_>, next: Option<&Seen>, now: UnixTime) -> Result<(), Fault> {
     let kept = batch.bypass()?;

@@ -1,5 +1,6 @@
 //! Shared state: one trait a file, each with its implementations beside it.
 
+pub mod backup;
 pub mod bindings;
 pub mod budget;
 pub mod bypass;
@@ -9,9 +10,11 @@ pub mod keys;
 pub mod networks;
 pub mod nodes;
 pub mod nonces;
+pub mod records;
 pub mod redis;
 pub mod refused;
 pub mod registry;
 pub mod replay;
+pub mod serving;
 pub mod sqlite;
 pub mod tokens;

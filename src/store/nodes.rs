@@ -9,6 +9,7 @@
 //! run said is what was done.
 
 mod memory;
+pub mod moved;
 mod scripts;
 pub mod shared;
 

@@ -87,6 +87,8 @@ mod running;
 #[cfg(test)]
 mod signals;
 #[cfg(test)]
+mod store_commands;
+#[cfg(test)]
 mod streams;
 #[cfg(test)]
 mod target;

@@ -20,7 +20,7 @@ pub(super) fn one_line(text: &str) -> String {
     let node = line.node.as_deref().unwrap_or("-");
     let what = match line.kind {
         Kind::Capsule | Kind::Telemetry => verdict(&line.data),
-        Kind::NodeChange | Kind::KeyChange => {
+        Kind::NodeChange | Kind::KeyChange | Kind::StoreChange => {
             let text = |name: &str| line.data.get(name).and_then(Value::as_str).unwrap_or("?");
             format!("{} ({})", text("action"), text("reason"))
         }
@@ -87,6 +87,7 @@ pub(super) fn explain(line: &Line, out: &mut dyn Write) -> io::Result<()> {
         }
         Kind::NodeChange
         | Kind::KeyChange
+        | Kind::StoreChange
         | Kind::Suppressed
         | Kind::Checkpoint
         | Kind::Begin
@@ -152,6 +153,9 @@ fn stage(outcome: &Outcome, record: &CapsuleRecord) -> String {
         Stage::Node => "there is no such node".to_owned(),
         Stage::Status if code == "join_before_passed" => {
             "the time for its first capsule has passed".to_owned()
+        }
+        Stage::Status if code == "restored" => {
+            "the node is from a backup, and nobody has confirmed it since".to_owned()
         }
         Stage::Status => format!("the node is {code}"),
         Stage::Sender => {

@@ -85,14 +85,20 @@ enum Command {
     },
     /// Take a node out of the registry
     Remove(One),
-    /// Go on from a shared store that has lost changes (restored, wiped, failed over)
+    /// Go on with a node that is from a backup, or from a shared store that has lost changes
     #[command(
-        after_help = "Until then no edge serves any node. What was lost is in the edges' audit \
-        logs: revoke, quarantine and rotate again before you confirm."
+        after_help = "With NODE: its record, from a backup, is still right; a node is refused until \
+        then. What was changed since the backup is not in it: revoke, quarantine and rotate again \
+        before you confirm.\n\nWithout NODE: the shared store has lost changes (wiped, failed over), \
+        and no edge serves any node until it is confirmed. What was lost is in the edges' audit logs: \
+        do it again before."
     )]
     Confirm {
         #[command(flatten)]
         site: Site,
+        /// The node [default: the shared store as a whole]
+        #[arg(value_parser = NodeId::parse)]
+        node: Option<NodeId>,
         /// Why, for the audit log
         #[arg(long, value_name = "TEXT", value_parser = parse_reason)]
         reason: String,
@@ -183,7 +189,11 @@ fn dispatch(command: &Command, out: &mut dyn Write) -> Result<(), CommandError> 
             change::make(one, &Change::Rejoin { jkt, x5t, within_ms }, out)
         }
         Command::Remove(one) => change::remove(one, out),
-        Command::Confirm { site, reason } => change::confirm(site, reason, out),
+        Command::Confirm { site, node: Some(node), reason } => {
+            let (site, node, reason) = (site.clone(), node.clone(), reason.clone());
+            change::make(&One { site, node, reason }, &Change::Confirm, out)
+        }
+        Command::Confirm { site, node: None, reason } => change::confirm(site, reason, out),
     }
 }
 

@@ -10,6 +10,8 @@ use crate::policy::capsule::node::{Network, Node, NodeId, State, Status};
 use crate::policy::time::UnixTime;
 use crate::store::nodes::Listed;
 
+/// What an active node from a backup is called until it is confirmed.
+const UNCONFIRMED: &str = "unconfirmed";
 /// Nodes that are read at a time.
 const PAGE: usize = 1000;
 
@@ -51,7 +53,8 @@ fn line(site: &Site, (id, node): &Listed, out: &mut dyn Write) -> Result<(), Com
             let key = format!("n{}", node.key_version);
             let issued = node.issued.as_ref().map(|issued| time(issued.at)).unwrap_or_default();
             let network = node.baseline.as_ref().map(|it| network(&it.network)).unwrap_or_default();
-            let status = node.status.name();
+            let held = node.restored.is_some() && node.status == Status::Active;
+            let status = if held { UNCONFIRMED } else { node.status.name() };
             let row = format!("{id:<32} {status:<12} {key:<9} {issued:<24} {network}");
             writeln!(out, "{}", row.trim_end())?;
         }
@@ -81,6 +84,9 @@ pub(super) fn show(site: &Site, id: &NodeId, out: &mut dyn Write) -> Result<(), 
         );
         let from = held.network.as_ref().map(network).unwrap_or_default();
         line(out, "quarantined", format!("{} {by} {from}", time(held.at)).trim_end().to_owned())?;
+    }
+    if let Some(at) = node.restored {
+        line(out, "restored", format!("{}, not confirmed since", time(at)))?;
     }
     line(out, "enrolled", time(node.enrolled))?;
     let fingerprint = node.fingerprint.map(|hash| format!("SHA-256 {hash}"));
@@ -118,7 +124,8 @@ pub(super) fn show(site: &Site, id: &NodeId, out: &mut dyn Write) -> Result<(), 
 /// A node in a few words.
 pub(super) fn summary(node: &Node) -> String {
     let joined = if node.has_joined() { "" } else { ", has not joined" };
-    format!("{}, key version n{}{joined}", node.status.name(), node.key_version)
+    let held = if node.restored.is_some() { ", not confirmed since it was restored" } else { "" };
+    format!("{}, key version n{}{joined}{held}", node.status.name(), node.key_version)
 }
 
 pub(super) fn network(network: &Network) -> String {

@@ -40,13 +40,15 @@ pub(super) fn resolve(root: &Section<'_>, security: &Security<'_>, binds: bool) 
     let path = section.text("path").map(Text::path).map(|(path, _)| path);
     let path = path.unwrap_or_else(|| root.sink().base().join(STORE_FILE));
     let given = section.has("redis");
-    let redis = redis(&section.section("redis"), kind == Kind::Redis);
+    let servers = redis(&section.section("redis"), kind == Kind::Redis || given);
     if kind == Kind::Embedded && given {
-        section.error("redis", "has no effect: `store.kind` is not `redis`");
+        let message = "has no effect but for `holdfast store migrate`: `store.kind` is not `redis`";
+        section.warn("redis", message);
     }
     check_use(&section, kind == Kind::Redis, security);
-    let redis = (kind == Kind::Redis).then_some(redis).flatten();
-    (asked || needed).then_some(Store { path, redis })
+    let servers = servers.filter(|_| kind == Kind::Redis || given);
+    let (redis, other) = if kind == Kind::Redis { (servers, None) } else { (None, servers) };
+    (asked || needed).then_some(Store { path, redis, other })
 }
 
 /// Whether what is to be remembered at servers has any, and is of use there.

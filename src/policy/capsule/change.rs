@@ -33,6 +33,8 @@ pub enum Change {
     Quarantine,
     /// A quarantined node may have capsules again; how it stopped is forgotten.
     Release,
+    /// The record, which was taken from a backup, is still right.
+    Confirm,
     /// This network is the one that it is compared with from now on.
     AcceptNetwork {
         /// The network.
@@ -66,6 +68,9 @@ pub enum Refused {
     /// It has had no capsule yet.
     #[error("the node has had no capsule yet: its first one sets the network")]
     NotJoined,
+    /// It is not from a backup, or was confirmed since.
+    #[error("there is nothing to confirm: the node is not from a backup, or was confirmed since")]
+    NotRestored,
 }
 
 impl Change {
@@ -74,7 +79,11 @@ impl Change {
     #[must_use]
     pub fn loosens(&self) -> bool {
         match self {
-            Self::Enable | Self::Release | Self::AcceptNetwork { .. } | Self::Rejoin { .. } => true,
+            Self::Enable
+            | Self::Release
+            | Self::Confirm
+            | Self::AcceptNetwork { .. }
+            | Self::Rejoin { .. } => true,
             Self::RotateSecret { .. }
             | Self::RotateKey { .. }
             | Self::Disable
@@ -129,6 +138,8 @@ impl Change {
                 // Or the abrupt stop that it is released from would quarantine it once more.
                 after.heard = None;
             }
+            Self::Confirm if node.restored.is_none() => return Err(Refused::NotRestored),
+            Self::Confirm => after.restored = None,
             Self::AcceptNetwork { network } => {
                 if !node.has_joined() {
                     return Err(Refused::NotJoined);
@@ -177,6 +188,20 @@ mod tests {
                 assert_eq!(after, expect, "{change:?} {status:?}");
             }
         }
+    }
+
+    #[test]
+    fn what_is_from_a_backup_is_confirmed_once_and_stays_what_it_was() {
+        for status in Status::ALL {
+            let restored = Node { restored: Some(NOW), ..node(status) };
+            let after = Change::Confirm.apply(&restored, NOW).unwrap();
+            assert_eq!((after.restored, after.status), (None, status));
+            assert_eq!(Change::Confirm.apply(&after, NOW), Err(Refused::NotRestored));
+        }
+        // Nothing else confirms it.
+        let restored = Node { restored: Some(NOW), ..node(Status::Quarantined) };
+        assert_eq!(Change::Release.apply(&restored, NOW).unwrap().restored, Some(NOW));
+        assert!(Change::Confirm.loosens());
     }
 
     #[test]

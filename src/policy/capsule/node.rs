@@ -323,6 +323,10 @@ pub struct Node {
     pub counters: Counters,
     /// When it was enrolled.
     pub enrolled: UnixTime,
+    /// When its record was taken from a backup; `None` once an operator has confirmed it since. What was
+    /// changed after the backup is not in it, so that it gives nothing until then.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub restored: Option<UnixTime>,
 }
 
 impl Node {
@@ -349,6 +353,7 @@ impl Node {
             versions: Vec::new(),
             counters: Counters::default(),
             enrolled: now,
+            restored: None,
         }
     }
 

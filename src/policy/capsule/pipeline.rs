@@ -219,6 +219,10 @@ fn authenticate<'a>(
 /// Stage 3.
 fn status(walk: &mut Walk, node: &Node, now: UnixTime) -> Result<(), Refusal> {
     let reason = match node.status {
+        // What was done to it since the backup is not known.
+        Status::Active if node.restored.is_some() => {
+            return Err(walk.refused(Stage::Status, Reason::NodeQuarantined, "restored"));
+        }
         Status::Active => {
             let end = node.expected.join_before;
             if !node.has_joined() && end.is_some_and(|end| now >= end) {

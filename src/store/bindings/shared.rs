@@ -85,7 +85,7 @@ use crate::store::sqlite::writer::Announced;
 use guesses::Guesses;
 
 /// How much longer a key is kept than it is good: clocks of servers and edges differ.
-const MARGIN: Duration = Duration::from_secs(3600);
+pub(in crate::store) const MARGIN: Duration = Duration::from_secs(3600);
 /// How often a record is compared and swapped because somebody else was first.
 const TRIES: usize = 8;
 
@@ -170,7 +170,7 @@ fn now() -> UnixTime {
     UnixTime::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
-fn down(fault: connection::Fault) -> Fault {
+pub(super) fn down(fault: connection::Fault) -> Fault {
     Fault::Failed(match fault {
         connection::Fault::Down => "redis does not answer".to_owned(),
         connection::Fault::Full => "redis is full".to_owned(),
@@ -364,7 +364,7 @@ impl Inner {
 }
 
 /// What is left of a token that was revoked.
-fn bare(expires: UnixTime) -> BindingRecord {
+pub(super) fn bare(expires: UnixTime) -> BindingRecord {
     BindingRecord {
         kind: TokenKind::Access,
         tenant: None,

@@ -113,23 +113,23 @@ impl Names<'_> {
         self.0.named(TAG, &format!("nodes:{name}"))
     }
 
-    fn node(self, id: &str) -> String {
+    pub(super) fn node(self, id: &str) -> String {
         self.0.named(TAG, &format!("node:{id}"))
     }
 
-    fn status(self, status: Status) -> String {
+    pub(super) fn status(self, status: Status) -> String {
         self.named(status.name())
     }
 
-    fn all(self) -> String {
+    pub(super) fn all(self) -> String {
         self.named("all")
     }
 
-    fn removed(self) -> String {
+    pub(super) fn removed(self) -> String {
         self.named("removed")
     }
 
-    fn quarantines(self) -> String {
+    pub(super) fn quarantines(self) -> String {
         self.named("quarantines")
     }
 
@@ -139,6 +139,11 @@ impl Names<'_> {
 
     pub(super) fn ledger(self) -> String {
         self.named("ledger")
+    }
+
+    /// Edges that serve.
+    pub(super) fn edges(self) -> String {
+        self.named("edges")
     }
 
     /// Those of [`COMMIT`].

@@ -465,7 +465,7 @@ fn written(node: &Node) -> Result<Written, Fault> {
     Ok(Written { record, status: node.status, secret })
 }
 
-fn down(fault: &connection::Fault) -> Fault {
+pub(super) fn down(fault: &connection::Fault) -> Fault {
     match fault {
         connection::Fault::Down => Fault::Down,
         connection::Fault::Full => Fault::Failed("the shared store is full".to_owned()),

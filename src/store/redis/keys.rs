@@ -65,6 +65,20 @@ impl Keys {
         self.named(Tag::of(hash), &format!("{kind}:{}", URL_SAFE_NO_PAD.encode(half)))
     }
 
+    /// What all keys of such names match, at whichever tag: a prefix has none of a pattern's characters.
+    #[must_use]
+    pub fn pattern(&self, name: &str) -> String {
+        format!("{{{}:*}}:{name}", self.prefix)
+    }
+
+    /// The name in a key; `None` for one that is not of this prefix.
+    #[must_use]
+    pub fn name<'a>(&self, key: &'a str) -> Option<&'a str> {
+        let rest = key.strip_prefix('{')?.strip_prefix(&self.prefix)?.strip_prefix(':')?;
+        let (tag, name) = rest.split_once("}:")?;
+        tag.parse::<u8>().ok().map(|_| name)
+    }
+
     /// The slot that a tag's keys lie in.
     pub(super) fn slot(&self, tag: Tag) -> u16 {
         crc16(format!("{}:{}", self.prefix, tag.0).as_bytes()) % SLOTS
@@ -101,6 +115,10 @@ mod tests {
         let hash = Sha256::of(b"a jti");
         let tag = Tag::of(&hash);
         assert_eq!(keys.named(Tag(7), "mark"), "{holdfast:7}:mark");
+        assert_eq!(keys.name("{holdfast:7}:t:x"), Some("t:x"));
+        for other in ["{holdfast2:7}:t", "{holdfast:256}:t", "holdfast:7:t", "{holdfast:7}t"] {
+            assert_eq!(keys.name(other), None, "{other}");
+        }
         let key = keys.hashed("r", &hash);
         assert!(key.starts_with(&format!("{{holdfast:{}}}:r:", tag.0)), "{key}");
         assert!(key.len() < 48 && !key.contains("jti"));

@@ -315,6 +315,20 @@ impl Redis {
         }
     }
 
+    /// One tag at each master that is there: who looks at every key asks each of them.
+    #[must_use]
+    pub fn shards(&self) -> Vec<Tag> {
+        let mut seen = BTreeSet::new();
+        Tag::all().filter(|tag| seen.insert(self.shard(*tag))).collect()
+    }
+
+    /// Which master a tag lies at, as a number that is its own while the masters stay.
+    #[must_use]
+    pub fn shard(&self, tag: Tag) -> usize {
+        let view = self.shared.view.load();
+        view.as_ref().and_then(|view| view.places.get(tag.index()).copied()).unwrap_or_default()
+    }
+
     fn server(&self, tag: Tag) -> Result<Arc<Server>, Fault> {
         self.shared.view.load().as_ref().ok_or(Fault::Down)?.server(tag).cloned()
     }

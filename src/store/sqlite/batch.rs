@@ -252,11 +252,11 @@ impl<'a> Batch<'a> {
     }
 }
 
-fn text(node: &Node) -> Result<String, Fault> {
+pub(in crate::store) fn text(node: &Node) -> Result<String, Fault> {
     serde_json::to_string(node).map_err(|_| Fault::Malformed)
 }
 
-fn head(connection: &Connection) -> Result<Head, Fault> {
+pub(super) fn head(connection: &Connection) -> Result<Head, Fault> {
     let sql = "SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1";
     let found = connection
         .prepare_cached(sql)?
@@ -269,7 +269,7 @@ fn head(connection: &Connection) -> Result<Head, Fault> {
 }
 
 /// The hash of a node's secret, as the column has it.
-fn secret(node: &Node) -> Result<[u8; 32], Fault> {
+pub(super) fn secret(node: &Node) -> Result<[u8; 32], Fault> {
     node.secret.map(|secret| secret.0).ok_or(Fault::Malformed)
 }
 

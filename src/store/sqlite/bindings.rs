@@ -143,15 +143,19 @@ impl Batch<'_> {
                 let sql = "UPDATE authority_tokens SET revoked = 1 WHERE id = ?1";
                 self.connection.prepare_cached(sql)?.execute([place])?;
             }
-            TokenKind::Refresh => {
-                let sql = "INSERT INTO revoked_grants (family, expires) VALUES (?1, ?2)
-                           ON CONFLICT DO UPDATE SET expires = excluded.expires";
-                let end = self.tokens_end()?;
-                self.connection.prepare_cached(sql)?.execute(params![found.family, end])?;
-            }
+            TokenKind::Refresh => self.revoke_grant(&found.family)?,
         }
         self.writes += 1;
         Ok(true)
+    }
+
+    /// Revokes a grant, for as long as any record there ever was lives.
+    pub(super) fn revoke_grant(&mut self, family: &str) -> Result<(), Fault> {
+        let sql = "INSERT INTO revoked_grants (family, expires) VALUES (?1, ?2)
+                   ON CONFLICT DO UPDATE SET expires = excluded.expires";
+        let end = self.tokens_end()?;
+        self.connection.prepare_cached(sql)?.execute(params![family, end])?;
+        Ok(())
     }
 
     /// Takes out some of what is of no use any more, where something was kept.
@@ -256,19 +260,32 @@ fn bypass(connection: &Connection) -> Result<Option<Seen>, Fault> {
     text.map(|text| serde_json::from_str(&text).map_err(|_| Fault::Malformed)).transpose()
 }
 
+/// The record, revoked if the token was alone or with its grant.
 fn record(
     connection: &Connection,
     place: i64,
     key: RecordKey,
 ) -> Result<Option<BindingRecord>, Fault> {
+    let found = standing(connection, place, key)?;
+    Ok(found.map(|(record, grant)| BindingRecord { revoked: record.revoked || grant, ..record }))
+}
+
+/// The record, revoked if the token was alone, and whether its grant was.
+pub(super) fn standing(
+    connection: &Connection,
+    place: i64,
+    key: RecordKey,
+) -> Result<Option<(BindingRecord, bool)>, Fault> {
     let sql = "SELECT kind, tenant, client, cnf_jkt, sender_certificate, scope, expires, family,
-                   bypass, revoked OR EXISTS (SELECT 1 FROM revoked_grants AS grants
+                   bypass, revoked, EXISTS (SELECT 1 FROM revoked_grants AS grants
                        WHERE grants.family = authority_tokens.family)
                FROM authority_tokens WHERE id = ?1 AND key = ?2";
     let mut statement = connection.prepare_cached(sql)?;
-    let found = statement.query_row(params![place, key.0.0], |row| Ok(read(row))).optional()?;
+    let read = |row: &Row<'_>| Ok(row.get(10).and_then(|grant: bool| Ok((read(row)?, grant))));
+    let found = statement.query_row(params![place, key.0.0], read).optional()?;
     // A value of another type or length than was written is a record of nothing.
-    found.transpose().map_err(|_| Fault::Malformed)?.map_or(Ok(None), |it| it.map(Some))
+    let found = found.transpose().map_err(|_| Fault::Malformed)?;
+    found.map(|(record, grant)| Ok((record?, grant))).transpose()
 }
 
 fn read(row: &Row<'_>) -> rusqlite::Result<Result<BindingRecord, Fault>> {

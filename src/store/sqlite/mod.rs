@@ -8,8 +8,10 @@
 
 pub mod batch;
 mod bindings;
+pub mod copies;
 mod marks;
 pub mod reader;
+pub mod rows;
 mod tail;
 pub mod tombstones;
 pub mod writer;

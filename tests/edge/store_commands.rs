@@ -1,0 +1,347 @@
+//! `holdfast store`, as an operator runs it: a store moved, backed up and restored.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use holdfast::policy::capsule::node::{Expectations, Node, NodeId, Status};
+use holdfast::policy::digest::{Jkt, Sha256};
+use holdfast::policy::grant::{BindingRecord, RecordKey, TokenKind};
+use holdfast::policy::time::UnixTime;
+use holdfast::store::serving;
+use holdfast::store::sqlite::Database;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::support::Table;
+use super::support::node::{holdfast, told, world};
+use super::support::process::write_config;
+use super::support::redis::{Server, share, there_is_none};
+use super::support::world::{World, expect_eq};
+
+const HERE: &str = "127.0.0.1";
+
+/// Runs a command; its status, output and errors.
+fn run(directory: &Path, words: &str) -> (Option<i32>, String, String) {
+    let words = format!("store {words} --config authority.yaml");
+    holdfast(directory, &words.split(' ').collect::<Vec<_>>())
+}
+
+fn refused(directory: &Path, words: &str, expect: &str) -> Result<(), String> {
+    let (status, out, errors) = run(directory, words);
+    expect_eq(&errors, &(status, errors.contains(expect)), &(Some(1), true))
+        .map_err(|fault| format!("{fault} {out}"))
+}
+
+fn done(directory: &Path, words: &str) -> Value {
+    let (status, out, errors) = run(directory, &format!("{words} --json"));
+    assert_eq!(status, Some(0), "{words}: {out}{errors}");
+    serde_json::from_str(&out).expect("JSON")
+}
+
+/// Whether an edge ends at its start, for want of the store.
+fn does_not_start(directory: &Path) -> Result<(), String> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_holdfast"));
+    command.args(["run", "--config", "authority.yaml"]).current_dir(directory);
+    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+    let mut child = child.expect("the program");
+    for _ in 0..500 {
+        if let Some(status) = child.try_wait().expect("a child") {
+            let output = child.wait_with_output().expect("its end");
+            let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+            let said = (status.success(), errors.contains("`holdfast store` works on it"));
+            return expect_eq(&errors, &said, &(false, true));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+    Err("it serves".to_owned())
+}
+
+async fn end(world: &mut World) {
+    world.process.terminate();
+    assert!(world.process.ended().await.is_some(), "it did not end after SIGTERM");
+}
+
+/// Flips one bit of a copy.
+fn damaged(directory: &Path, from: &str, to: &str, at: usize) {
+    let mut bytes = fs::read(directory.join(from)).expect("a backup");
+    bytes[at] ^= 1;
+    fs::write(directory.join(to), bytes).expect("a writable directory");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_node_is_refused_until_it_is_confirmed() {
+    let mut world = world(|_| {}).await;
+    let mut table = Table::default();
+    let (kept, gone) = (world.enrol("node-1", &[]), world.enrol("node-2", &[]));
+    for node in [&kept, &gone] {
+        let answer = told(&world.ask(node, HERE).await.expect("an answer"));
+        table.row("before", expect_eq("answer", &answer.as_str(), &"200 risk 0"));
+    }
+    let _ = world.change(&["revoke", "node-2"]);
+    let directory = world.directory.path().to_owned();
+    // While the edge serves.
+    let backup = done(&directory, "backup kept");
+    table.row("counts", expect_eq("nodes", &backup["backup"]["counts"]["nodes"], &json!(2)));
+    table.row("again", refused(&directory, "backup kept", "exists"));
+    let _ = world.enrol("node-3", &[]);
+    table
+        .row("serving", refused(&directory, "restore kept --reason r --replace", "an edge serves"));
+    end(&mut world).await;
+    table.row("mark", expect_eq("is there", &directory.join("holdfast.mark").exists(), &true));
+    table.row("full", refused(&directory, "restore kept --reason r", "--replace"));
+    damaged(&directory, "kept", "damaged", 5000);
+    table.row("flipped", refused(&directory, "restore damaged --reason r --replace", "damaged"));
+    let listed = world.command(&["node", "list", "--json"]);
+    table.row("unchanged", expect_eq("nodes", &listed.lines().count(), &3));
+    let restored = done(&directory, "restore kept --reason r --replace");
+    table.row("restored", expect_eq("nodes", &restored["restored"]["nodes"], &json!(2)));
+    world.restart_ended().await;
+    for (node, expect) in [(&kept, "403 NODE_QUARANTINED"), (&gone, "403 NODE_REVOKED")] {
+        let answer = told(&world.send(&node.bearer()).await.expect("an answer"));
+        table.row(&node.id, expect_eq("answer", &answer.as_str(), &expect));
+    }
+    let listed = world.command(&["node", "list"]);
+    table.row("list", expect_eq("says so", &listed.contains("unconfirmed"), &true));
+    for id in ["node-1", "node-2"] {
+        let _ = world.change(&["confirm", id]);
+    }
+    let answer = told(&world.ask(&kept, HERE).await.expect("an answer"));
+    table.row("confirmed", expect_eq("answer", &answer.as_str(), &"200 risk 0"));
+    let answer = told(&world.send(&gone.bearer()).await.expect("an answer"));
+    table.row("revoked", expect_eq("answer", &answer.as_str(), &"403 NODE_REVOKED"));
+    let lines = world.audit();
+    let line = lines.iter().find(|line| line["kind"] == "store.change").expect("a line");
+    let said = &line["data"]["restored"];
+    table.row("line", expect_eq("backup", &said["backup"], &backup["backup"]));
+    table.row("line", expect_eq("mark", &said["mark"].is_string(), &true));
+    let verified = world.command(&["audit", "verify"]);
+    table.row("verify", expect_eq(&verified, &verified.contains("whole"), &true));
+}
+
+const TOKENS: usize = 6000;
+
+/// A store with nodes of each status and tokens, a third of them revoked in one way or the other.
+fn fill(path: &Path) {
+    let mut database = Database::open(path).expect("a store");
+    let now = UnixTime::from_secs(1_900_000_000);
+    let filled = database.transact(|batch| {
+        for (at, status) in Status::ALL.into_iter().cycle().take(600).enumerate() {
+            let id = NodeId::parse(&format!("node-{at}")).expect("an id");
+            let secret = Sha256::of(format!("secret of {at}").as_bytes());
+            let node =
+                Node { status, ..Node::new(id.clone(), secret, Expectations::default(), now) };
+            batch.insert(&node)?;
+            // Two at one time.
+            batch.quarantined(&id, now)?;
+            batch.quarantined(&id, now)?;
+            if at % 10 == 0 {
+                let row = batch.node(&id)?.expect("a node");
+                batch.remove(&row)?;
+            }
+        }
+        for at in 0..TOKENS {
+            let record = BindingRecord {
+                kind: if at % 2 == 0 { TokenKind::Access } else { TokenKind::Refresh },
+                tenant: None,
+                client: Some("client-1".to_owned()),
+                cnf_jkt: Some(Jkt(Sha256::of(b"key"))),
+                sender_certificate: None,
+                scope: None,
+                expires: now.plus(Duration::from_secs(at as u64)),
+                family: format!("family-{}", at / 4),
+                bypass: None,
+                revoked: at % 7 == 0,
+            };
+            batch.bind(RecordKey(Sha256::of(format!("token {at}").as_bytes())), &record)?;
+        }
+        for at in (1..TOKENS).step_by(12) {
+            let key = RecordKey(Sha256::of(format!("token {at}").as_bytes()));
+            assert!(batch.revoke(key, Some("client-1"))?);
+        }
+        Ok(())
+    });
+    filled.expect("records");
+}
+
+/// A configuration with both kinds of store, without an edge that runs.
+async fn both(redis: &Server) -> (World, TempDir) {
+    let mut world = world(|_| {}).await;
+    end(&mut world).await;
+    let directory = TempDir::new().expect("a directory");
+    for file in fs::read_dir(world.directory.path()).expect("a directory") {
+        let file = file.expect("an entry").path();
+        if file.is_file() && !file.to_string_lossy().contains("holdfast") {
+            fs::copy(&file, directory.path().join(file.file_name().expect("a name")))
+                .expect("a copy");
+        }
+    }
+    holdfast::store::keys::init(
+        &directory.path().join("keys"),
+        holdfast::store::keys::Algorithm::EdDsa,
+        UnixTime::from_secs(1_800_000_000),
+    )
+    .expect("keys");
+    world.config["store"] = json!({
+        "path": "moved.db",
+        "redis": {"nodes": [format!("{HERE}:{}", redis.port)], "timeout": "5s"},
+    });
+    write_config(directory.path(), &world.config);
+    (world, directory)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn there_and_back_again_it_is_the_same() {
+    if there_is_none() {
+        return;
+    }
+    let redis = Server::start(&[]).await;
+    let (mut world, scratch) = both(&redis).await;
+    let (directory, mut table) = (scratch.path(), Table::default());
+    table.row("nothing", refused(directory, "migrate --to redis", "nothing to migrate"));
+    fill(&directory.join("moved.db"));
+    let dry = done(directory, "migrate --to redis --dry-run");
+    table.row("dry", expect_eq("records", &dry["missing"].as_u64(), &Some(540 + 60 + 1200 + 6000)));
+    table.row("dry", expect_eq("keys", &redis.cli(&["KEYS", "*node*"]).trim(), &""));
+    let there = done(directory, "migrate --to redis");
+    let counted = there["records"]["tokens"]["count"].as_u64();
+    table.row("there", expect_eq("tokens", &counted, &Some(TOKENS as u64)));
+    // Again: nothing is missing.
+    let again = done(directory, "migrate --to redis");
+    table.row("again", expect_eq("records", &again["missing"], &json!(0)));
+    // Back, into a file that holds them, and into one that does not.
+    let back = done(directory, "migrate --to embedded");
+    table.row("back", expect_eq("records", &back["records"], &there["records"]));
+    for file in ["moved.db", "moved.db-wal", "moved.db-shm"] {
+        let _ = fs::remove_file(directory.join(file));
+    }
+    let back = done(directory, "migrate --to embedded");
+    table.row("back", expect_eq("records", &back["records"], &there["records"]));
+    let again = done(directory, "migrate --to redis");
+    table.row("there", expect_eq("records", &again["records"], &there["records"]));
+    // A target with another node, or with another record of one, is left alone.
+    let before = redis.cli(&["DBSIZE"]);
+    for words in ["node disable node-1", "node add node-9999"] {
+        let words = format!("{words} --reason r --config authority.yaml");
+        let (status, _, errors) = holdfast(directory, &words.split(' ').collect::<Vec<_>>());
+        assert_eq!(status, Some(if words.contains("disable") { 1 } else { 0 }), "{errors}");
+    }
+    let there_is = "1 nodes that the source does not have";
+    table.row("other", refused(directory, "migrate --to embedded", there_is));
+    table.row("other", expect_eq("keys", &redis.cli(&["DBSIZE"]), &before));
+    let replaced = done(directory, "migrate --to embedded --replace");
+    table.row("replaced", expect_eq("records", &replaced["records"], &there["records"]));
+    // While somebody has it alone, no edge starts and no command changes anything.
+    let alone = serving::alone(&directory.join("moved.db")).expect("a lock file");
+    assert!(alone.is_some());
+    let words = "node disable node-5 --reason r --config authority.yaml";
+    let (status, _, errors) = holdfast(directory, &words.split(' ').collect::<Vec<_>>());
+    let said = (status, errors.contains("`holdfast store` works on it"));
+    table.row("alone", expect_eq(&errors, &said, &(Some(1), true)));
+    table.row("alone", refused(directory, "migrate --to redis", "another command works on it"));
+    table.row("alone", does_not_start(directory));
+    drop(alone);
+    // While an edge serves, from the file or from the servers.
+    world.config["store"]["kind"] = json!("redis");
+    share(&mut world.config, json!({"nodes": [format!("{HERE}:{}", redis.port)], "timeout": "5s"}));
+    world.config["store"]["path"] = json!("moved.db");
+    world.write("nonce.key", &"9".repeat(32));
+    world.restart_ended().await;
+    table.row("served", refused(world.directory.path(), "migrate --to redis", "an edge serves"));
+    table.row("served", refused(directory, "migrate --to embedded", "edges serve"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_that_was_killed_ends_when_it_is_run_again() {
+    if there_is_none() {
+        return;
+    }
+    let redis = Server::start(&[]).await;
+    let (_world, scratch) = both(&redis).await;
+    let (directory, mut table) = (scratch.path(), Table::default());
+    fill(&directory.join("moved.db"));
+    let size = || redis.cli(&["DBSIZE"]).trim().parse::<usize>().expect("a number");
+    let mut cut = 0;
+    for wanted in [300, 700, 2500, 5000] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_holdfast"));
+        command.args(["store", "migrate", "--config", "authority.yaml", "--to", "redis"]);
+        command.current_dir(directory).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn().expect("the program");
+        while size() < wanted && child.try_wait().expect("a child").is_none() {}
+        let _ = child.kill();
+        let ended = child.wait().expect("its end");
+        cut += usize::from(!ended.success());
+        if ended.success() {
+            break;
+        }
+        // No edge serves from what is half there.
+        let doubted = redis.cli(&["HEXISTS", "{holdfast:0}:nodes:lineage", "doubted"]);
+        table.row("doubted", expect_eq("mark", &doubted.trim(), &"1"));
+    }
+    table.row("cut", expect_eq("in the middle", &(cut > 0), &true));
+    let whole = done(directory, "migrate --to redis");
+    let again = done(directory, "migrate --to redis --dry-run");
+    table.row("whole", expect_eq("missing", &again["missing"], &json!(0)));
+    table.row("whole", expect_eq("records", &again["records"], &whole["records"]));
+    let doubted = redis.cli(&["HEXISTS", "{holdfast:0}:nodes:lineage", "doubted"]);
+    table.row("confirmed", expect_eq("mark", &doubted.trim(), &"0"));
+    // And the other way, into a file of its own.
+    for file in ["moved.db", "moved.db-wal", "moved.db-shm"] {
+        let _ = fs::remove_file(directory.join(file));
+    }
+    for millis in [400, 700, 1000] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_holdfast"));
+        command.args(["store", "migrate", "--config", "authority.yaml", "--to", "embedded"]);
+        command.current_dir(directory).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn().expect("the program");
+        std::thread::sleep(Duration::from_millis(millis));
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    let back = done(directory, "migrate --to embedded");
+    table.row("back", expect_eq("records", &back["records"], &whole["records"]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shared_store_is_backed_up_and_restored() {
+    if there_is_none() {
+        return;
+    }
+    let redis = Server::start(&[]).await;
+    let (mut world, scratch) = both(&redis).await;
+    let (directory, mut table) = (scratch.path(), Table::default());
+    fill(&directory.join("moved.db"));
+    let there = done(directory, "migrate --to redis");
+    world.config["store"]["kind"] = json!("redis");
+    write_config(directory, &world.config);
+    let backup = done(directory, "backup kept");
+    let count = &backup["backup"]["counts"]["tokens"];
+    table.row("backup", expect_eq("tokens", count, &there["records"]["tokens"]["count"]));
+    table.row("full", refused(directory, "restore kept --reason r", "--replace"));
+    damaged(directory, "kept", "damaged", 5000);
+    let before = redis.cli(&["DBSIZE"]);
+    table.row("flipped", refused(directory, "restore damaged --reason r --replace", "damaged"));
+    table.row("flipped", expect_eq("keys", &redis.cli(&["DBSIZE"]), &before));
+    let restored = done(directory, "restore kept --reason r --replace");
+    table.row("restored", expect_eq("nodes", &restored["restored"]["nodes"], &json!(540)));
+    let tokens = redis.cli(&["KEYS", "{holdfast:*}:t:*"]);
+    let count = tokens.lines().filter(|it| !it.is_empty()).count();
+    table.row("tokens", expect_eq("left out", &count, &0));
+    let listed = "node list --json --config authority.yaml";
+    let (_, listed, _) = holdfast(directory, &listed.split(' ').collect::<Vec<_>>());
+    let nodes: Vec<Value> = listed.lines().filter_map(|it| serde_json::from_str(it).ok()).collect();
+    let held = nodes.iter().filter(|node| node["restored"].is_number()).count();
+    table.row("held", expect_eq("nodes", &held, &540));
+    let revoked = nodes.iter().filter(|node| node["status"] == "revoked").count();
+    table.row("revoked", expect_eq("nodes", &(revoked > 100), &true));
+    let words = "node confirm node-1 --reason r --config authority.yaml";
+    let (status, _, errors) = holdfast(directory, &words.split(' ').collect::<Vec<_>>());
+    table.row("confirm", expect_eq(&errors, &status, &Some(0)));
+    let restored = done(directory, "restore kept --reason r --replace --tokens");
+    table.row("restored", expect_eq("tokens", &restored["restored"]["tokens"], &json!(true)));
+    let tokens = redis.cli(&["KEYS", "{holdfast:*}:t:*"]);
+    table.row("tokens", expect_eq("restored", &tokens.lines().count(), &TOKENS));
+}
