@@ -7,6 +7,14 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use subtle::ConstantTimeEq as _;
 
+/// Adds `lp(x) = u16be(len) ‖ x`: what is joined so can be read apart again, so that no two inputs give
+/// one text. Nothing that comes here is longer than a header field.
+pub fn lp(text: &mut Vec<u8>, part: &[u8]) {
+    let length = u16::try_from(part.len()).unwrap_or(u16::MAX);
+    text.extend_from_slice(&length.to_be_bytes());
+    text.extend_from_slice(part);
+}
+
 /// A SHA-256 value. Written as base64url without padding, 43 characters (`ath`, `jkt`, `x5t#S256`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Sha256(pub [u8; 32]);

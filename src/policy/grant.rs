@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::client::Asker;
 use super::denial::{AuthorityFault, Denial};
-use super::digest::{Jkt, Sha256, X5tS256};
+use super::digest::{Jkt, Sha256, X5tS256, lp};
 use super::jose::CompactJws;
 use super::json::{self, Object};
 use super::rule::{Demand, TenantId};
@@ -137,10 +137,7 @@ impl RecordKey {
         let hash = Sha256::of(hashed.as_bytes());
         let mut input = Vec::with_capacity(issuer.len() + 48);
         for part in [issuer.as_bytes(), kind.name().as_bytes(), &hash.0] {
-            // No issuer is that long.
-            let length = u16::try_from(part.len()).unwrap_or(u16::MAX);
-            input.extend_from_slice(&length.to_be_bytes());
-            input.extend_from_slice(part);
+            lp(&mut input, part);
         }
         Self(Sha256::of(&input))
     }

@@ -14,6 +14,7 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 use subtle::ConstantTimeEq as _;
 
+use super::digest::lp;
 use super::epoch::Epoch;
 use super::target::Origin;
 use super::time::UnixTime;
@@ -134,9 +135,7 @@ impl NonceKey {
     fn derive(secret: &[u8; 32], origin: &Origin) -> Self {
         let mut info = Vec::new();
         for part in [b"dpop-nonce/v2".as_slice(), origin.as_str().as_bytes()] {
-            let length = u16::try_from(part.len()).unwrap_or(u16::MAX);
-            info.extend_from_slice(&length.to_be_bytes());
-            info.extend_from_slice(part);
+            lp(&mut info, part);
         }
         // Three blocks of HMAC-SHA256, well within what HKDF can expand to: it cannot fail.
         let mut key = zeroize::Zeroizing::new([0; 68]);

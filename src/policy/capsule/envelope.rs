@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
-use super::key::{KEY_BYTES, KeyVersion, PROTOCOL, expand, lp};
+use super::key::{KEY_BYTES, KeyVersion, PROTOCOL, expand};
 use super::node::NodeId;
-use crate::policy::digest::Sha256;
+use crate::policy::digest::{Sha256, lp};
 
 /// `typ` of an envelope.
 pub const TYPE: &str = "runtime-capsule+jwt";

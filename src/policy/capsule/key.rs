@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::node::{NodeId, is_label};
-use crate::policy::digest::Sha256;
+use crate::policy::digest::{Sha256, lp};
 
 /// What every construction of a capsule begins with.
 pub(super) const PROTOCOL: &[u8] = b"runtime-capsule/v1";
@@ -98,14 +98,6 @@ impl From<KeyVersion> for String {
     fn from(version: KeyVersion) -> Self {
         version.to_string()
     }
-}
-
-/// `lp(x) = u16be(len) ‖ x`: what is joined so can be read apart again, so that no two inputs give
-/// one text. Nothing that comes here is longer than a header field.
-pub(super) fn lp(info: &mut Vec<u8>, part: &[u8]) {
-    let length = u16::try_from(part.len()).unwrap_or(u16::MAX);
-    info.extend_from_slice(&length.to_be_bytes());
-    info.extend_from_slice(part);
 }
 
 /// HKDF-SHA256 to 32 bytes.

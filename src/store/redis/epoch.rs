@@ -6,7 +6,7 @@ use redis::{Pipeline, Value};
 
 use super::inspect::Identity;
 use super::keys::{Keys, Tag};
-use crate::policy::digest::Sha256;
+use crate::policy::digest::{Sha256, lp};
 use crate::policy::epoch::Epoch;
 use crate::policy::time::UnixTime;
 
@@ -53,12 +53,6 @@ pub(super) fn of(marks: &[Mark], masters: &[Identity]) -> Epoch {
         lp(&mut text, master.replication.as_bytes());
     }
     Epoch(Sha256::of(&text))
-}
-
-/// `u16be(len) ‖ bytes`.
-pub(super) fn lp(text: &mut Vec<u8>, bytes: &[u8]) {
-    text.extend_from_slice(&u16::try_from(bytes.len()).unwrap_or(u16::MAX).to_be_bytes());
-    text.extend_from_slice(bytes);
 }
 
 /// What the store remembers of its epoch's begin: `<epoch> <milliseconds>`.

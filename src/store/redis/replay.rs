@@ -12,9 +12,8 @@ use std::time::Duration;
 
 use redis::{Pipeline, Value};
 
-use super::epoch::lp;
 use super::{Fault, Redis, Tag};
-use crate::policy::digest::Sha256;
+use crate::policy::digest::{Sha256, lp};
 use crate::policy::epoch::Epoch;
 use crate::policy::time::UnixTime;
 use crate::store::nonces::{SpendFault, SpentNonces};
