@@ -16,7 +16,7 @@ use crate::policy::grant::Records;
 use crate::policy::grant::TokenKind;
 use crate::store::epoch::SETTLE;
 use crate::store::sqlite::writer::CheckpointRule;
-pub(in crate::store) use server::Server;
+pub(in crate::store) use server::{Server, raw};
 
 const HOUR: Duration = Duration::from_secs(3600);
 

@@ -13,8 +13,8 @@ use crate::store::redis::{Address, Login, Redis, Settings, Topology, Wait};
 /// A `redis-server` of a test. It ends with it.
 pub(in crate::store) struct Server {
     directory: PathBuf,
-    port: u16,
-    process: Child,
+    pub(in crate::store) port: u16,
+    pub(in crate::store) process: Child,
 }
 
 impl Drop for Server {
@@ -57,17 +57,22 @@ impl Server {
     }
 
     /// Starts again from what was saved last.
-    pub(super) fn roll_back(&mut self) {
+    pub(in crate::store) fn roll_back(&mut self) {
         self.stop();
         self.process = Self::spawn(&self.directory, self.port);
     }
 
     /// The way to it, as every edge has its own.
     pub(in crate::store) async fn connect(&self) -> Redis {
+        self.connect_as(Login::default()).await
+    }
+
+    /// The way to it of another user.
+    pub(in crate::store) async fn connect_as(&self, login: Login) -> Redis {
         let address = Address { host: "127.0.0.1".to_owned(), port: self.port };
         let settings = Settings {
             topology: Topology::Standalone(vec![address]),
-            login: Login::default(),
+            login,
             tls: None,
             prefix: "test".to_owned(),
             connect_timeout: Duration::from_secs(5),
@@ -82,13 +87,7 @@ impl Server {
 
     /// Sends one command past everything; its answer, as it comes.
     pub(in crate::store) fn raw(&self, words: &[&str]) -> String {
-        let mut socket = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).unwrap();
-        let mut text = format!("*{}\r\n", words.len());
-        words.iter().for_each(|word| text.push_str(&format!("${}\r\n{word}\r\n", word.len())));
-        socket.write_all(text.as_bytes()).unwrap();
-        let mut answer = vec![0; 65536];
-        let count = socket.read(&mut answer).unwrap();
-        String::from_utf8_lossy(&answer[..count]).into_owned()
+        raw(self.port, words)
     }
 
     /// All keys with `:<letter>:` in them.
@@ -96,4 +95,15 @@ impl Server {
         let found = self.raw(&["KEYS", &format!("*:{letter}:*")]);
         found.lines().filter(|line| line.starts_with('{')).map(str::to_owned).collect()
     }
+}
+
+/// Sends one command to the server at `port`, past everything; its answer, as it comes.
+pub(in crate::store) fn raw(port: u16, words: &[&str]) -> String {
+    let mut socket = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+    let mut text = format!("*{}\r\n", words.len());
+    words.iter().for_each(|word| text.push_str(&format!("${}\r\n{word}\r\n", word.len())));
+    socket.write_all(text.as_bytes()).unwrap();
+    let mut answer = vec![0; 65536];
+    let count = socket.read(&mut answer).unwrap();
+    String::from_utf8_lossy(&answer[..count]).into_owned()
 }

@@ -1,71 +1,19 @@
-//! A real `redis-server`, ended by its id.
+//! Nodes in a real server.
 
-use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 
+use crate::store::bindings::tests as server;
 use crate::store::nodes::Nodes;
 use crate::store::nodes::shared::SharedNodes;
-use crate::store::redis::{Address, Login, Redis, Settings, Topology, Wait};
+use crate::store::redis::Login;
 use crate::store::registry::Registry;
 
-/// A server of a test's own.
-pub(super) struct Server {
-    directory: PathBuf,
-    pub(super) port: u16,
-    pub(super) process: Child,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
+pub(super) use server::Server;
 
 impl Server {
-    /// `None`, with a word, where there is no `redis-server`; in CI that is a failure.
-    pub(super) fn start(directory: &Path) -> Option<Self> {
-        let there = Command::new("redis-server").arg("--version").stdout(Stdio::null()).status();
-        if there.is_err() {
-            assert!(std::env::var_os("CI").is_none(), "no redis-server in CI");
-            eprintln!("SKIPPED: there is no redis-server on this machine");
-            return None;
-        }
-        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let port = free.local_addr().unwrap().port();
-        drop(free);
-        let directory = directory.to_owned();
-        let process = Self::spawn(&directory, port);
-        Some(Self { directory, port, process })
-    }
-
-    fn spawn(directory: &Path, port: u16) -> Child {
-        let mut server = Command::new("redis-server");
-        server.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
-        server.args(["--port", &port.to_string()]).arg("--dir").arg(directory);
-        let server = server.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        server
-    }
-
-    pub(super) fn stop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-
-    /// Starts again from what was saved last.
-    pub(super) fn roll_back(&mut self) {
-        self.stop();
-        self.process = Self::spawn(&self.directory, self.port);
-    }
-
     /// Another edge, or another command.
     pub(super) async fn nodes(&self, registry: &Registry, settle: Duration) -> Arc<dyn Nodes> {
         self.nodes_as(Login::default(), registry, settle).await
@@ -77,31 +25,12 @@ impl Server {
         registry: &Registry,
         settle: Duration,
     ) -> Arc<dyn Nodes> {
-        let address = Address { host: "127.0.0.1".to_owned(), port: self.port };
-        let settings = Settings {
-            topology: Topology::Standalone(vec![address]),
-            login,
-            tls: None,
-            prefix: "test".to_owned(),
-            connect_timeout: Duration::from_secs(5),
-            timeout: Duration::from_secs(5),
-            wait: Wait { replicas: 0, within: Duration::from_secs(1) },
-            require_persistence: false,
-        };
-        let redis = Redis::start(settings, &Handle::current());
-        assert!(redis.ready(Duration::from_secs(30)).await, "{:?}", redis.status());
-        let handle = Handle::current();
+        let (redis, handle) = (self.connect_as(login).await, Handle::current());
         Arc::new(SharedNodes::start(redis, registry.clone(), settle, &handle).unwrap())
     }
 }
 
 /// Sends one command past everything; the first line of the answer.
 pub(super) fn raw(port: u16, words: &[&str]) -> String {
-    let mut socket = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
-    let mut text = format!("*{}\r\n", words.len());
-    words.iter().for_each(|word| text.push_str(&format!("${}\r\n{word}\r\n", word.len())));
-    socket.write_all(text.as_bytes()).unwrap();
-    let mut answer = [0; 512];
-    let count = socket.read(&mut answer).unwrap();
-    String::from_utf8_lossy(&answer[..count]).lines().next().unwrap_or_default().to_owned()
+    server::raw(port, words).lines().next().unwrap_or_default().to_owned()
 }
