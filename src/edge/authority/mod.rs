@@ -169,12 +169,16 @@ impl Asked<'_> {
         // What the server issues could not be kept: it is not asked to begin with.
         let keeps = role == Role::Token && self.parts.retrofits(self.route);
         let down = keeps && gate.bindings().is_none_or(|bindings| !bindings.is_up());
-        ctx.announced = gate.bindings().filter(|_| keeps).and_then(|bindings| bindings.announce());
         match decision.verdict {
             Ok(_) if down && ctx.facts.as_ref().is_some_and(|facts| facts.observed.is_none()) => {
                 Err(Denial::StoreDown)
             }
-            verdict => verdict,
+            Ok(granted) => {
+                let bindings = gate.bindings().filter(|_| keeps);
+                ctx.announced = bindings.and_then(|bindings| bindings.announce());
+                Ok(granted)
+            }
+            Err(denial) => Err(denial),
         }
     }
 
