@@ -4,6 +4,7 @@ pub mod backup;
 pub mod bindings;
 pub mod budget;
 pub mod bypass;
+mod clock;
 pub mod epoch;
 pub mod failures;
 pub mod keys;

@@ -53,14 +53,12 @@
 //! The line of a bypass is durable in this edge's audit log before anything is written here: a line may
 //! speak of tokens that were then not issued, but none is issued without its line.
 
-#![expect(clippy::disallowed_methods, reason = "a store has a clock")]
-
 mod guesses;
 mod tombstones;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
@@ -76,6 +74,7 @@ use crate::policy::digest::{Sha256, X5tS256};
 use crate::policy::epoch::{Epoch, Reign};
 use crate::policy::grant::{BindingRecord, RecordKey, TokenKind};
 use crate::policy::time::UnixTime;
+use crate::store::clock::now;
 use crate::store::epoch::Epochs as _;
 use crate::store::redis::{self as connection, Redis};
 use crate::store::registry::Registry;
@@ -163,11 +162,6 @@ impl SharedBindings {
         let task = runtime.spawn(async move { saying.say_again_for_ever().await });
         Self { inner, _saying: Arc::new(Saying(task)) }
     }
-}
-
-fn now() -> UnixTime {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    UnixTime::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
 pub(super) fn down(fault: connection::Fault) -> Fault {

@@ -52,12 +52,12 @@
 //! | `nodes:lineage`, `nodes:ledger` | the last entry; the last 100,000 | what is behind must be found out |
 //! | `nodes:quarantines` | time and node of each | ends 31 days after the last |
 
-#![expect(clippy::disallowed_methods, reason = "a store has a clock and random ids")]
+#![expect(clippy::disallowed_methods, reason = "a store has random ids")]
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use redis::{Pipeline, Value};
@@ -71,7 +71,7 @@ use crate::policy::audit::Draft;
 use crate::policy::capsule::node::{Node, NodeId, Status};
 use crate::policy::digest::Sha256;
 use crate::policy::lineage::{self, Ledger, Mark};
-use crate::policy::time::UnixTime;
+use crate::store::clock::now;
 use crate::store::epoch::Epochs as _;
 use crate::store::redis::{self as connection, Redis};
 use crate::store::registry::Registry;
@@ -487,9 +487,4 @@ fn entry() -> Result<String, Fault> {
 fn revision() -> Result<i64, Fault> {
     let bits = u128::from_be_bytes(random()?) >> 65;
     i64::try_from(bits).map_err(|_| Fault::Failed("no randomness".into()))
-}
-
-fn now() -> UnixTime {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    UnixTime::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }

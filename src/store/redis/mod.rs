@@ -50,7 +50,7 @@
 //!
 //! Keys have a TTL, the marks and the epoch's begin apart (`epoch`).
 
-#![expect(clippy::disallowed_methods, reason = "a connection has files, a clock, tasks and chance")]
+#![expect(clippy::disallowed_methods, reason = "a connection has files, tasks and chance")]
 #![expect(clippy::wildcard_enum_match_arm, reason = "the crate adds kinds of values as Redis does")]
 
 mod commit;
@@ -67,7 +67,7 @@ mod supervise;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use redis::{Pipeline, Value};
@@ -81,7 +81,7 @@ pub use script::Script;
 pub use settings::{Address, Login, Settings, Tls, Topology, Wait};
 
 use crate::policy::epoch::{Epoch, Reign};
-use crate::policy::time::UnixTime;
+use crate::store::clock::now;
 use crate::store::epoch::Epochs;
 use epoch::Mark;
 use server::Server;
@@ -362,9 +362,4 @@ fn random<const N: usize>() -> [u8; N] {
     // process draws its keys from the same source first.
     let _ = aws_lc_rs::rand::fill(&mut bytes);
     bytes
-}
-
-fn now() -> UnixTime {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    UnixTime::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }

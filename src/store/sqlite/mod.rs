@@ -4,7 +4,7 @@
 //! SQLite's own lock, so that the edge, a second one during an upgrade and the commands may all have
 //! it open. Within a process [`writer`] gathers what is wanted at one time into one transaction.
 
-#![expect(clippy::disallowed_methods, reason = "a store has a clock, threads and files")]
+#![expect(clippy::disallowed_methods, reason = "a store has threads and files")]
 
 pub mod batch;
 mod bindings;
@@ -21,14 +21,14 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, TransactionBehavior};
 
 use self::batch::Batch;
 use self::tail::Tail;
 use crate::policy::audit::{Checkpoint, Draft, Kind};
-use crate::policy::time::UnixTime;
+use crate::store::clock::now;
 
 /// How long a transaction waits for another process's.
 const BUSY: Duration = Duration::from_secs(5);
@@ -438,11 +438,6 @@ fn pragma(connection: &Connection, name: &str) -> rusqlite::Result<i64> {
 fn sync_directory(path: &Path) -> io::Result<()> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     std::fs::File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
-}
-
-fn now() -> UnixTime {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    UnixTime::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
 #[cfg(test)]
