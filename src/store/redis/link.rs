@@ -141,7 +141,11 @@ fn client(tls: &Tls) -> Result<Arc<ClientConfig>, LinkError> {
     if tls.authorities.is_empty() {
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     }
-    let builder = ClientConfig::builder().with_root_certificates(roots);
+    // Commands have no provider for the whole process.
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider);
+    let builder = builder.with_safe_default_protocol_versions().map_err(wrong)?;
+    let builder = builder.with_root_certificates(roots);
     let config = match &tls.client {
         None => builder.with_no_client_auth(),
         Some((chain, key)) => {
