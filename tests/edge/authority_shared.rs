@@ -1,8 +1,6 @@
 //! Edges that share what tokens are bound to in a real Redis.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -13,7 +11,8 @@ use super::support::client::{Outcome, Request};
 use super::support::keys::Key;
 use super::support::process::free_port;
 use super::support::proof::Proof;
-use super::support::redis::{Asked, Edge, Server, ready_is, share, there_is_none};
+use super::support::redis::{Server, there_is_none};
+use super::support::sharing::{Asked, Edge, key_file, own_file, ready_is, share};
 use super::support::world::{World, bearer, expect_eq, get};
 
 fn is(answer: &Outcome, status: u16, error: &str) -> Result<(), String> {
@@ -30,17 +29,12 @@ fn is(answer: &Outcome, status: u16, error: &str) -> Result<(), String> {
 async fn site(redis: &Server, form: Form, change: impl FnOnce(&mut Value)) -> Site {
     let nodes = json!({"nodes": [format!("127.0.0.1:{}", redis.port)], "timeout": "1s"});
     Site::retrofit_in(form, |directory, _, config| {
-        own_file(&directory.join("nonce.key"), &[9; 32]);
+        key_file(directory);
         own_file(&directory.join("redis.password"), b"right-password\n");
         share(config, nodes);
         change(config);
     })
     .await
-}
-
-fn own_file(path: &Path, bytes: &[u8]) {
-    fs::write(path, bytes).expect("a writable directory");
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("its owner");
 }
 
 /// One sender at one edge.

@@ -1,90 +1,35 @@
 //! Two edges that share their nodes in a real Redis.
 
-use std::net::TcpStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use super::support::Table;
 use super::support::client::plain_get;
 use super::support::keys::Key;
 use super::support::node::{self, Node, holdfast, told};
-use super::support::process::free_port;
+use super::support::redis::{Server, there_is_none};
 use super::support::world::{World, expect_eq};
 
 const HERE: &str = "127.0.0.1";
 
-/// A server of a test's own, ended by its id.
-struct Server {
-    directory: TempDir,
-    port: u16,
-    process: Child,
+/// An edge that shares its nodes there.
+async fn edge(redis: &Server) -> World {
+    let nodes = [redis.address()];
+    node::world(|config| {
+        config["store"] = json!({
+            "kind": "redis",
+            "path": "holdfast.db",
+            "redis": {"nodes": nodes, "timeout": "5s"},
+        });
+    })
+    .await
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
-
-impl Server {
-    /// `None`, with a word, where there is no `redis-server`; in CI that is a failure.
-    fn start() -> Option<Self> {
-        let there = Command::new("redis-server").arg("--version").stdout(Stdio::null()).status();
-        if there.is_err() {
-            assert!(std::env::var_os("CI").is_none(), "no redis-server in CI");
-            eprintln!("SKIPPED: there is no redis-server on this machine");
-            return None;
-        }
-        let (directory, port) = (TempDir::new().expect("a directory"), free_port());
-        let process = Self::spawn(directory.path(), port);
-        Some(Self { directory, port, process })
-    }
-
-    fn spawn(directory: &Path, port: u16) -> Child {
-        let mut server = Command::new("redis-server");
-        server.args(["--bind", HERE, "--save", "", "--appendonly", "no"]);
-        server.args(["--port", &port.to_string()]).arg("--dir").arg(directory);
-        let process = server.stdout(Stdio::null()).spawn().expect("redis-server");
-        while TcpStream::connect((HERE, port)).is_err() {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        process
-    }
-
-    fn stop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-
-    /// Begins again, with what was saved last.
-    fn again(&mut self) {
-        self.process = Self::spawn(self.directory.path(), self.port);
-    }
-
-    fn save(&self) {
-        let mut command = Command::new("redis-cli");
-        let saved = command.args(["-p", &self.port.to_string(), "SAVE"]).output();
-        assert_eq!(saved.expect("redis-cli").stdout, b"OK\n");
-        let file: PathBuf = self.directory.path().join("dump.rdb");
-        assert!(file.exists());
-    }
-
-    /// An edge that shares its nodes there.
-    async fn edge(&self) -> World {
-        let nodes = [format!("{HERE}:{}", self.port)];
-        node::world(|config| {
-            config["store"] = json!({
-                "kind": "redis",
-                "path": "holdfast.db",
-                "redis": {"nodes": nodes, "timeout": "5s"},
-            });
-        })
-        .await
-    }
+/// Has everything written that is there now.
+fn save(redis: &Server) {
+    assert_eq!(redis.cli(&["SAVE"]), "OK\n");
+    assert!(redis.directory.path().join("dump.rdb").exists());
 }
 
 /// What is said to somebody with another secret, once the store may be acted on.
@@ -111,8 +56,11 @@ async fn ready(world: &World) -> (u16, Value) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn edges_decide_about_a_node_one_after_the_other() {
-    let Some(server) = Server::start() else { return };
-    let (a, b) = (server.edge().await, server.edge().await);
+    if there_is_none() {
+        return;
+    }
+    let server = Server::start(&[]).await;
+    let (a, b) = (edge(&server).await, edge(&server).await);
     let mut table = Table::default();
     let first = a.enrol("node-0", &[]);
     for edge in [&a, &b] {
@@ -160,14 +108,17 @@ async fn edges_decide_about_a_node_one_after_the_other() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_the_store_no_node_is_served() {
-    let Some(mut server) = Server::start() else { return };
-    let edge = server.edge().await;
+    if there_is_none() {
+        return;
+    }
+    let mut server = Server::start(&[]).await;
+    let edge = edge(&server).await;
     let mut table = Table::default();
     let node = edge.enrol("node-1", &[]);
     let _ = settled(&edge, &node).await;
     table.row("ok", expect_eq("answer", &ask(&edge, &node).await.as_str(), &"200 risk 0"));
-    server.save();
-    server.stop();
+    save(&server);
+    server.kill();
     let answer = edge.send(&node.bearer()).await.expect("an answer");
     table.row("down", expect_eq("answer", &told(&answer).as_str(), &"503 UNAVAILABLE"));
     table.row("down", expect_eq("retry-after", &answer.one("retry-after").is_some(), &true));
@@ -175,23 +126,26 @@ async fn without_the_store_no_node_is_served() {
     let all = ["node", "list", "--config", "authority.yaml"];
     let (status, _, errors) = holdfast(edge.directory.path(), &all);
     table.row("command", expect_eq(&errors, &status, &Some(1)));
-    server.again();
+    server.again().await;
     let _ = settled(&edge, &node).await;
     table.row("up", expect_eq("answer", &ask(&edge, &node).await.as_str(), &"200 risk 0"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_was_rolled_back_serves_no_node() {
-    let Some(mut server) = Server::start() else { return };
-    let (a, b) = (server.edge().await, server.edge().await);
+    if there_is_none() {
+        return;
+    }
+    let mut server = Server::start(&[]).await;
+    let (a, b) = (edge(&server).await, edge(&server).await);
     let mut table = Table::default();
     let node = a.enrol("node-1", &[]);
     let _ = settled(&b, &node).await;
     table.row("ok", expect_eq("answer", &ask(&b, &node).await.as_str(), &"200 risk 0"));
-    server.save();
+    save(&server);
     let _ = a.change(&["revoke", "node-1"]);
-    server.stop();
-    server.again();
+    server.kill();
+    server.again().await;
     // Neither that which knows of it nor the other, however often it is asked.
     for _ in 0..80 {
         for edge in [&a, &b] {

@@ -1,8 +1,6 @@
 //! Several edges and one memory of proofs: nobody's proof is admitted twice, whatever becomes of Redis.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
 use std::time::Duration;
 
 use holdfast::policy::digest::{Jkt, Sha256};
@@ -15,84 +13,14 @@ use holdfast::store::redis::{
 use holdfast::store::replay::{ReplayFault, ReplayLog as _, Use};
 use serde_json::{Value, json};
 
-use super::support::client::{Outcome, Request};
-use super::support::pki::Issuer;
+use super::support::client::Request;
 use super::support::process::{Process, free_port};
-use super::support::redis::{Asked, Edge, Server, ready_is, share, there_is_none};
+use super::support::redis::{Cluster, Server, Tls, Watched, there_is_none};
+use super::support::sharing::{
+    Asked, Edge, admitted, another_nonce, down, key_file, nonce_of, ready_is, replayed, request,
+    share, standalone, verdict, world,
+};
 use super::support::world::{World, get};
-
-/// What became of a request: its status, and its error or result.
-pub(crate) fn verdict(outcome: Outcome) -> (u16, String) {
-    let answer = outcome.expect("an answer");
-    let status = answer.status();
-    if status == 200 {
-        let result = answer.seen().one("x-holdfast-result").unwrap_or("nothing").to_owned();
-        return (status, result);
-    }
-    if status == 503 {
-        assert!(answer.one("retry-after").is_some(), "503 without Retry-After");
-    }
-    (status, answer.json()["error"].as_str().unwrap_or_default().to_owned())
-}
-
-pub(crate) fn admitted() -> (u16, String) {
-    (200, "dpop".to_owned())
-}
-
-pub(crate) fn replayed() -> (u16, String) {
-    (401, "invalid_dpop_proof".to_owned())
-}
-
-pub(crate) fn another_nonce() -> (u16, String) {
-    (401, "use_dpop_nonce".to_owned())
-}
-
-pub(crate) fn down() -> (u16, String) {
-    (503, "temporarily_unavailable".to_owned())
-}
-
-pub(crate) fn key_file(directory: &Path) {
-    let path = directory.join("nonce.key");
-    fs::write(&path, [9; 32]).expect("a writable directory");
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("its owner");
-}
-
-pub(crate) fn standalone(port: u16) -> Value {
-    json!({"nodes": [format!("127.0.0.1:{port}")], "timeout": "300ms"})
-}
-
-/// An edge whose proofs are remembered at `redis`.
-pub(crate) async fn world(redis: Value) -> World {
-    World::start_in(|directory, _, config| {
-        key_file(directory);
-        share(config, redis);
-    })
-    .await
-}
-
-/// A request with a fresh proof, which has a nonce where there is one.
-pub(crate) fn request(world: &World, nonce: Option<&str>) -> Request {
-    let token = world.bound();
-    let proof = world.proof("GET", "/orders/1").token(&token);
-    let proof = match nonce {
-        Some(nonce) => proof.nonce(nonce),
-        None => proof,
-    };
-    get("/orders/1", &token, &proof.sign())
-}
-
-/// A nonce of an edge that has come back, once it gives one out.
-pub(crate) async fn nonce_of(world: &World, edge: &impl Asked) -> String {
-    let challenge = request(world, None);
-    for _ in 0..1500 {
-        let answer = edge.serve(&challenge).await.expect("an answer");
-        if let Some(nonce) = answer.one("dpop-nonce") {
-            return nonce.to_owned();
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    panic!("it gives no nonce out");
-}
 
 /// Each of `HOLDFAST_ROUNDS` proofs (default 300) goes to three edges five times at once.
 #[tokio::test(flavor = "multi_thread")]
@@ -371,34 +299,15 @@ async fn over_tls_with_a_certificate_that_holds() {
     if there_is_none() {
         return;
     }
-    let issuer = Issuer::new("Redis authority");
-    for (ended, good) in [(0, true), (2020, false)] {
-        let server = issuer.sign(&["redis.internal"], ended);
-        let own = issuer.sign(&["edge.internal"], 0);
-        let files = tempfile::tempdir().expect("a directory");
-        let put = |name: &str, text: &str| {
-            let path = files.path().join(name);
-            fs::write(&path, text).expect("a writable directory");
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("its owner");
-            path.display().to_string()
-        };
-        let (ca, cert) = (put("ca.pem", &issuer.pem()), put("s.pem", &server.certificate_pem));
-        let key = put("s.key", &server.key_pem);
-        let (edge, edge_key) = (put("e.pem", &own.certificate_pem), put("e.key", &own.key_pem));
+    let tls = Tls::new();
+    let cli = tls.cli();
+    let cli: Vec<_> = cli.iter().map(String::as_str).collect();
+    for (certificate, good) in [("server", true), ("expired", false)] {
         let port = free_port();
-        let settings = [
-            "port 0".to_owned(),
-            format!("tls-port {port}"),
-            format!("tls-cert-file {cert}"),
-            format!("tls-key-file {key}"),
-            format!("tls-ca-cert-file {ca}"),
-            "tls-auth-clients yes".to_owned(),
-        ];
-        let cli = ["--tls", "--insecure", "--cacert", &ca, "--cert", &edge, "--key", &edge_key];
+        let settings = tls.settings(port, certificate);
         let redis = Server::start_at(port, &cli, settings.iter().map(String::as_str)).await;
         let mut told = standalone(redis.port);
-        told["tls"] = json!({"authorities": [ca], "serverName": "redis.internal",
-                             "certificate": edge, "key": edge_key});
+        told["tls"] = tls.told();
         if good {
             let world = world(told).await;
             let nonce = world.nonce().await;
@@ -521,26 +430,13 @@ async fn a_single_edge_s_nonces_can_be_good_once_too() {
     assert_eq!(spent.await, 1.0);
 }
 
-/// A master and a replica that follows it.
-async fn pair(settings: &[&str]) -> (Server, Server) {
-    let master = Server::start(settings).await;
-    let follow = format!("replicaof 127.0.0.1 {}", master.port);
-    let replica = Server::start(&[settings, &[follow.as_str()]].concat()).await;
-    for _ in 0..1500 {
-        if replica.cli(&["INFO", "replication"]).contains("master_link_status:up") {
-            return (master, replica);
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    panic!("the replica does not follow");
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn what_replicas_must_have_is_refused_without_them() {
     if there_is_none() {
         return;
     }
-    let (master, mut replica) = pair(&[]).await;
+    let master = Server::start(&[]).await;
+    let mut replica = Server::following(master.port, &[]).await;
     let mut settings = standalone(master.port);
     settings["waitReplicas"] = json!(1);
     let world = world(settings).await;
@@ -568,37 +464,15 @@ async fn a_failover_by_sentinels_admits_nothing_old() {
     if there_is_none() {
         return;
     }
-    let (mut master, replica) = pair(&[]).await;
-    let mut sentinels = Vec::new();
-    for _ in 0..3 {
-        sentinels.push(Server::sentinel(master.port, 2).await);
-    }
-    let nodes: Vec<_> = sentinels.iter().map(|it| format!("127.0.0.1:{}", it.port)).collect();
-    // They find one another, and the replica, through the master.
-    for _ in 0..1500 {
-        let seen = |it: &Server| it.cli(&["SENTINEL", "master", "holdfast"]);
-        let known = |text: String| {
-            let value = |name: &str| {
-                let mut lines = text.lines().skip_while(|line| *line != name).skip(1);
-                lines.next().and_then(|line| line.parse::<u32>().ok())
-            };
-            value("num-other-sentinels") == Some(2) && value("num-slaves") == Some(1)
-        };
-        if sentinels.iter().map(seen).all(known) {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    let settings = json!({"mode": "sentinel", "nodes": nodes, "sentinelMaster": "holdfast",
-                          "timeout": "300ms"});
-    let world = world(settings).await;
+    let mut redis = Watched::start(1, &[]).await;
+    let world = world(redis.told()).await;
     let second = Edge::beside(&world).await;
     let nonce = world.nonce().await;
     let used: Vec<_> = (0..20).map(|_| request(&world, Some(&nonce))).collect();
     for proof in &used {
         assert_eq!(verdict(world.serve(proof).await), admitted());
     }
-    master.kill();
+    redis.master.kill();
     for _ in 0..10 {
         for proof in &used {
             let verdict = verdict(world.serve(proof).await);
@@ -608,7 +482,7 @@ async fn a_failover_by_sentinels_admits_nothing_old() {
     }
     ready_is(world.admin, true).await;
     ready_is(second.admin, true).await;
-    assert!(replica.cli(&["INFO", "replication"]).contains("role:master"));
+    assert_eq!(redis.replicas[0].info("role"), "master");
     for proof in &used {
         assert_eq!(verdict(world.serve(proof).await), another_nonce());
         assert_eq!(verdict(second.serve(proof).await), another_nonce());
@@ -618,7 +492,7 @@ async fn a_failover_by_sentinels_admits_nothing_old() {
     assert_eq!(verdict(world.serve(&fresh).await), admitted());
     assert_eq!(verdict(second.serve(&fresh).await), replayed());
     // Who was master comes back as a replica, and is not asked.
-    master.again().await;
+    redis.master.again().await;
     assert_eq!(verdict(world.serve(&request(&world, Some(&nonce))).await), admitted());
 }
 
@@ -627,33 +501,8 @@ async fn a_cluster_of_six_loses_a_master_and_admits_nothing_old() {
     if there_is_none() {
         return;
     }
-    let mut servers = Vec::new();
-    for _ in 0..6 {
-        // The default is the port and 10,000, which may be somebody's.
-        let bus = format!("cluster-port {}", free_port());
-        let settings = ["cluster-enabled yes", "cluster-node-timeout 1000", bus.as_str()];
-        servers.push(Server::start(&settings).await);
-    }
-    let nodes: Vec<_> = servers.iter().map(|it| format!("127.0.0.1:{}", it.port)).collect();
-    let mut make = vec!["--cluster", "create"];
-    make.extend(nodes.iter().map(String::as_str));
-    make.extend(["--cluster-replicas", "1", "--cluster-yes"]);
-    let said = servers[0].cli(&make);
-    assert!(said.contains("All 16384 slots covered"), "{said}");
-    let everywhere = |servers: &[Server], text: &str| {
-        servers.iter().all(|it| it.cli(&["CLUSTER", "INFO"]).contains(text))
-    };
-    for _ in 0..500 {
-        let replicas = servers
-            .iter()
-            .filter(|it| it.cli(&["INFO", "replication"]).contains("master_link_status:up"));
-        if replicas.count() == 3 && everywhere(&servers, "cluster_state:ok") {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    let settings = json!({"mode": "cluster", "nodes": nodes, "timeout": "300ms"});
-    let world = world(settings).await;
+    let mut redis = Cluster::start().await;
+    let world = world(redis.told()).await;
     let second = Edge::beside(&world).await;
     let nonce = world.nonce().await;
     let used: Vec<_> = (0..60).map(|_| request(&world, Some(&nonce))).collect();
@@ -662,9 +511,8 @@ async fn a_cluster_of_six_loses_a_master_and_admits_nothing_old() {
         let both = [verdict(one), verdict(other)];
         assert!(both.contains(&admitted()) && both.contains(&replayed()), "{both:?}");
     }
-    let master =
-        servers.iter().position(|it| it.cli(&["INFO", "replication"]).contains("role:master"));
-    servers[master.expect("a master")].kill();
+    let master = redis.servers.iter().position(|it| it.info("role") == "master");
+    redis.servers[master.expect("a master")].kill();
     for _ in 0..20 {
         for proof in &used {
             let verdict = verdict(world.serve(proof).await);

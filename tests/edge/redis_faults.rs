@@ -8,29 +8,21 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::redis::{
-    admitted, another_nonce, down, key_file, nonce_of, replayed, request, standalone, verdict,
-    world,
-};
 use super::support::authority::{Form, Site, TOKEN, form, grant};
 use super::support::client::{Client, Request};
-use super::support::pki::Issuer;
 use super::support::process::{Process, free_port};
-use super::support::redis::{Asked, Edge, Server, ready_is, share, there_is_none};
+use super::support::redis::{Server, Tls, pair, there_is_none};
 use super::support::relay::{Relay, Way};
+use super::support::sharing::{
+    Asked, Edge, admitted, another_nonce, down, key_file, nonce_of, ready_is, replayed, request,
+    share, standalone, verdict, world,
+};
 use super::support::world::{World, bearer};
 
 const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/redis");
 
 fn deployed(name: &str) -> String {
     fs::read_to_string(Path::new(DEPLOY).join(name)).expect("a file of deploy/redis")
-}
-
-/// A field of `INFO`.
-fn info(server: &Server, name: &str) -> String {
-    let text = server.cli(&["INFO"]);
-    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    value.unwrap_or_else(|| panic!("INFO has no {name}")).trim().to_owned()
 }
 
 /// Sends it until the answer is `expected`; until then every one is `meanwhile`.
@@ -67,7 +59,7 @@ async fn a_full_server_admits_nothing_until_there_is_room() {
     let nonce = world.nonce().await;
     let used = request(&world, Some(&nonce));
     assert_eq!(verdict(world.serve(&used).await), admitted());
-    let memory: u64 = info(&redis, "used_memory").parse().expect("a number");
+    let memory: u64 = redis.info("used_memory").parse().expect("a number");
     redis.cli(&["CONFIG", "SET", "maxmemory", &(memory + 4_000_000).to_string()]);
     // The last write that fits goes far over the limit.
     assert_eq!(redis.cli(&["SETRANGE", "filling", "20000000", "x"]).trim(), "20000001");
@@ -214,21 +206,6 @@ async fn answers_that_come_too_late_admit_nothing() {
     assert_eq!(verdict(second.serve(&fresh).await), replayed());
 }
 
-/// A master, and a replica that follows it by a link.
-async fn pair(settings: &[&str]) -> (Server, Relay, Server) {
-    let master = Server::start(settings).await;
-    let link = Relay::to(master.port).await;
-    let follow = format!("replicaof 127.0.0.1 {}", link.port);
-    let replica = Server::start(&[&follow]).await;
-    for _ in 0..1500 {
-        if replica.cli(&["INFO", "replication"]).contains("master_link_status:up") {
-            return (master, link, replica);
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    panic!("the replica does not follow");
-}
-
 /// Waits until an edge is where a proof is known that was used at the other; it admits it never.
 async fn healed(edge: &impl Asked, used: &Request) {
     for _ in 0..1500 {
@@ -274,7 +251,7 @@ async fn parted_each_proof_is_admitted_on_one_side_alone() {
     }
     new.cli(&["REPLICAOF", "NO", "ONE"]);
     let after = nonce_of(&left, &right).await;
-    assert_eq!(info(&old, "role"), "master");
+    assert_eq!(old.info("role"), "master");
     for proof in used.iter().chain(&unknown) {
         assert_eq!(verdict(left.serve(proof).await), replayed());
         assert_eq!(verdict(right.serve(proof).await), another_nonce());
@@ -448,11 +425,7 @@ async fn the_server_of_deploy_starts_and_serves_an_edge() {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("its owner");
         path.display().to_string()
     };
-    let issuer = Issuer::new("Redis authority");
-    let (server, edge) = (issuer.sign(&["redis.internal"], 0), issuer.sign(&["edge.internal"], 0));
-    let (ca, cert) = (put("ca.pem", &issuer.pem()), put("s.pem", &server.certificate_pem));
-    let key = put("s.key", &server.key_pem);
-    let (own, own_key) = (put("e.pem", &edge.certificate_pem), put("e.key", &edge.key_pem));
+    let tls = Tls::new();
     let users = put("users.acl", &deployed("users.acl"));
     let password = put("redis.password", "CHANGE-ME\n");
     let (port, home) = (free_port(), directory.path().display().to_string());
@@ -462,33 +435,20 @@ async fn the_server_of_deploy_starts_and_serves_an_edge() {
         ["--tls-port", &at],
         ["--dir", &home],
         ["--aclfile", &users],
-        ["--tls-cert-file", &cert],
-        ["--tls-key-file", &key],
-        ["--tls-ca-cert-file", &ca],
+        ["--tls-cert-file", &tls.file("server.pem")],
+        ["--tls-key-file", &tls.file("server.key")],
+        ["--tls-ca-cert-file", &tls.file("ca.pem")],
     ];
-    let cli = [
-        "--tls",
-        "--insecure",
-        "--cacert",
-        &ca,
-        "--cert",
-        &own,
-        "--key",
-        &own_key,
-        "--no-auth-warning",
-        "--user",
-        "holdfast",
-        "--pass",
-        "CHANGE-ME",
-    ];
+    let cli = tls.cli();
+    let login = ["--no-auth-warning", "--user", "holdfast", "--pass", "CHANGE-ME"];
+    let cli: Vec<_> = cli.iter().map(String::as_str).chain(login).collect();
     let text = deployed("redis.conf");
     let redis = Server::begin(directory, port, &cli, &text, &arguments.concat()).await;
     let mut told = standalone(redis.port);
     told["user"] = json!("holdfast");
     told["passwordFile"] = json!(password);
     told["requirePersistence"] = json!(true);
-    told["tls"] = json!({"authorities": [ca], "serverName": "redis.internal",
-                         "certificate": own, "key": own_key});
+    told["tls"] = tls.told();
     let world = world(told).await;
     let nonce = world.nonce().await;
     let used = request(&world, Some(&nonce));

@@ -17,7 +17,8 @@ use tempfile::TempDir;
 use super::support::Table;
 use super::support::node::{holdfast, told, world};
 use super::support::process::write_config;
-use super::support::redis::{Server, share, there_is_none};
+use super::support::redis::{Server, there_is_none};
+use super::support::sharing::share;
 use super::support::world::{World, expect_eq};
 
 const HERE: &str = "127.0.0.1";

@@ -3,6 +3,7 @@
 
 pub(crate) mod authority;
 pub(crate) mod client;
+pub(crate) mod drill;
 pub(crate) mod keys;
 pub(crate) mod node;
 pub(crate) mod pki;
@@ -13,6 +14,7 @@ pub(crate) mod relay;
 pub(crate) mod scripted;
 pub(crate) mod server;
 pub(crate) mod service;
+pub(crate) mod sharing;
 pub(crate) mod token;
 pub(crate) mod upstream;
 pub(crate) mod world;

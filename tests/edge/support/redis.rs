@@ -1,15 +1,18 @@
 //! Real Redis servers: started with a directory of their own, and ended by their own ids.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::client::{Client, Outcome, Request, plain_get};
-use super::process::{Process, free_port};
-use super::world::World;
+use super::pki::Issuer;
+use super::process::free_port;
+use super::relay::Relay;
+use super::sharing::own_file;
 
 /// Polls of 20 ms before a wait is given up: 30 s.
 const POLLS: usize = 1500;
@@ -30,8 +33,8 @@ pub(crate) struct Server {
     child: Child,
     pub(crate) port: u16,
     pub(crate) directory: TempDir,
-    /// What it is started with.
-    arguments: Vec<String>,
+    /// What it is started by.
+    command: Vec<String>,
     /// What `redis-cli` needs beside the port.
     cli: Vec<String>,
 }
@@ -52,15 +55,28 @@ impl Server {
         settings: impl Iterator<Item = &str>,
     ) -> Self {
         let directory = TempDir::new().expect("a directory");
-        let mut text = format!(
-            "bind 127.0.0.1\ndir {}\nsave \"\"\nappendonly no\ndaemonize no\n",
-            directory.path().display()
-        );
-        for line in settings {
-            text.push_str(line);
-            text.push('\n');
-        }
+        let text = configured(&directory.path().display().to_string(), settings);
         Self::begin(directory, port, cli, &text, &[]).await
+    }
+
+    /// The same, with its data on `disk`.
+    pub(crate) async fn start_on(
+        disk: &Disk,
+        port: u16,
+        cli: &[&str],
+        settings: impl Iterator<Item = &str>,
+    ) -> Self {
+        let directory = TempDir::new().expect("a directory");
+        let text = configured(&disk.mounted.path().display().to_string(), settings);
+        Self::begin_as(disk.program(), directory, port, cli, &text, &[]).await
+    }
+
+    /// A replica, once it follows the server at `master`.
+    pub(crate) async fn following(master: u16, settings: &[&str]) -> Self {
+        let follow = format!("replicaof 127.0.0.1 {master}");
+        let replica = Self::start(&[settings, &[follow.as_str()]].concat()).await;
+        replica.says(&["INFO", "replication"], "master_link_status:up").await;
+        replica
     }
 
     /// A sentinel that watches the master at `master`.
@@ -85,14 +101,25 @@ impl Server {
         text: &str,
         arguments: &[&str],
     ) -> Self {
+        let program = vec!["redis-server".to_owned()];
+        Self::begin_as(program, directory, port, cli, text, arguments).await
+    }
+
+    async fn begin_as(
+        mut command: Vec<String>,
+        directory: TempDir,
+        port: u16,
+        cli: &[&str],
+        text: &str,
+        arguments: &[&str],
+    ) -> Self {
         let file = directory.path().join("redis.conf");
         fs::write(&file, text).expect("a writable directory");
-        let file = file.display().to_string();
-        let arguments: Vec<_> = [&[file.as_str()], arguments].concat();
-        let arguments: Vec<_> = arguments.into_iter().map(str::to_owned).collect();
-        let child = spawn(&arguments);
+        command.push(file.display().to_string());
+        command.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+        let child = spawn(&command);
         let cli = cli.iter().map(|part| (*part).to_owned()).collect();
-        let mut server = Self { child, port, directory, arguments, cli };
+        let mut server = Self { child, port, directory, command, cli };
         server.answers().await;
         server
     }
@@ -123,6 +150,30 @@ impl Server {
         String::from_utf8_lossy(&made.stdout).into_owned() + &String::from_utf8_lossy(&made.stderr)
     }
 
+    /// A field of `INFO`.
+    pub(crate) fn info(&self, name: &str) -> String {
+        let text = self.cli(&["INFO"]);
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        value.unwrap_or_else(|| panic!("INFO has no {name}: {text}")).trim().to_owned()
+    }
+
+    /// Waits until it answers with a text that has this in it.
+    pub(crate) async fn says(&self, arguments: &[&str], text: &str) {
+        let mut said = String::new();
+        for _ in 0..POLLS {
+            said = self.cli(arguments);
+            if said.contains(text) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("{arguments:?} never says {text}: {said}");
+    }
+
+    pub(crate) fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
     pub(crate) fn signal(&self, name: &str) {
         let command = format!("kill -{name} {}", self.child.id());
         let status = Command::new("sh").args(["-c", &command]).status().expect("a shell");
@@ -134,9 +185,20 @@ impl Server {
         self.child.wait().expect("its end");
     }
 
+    /// Waits for its end.
+    pub(crate) async fn ended(&mut self) {
+        for _ in 0..POLLS {
+            if self.child.try_wait().expect("a child").is_some() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("redis does not end");
+    }
+
     /// Starts it anew after its end, with what is on its disk.
     pub(crate) async fn again(&mut self) {
-        self.child = spawn(&self.arguments);
+        self.child = spawn(&self.command);
         self.answers().await;
     }
 }
@@ -148,87 +210,350 @@ impl Drop for Server {
     }
 }
 
-fn spawn(arguments: &[String]) -> Child {
-    let mut command = Command::new("redis-server");
+fn spawn(command: &[String]) -> Child {
+    let (program, arguments) = command.split_first().expect("a program");
+    let mut command = Command::new(program);
     command.args(arguments);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.spawn().expect("redis-server")
 }
 
-/// Has a configuration remember proofs at the servers that `redis` says.
-pub(crate) fn share(config: &mut Value, redis: Value) {
-    config["store"] = json!({"kind": "redis", "path": "edge.db", "redis": redis});
-    let dpop = &mut config["security"]["senderConstraints"]["dpop"];
-    dpop["replay"] = json!({"store": "redis"});
-    if dpop["nonce"]["enabled"] != json!(false) {
-        dpop["nonce"]["keyFiles"] = json!(["nonce.key"]);
-        dpop["nonce"]["sharedKeys"] = json!(true);
+/// The configuration of a server that keeps nothing in `directory` unless the settings say so.
+fn configured<'a>(directory: &str, settings: impl Iterator<Item = &'a str>) -> String {
+    // Replicas are not kept waiting for others that might come.
+    let mut text = format!(
+        "bind 127.0.0.1\ndir {directory}\nsave \"\"\nappendonly no\ndaemonize no\n\
+         repl-diskless-sync-delay 0\n"
+    );
+    for line in settings {
+        text.push_str(line);
+        text.push('\n');
     }
+    text
 }
 
-/// Another edge beside the one of a [`World`], with the same keys, upstream and servers.
-pub(crate) struct Edge {
-    pub(crate) client: Client,
-    pub(crate) admin: u16,
-    _process: Process,
-    _directory: TempDir,
+/// A disk with little room, for who is started by [`Disk::program`]: a file system in memory, in a mount
+/// namespace that a process holds, so that it outlives a server and is gone with the test.
+pub(crate) struct Disk {
+    mounted: TempDir,
+    holder: Child,
 }
 
-impl Edge {
-    pub(crate) async fn beside(world: &World) -> Self {
-        Self::beside_with(world, |_| {}).await
-    }
-
-    /// The same; `change` bends its configuration first.
-    pub(crate) async fn beside_with(world: &World, change: impl FnOnce(&mut Value)) -> Self {
-        let directory = TempDir::new().expect("a directory");
-        for file in fs::read_dir(world.directory.path()).expect("a directory") {
-            let file = file.expect("an entry").path();
-            let name = file.file_name().expect("a name");
-            // Every edge has an audit log of its own.
-            if file.is_file() && !name.to_string_lossy().contains(".db") {
-                fs::copy(&file, directory.path().join(name)).expect("a copy");
-            }
+impl Disk {
+    /// `None`, with a word, where no user may mount in a namespace; in CI that is a failure.
+    pub(crate) fn mount(megabytes: u32) -> Option<Self> {
+        let mounted = TempDir::new().expect("a directory");
+        let script =
+            format!("mount -t tmpfs -o size={megabytes}m tmpfs \"$0\" && echo held && exec cat");
+        let mut holder = Command::new("unshare");
+        holder.args(["--map-root-user", "--mount", "sh", "-c", &script]).arg(mounted.path());
+        // The pipe ends with this process, however that ends, and the holder with the pipe.
+        let mut holder = holder.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().ok()?;
+        let mut line = String::new();
+        let said = BufReader::new(holder.stdout.take()?).read_line(&mut line);
+        let disk = Self { mounted, holder };
+        if said.is_ok() && line == "held\n" {
+            return Some(disk);
         }
-        let (port, admin) = (free_port(), free_port());
-        let mut config = world.config.clone();
-        config["edge"]["listeners"][0]["address"] = json!(format!("127.0.0.1:{port}"));
-        config["edge"]["admin"]["address"] = json!(format!("127.0.0.1:{admin}"));
-        change(&mut config);
-        let process = Process::start(directory.path(), &config, admin).await;
-        let client = Client::new(port, &world.pki.authority_der);
-        Self { client, admin, _process: process, _directory: directory }
+        assert!(std::env::var("CI").as_deref() != Ok("true"), "no small disk can be mounted");
+        eprintln!("SKIPPED: no small disk can be mounted");
+        None
+    }
+
+    fn program(&self) -> Vec<String> {
+        let target = self.holder.id().to_string();
+        let enter = ["nsenter", "--user", "--mount", "--preserve-credentials", "--target", &target];
+        enter.into_iter().chain(["redis-server"]).map(str::to_owned).collect()
+    }
+
+    /// A file there, as it is seen from outside.
+    fn file(&self, name: &str) -> PathBuf {
+        let root = format!("/proc/{}/root{}", self.holder.id(), self.mounted.path().display());
+        PathBuf::from(root).join(name)
+    }
+
+    /// Writes until there is no room.
+    pub(crate) fn fill(&self) {
+        let filled = fs::write(self.file("filling"), vec![0; 256 << 20]);
+        let why = filled.expect_err("a disk without an end").kind();
+        assert_eq!(why, std::io::ErrorKind::StorageFull);
+    }
+
+    /// Makes room.
+    pub(crate) fn clear(&self) {
+        fs::remove_file(self.file("filling")).expect("what fills it");
     }
 }
 
-/// Whatever sends requests to one edge.
-pub(crate) trait Asked {
-    async fn serve(&self, request: &Request) -> Outcome;
-}
-
-impl Asked for World {
-    async fn serve(&self, request: &Request) -> Outcome {
-        self.client.send(None, request).await
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
     }
 }
 
-impl Asked for Edge {
-    async fn serve(&self, request: &Request) -> Outcome {
-        self.client.send(None, request).await
-    }
+/// What servers and edges need to speak TLS with each other.
+pub(crate) struct Tls {
+    directory: TempDir,
 }
 
-/// Waits until `/readyz` says what is expected.
-pub(crate) async fn ready_is(admin: u16, expected: bool) -> Value {
-    let mut last = Value::Null;
-    for _ in 0..POLLS {
-        if let Ok(answer) = plain_get(admin, "/readyz").await {
-            last = answer.json();
-            if last["redis"]["ready"] == json!(expected) {
-                return last;
-            }
+impl Tls {
+    /// An authority `ca.pem`, and by it certificates with their keys: `server`, `expired` (a server's)
+    /// and `edge`.
+    pub(crate) fn new() -> Self {
+        let issuer = Issuer::new("Redis authority");
+        let tls = Self { directory: TempDir::new().expect("a directory") };
+        tls.put("ca.pem", &issuer.pem());
+        let (server, edge) = ("redis.internal", "edge.internal");
+        for (file, name, ended) in
+            [("server", server, 0), ("expired", server, 2020), ("edge", edge, 0)]
+        {
+            let own = issuer.sign(&[name], ended);
+            tls.put(&format!("{file}.pem"), &own.certificate_pem);
+            tls.put(&format!("{file}.key"), &own.key_pem);
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tls
     }
-    panic!("redis.ready does not become {expected}: {last:#}");
+
+    fn put(&self, name: &str, text: &str) {
+        own_file(&self.directory.path().join(name), text.as_bytes());
+    }
+
+    pub(crate) fn file(&self, name: &str) -> String {
+        self.directory.path().join(name).display().to_string()
+    }
+
+    /// A server's settings: it speaks nothing but TLS at `port`, and shows this certificate.
+    pub(crate) fn settings(&self, port: u16, certificate: &str) -> Vec<String> {
+        vec![
+            "port 0".to_owned(),
+            format!("tls-port {port}"),
+            format!("tls-cert-file {}", self.file(&format!("{certificate}.pem"))),
+            format!("tls-key-file {}", self.file(&format!("{certificate}.key"))),
+            format!("tls-ca-cert-file {}", self.file("ca.pem")),
+            "tls-auth-clients yes".to_owned(),
+        ]
+    }
+
+    /// What `redis-cli` needs.
+    pub(crate) fn cli(&self) -> Vec<String> {
+        let files = [("--cacert", "ca.pem"), ("--cert", "edge.pem"), ("--key", "edge.key")];
+        let files = files.into_iter().flat_map(|(what, name)| [what.to_owned(), self.file(name)]);
+        ["--tls", "--insecure"].into_iter().map(str::to_owned).chain(files).collect()
+    }
+
+    /// `store.redis.tls` of an edge.
+    pub(crate) fn told(&self) -> Value {
+        json!({"authorities": [self.file("ca.pem")], "serverName": "redis.internal",
+               "certificate": self.file("edge.pem"), "key": self.file("edge.key")})
+    }
+}
+
+/// A master, and a replica that follows it by a link.
+pub(crate) async fn pair(settings: &[&str]) -> (Server, Relay, Server) {
+    let master = Server::start(settings).await;
+    let link = Relay::to(master.port).await;
+    let replica = Server::following(link.port, &[]).await;
+    (master, link, replica)
+}
+
+/// A master with replicas, and three sentinels.
+pub(crate) struct Watched {
+    pub(crate) master: Server,
+    pub(crate) replicas: Vec<Server>,
+    sentinels: Vec<Server>,
+}
+
+impl Watched {
+    pub(crate) async fn start(replicas: usize, settings: &[&str]) -> Self {
+        let master = Server::start(settings).await;
+        let mut following = Vec::new();
+        for _ in 0..replicas {
+            following.push(Server::following(master.port, settings).await);
+        }
+        let mut sentinels = Vec::new();
+        for _ in 0..3 {
+            sentinels.push(Server::sentinel(master.port, 2).await);
+        }
+        let watched = Self { master, replicas: following, sentinels };
+        // They find one another, and the replicas, through the master.
+        for _ in 0..POLLS {
+            if watched.sentinels.iter().all(|it| watched.is_known_to(it)) {
+                return watched;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("the sentinels do not find one another");
+    }
+
+    fn is_known_to(&self, sentinel: &Server) -> bool {
+        let text = sentinel.cli(&["SENTINEL", "master", "holdfast"]);
+        let value = |name: &str| {
+            let mut lines = text.lines().skip_while(|line| *line != name).skip(1);
+            lines.next().and_then(|line| line.parse::<usize>().ok())
+        };
+        value("num-other-sentinels") == Some(2) && value("num-slaves") == Some(self.replicas.len())
+    }
+
+    /// Waits until one of the replicas is the master: which.
+    pub(crate) async fn promoted(&self) -> usize {
+        for _ in 0..POLLS {
+            if let Some(found) = self.replicas.iter().position(|it| it.info("role") == "master") {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("there is no master");
+    }
+
+    /// Has the sentinels wait for a master that is gone for a moment.
+    pub(crate) fn does_not_fail_over(&self) {
+        for sentinel in &self.sentinels {
+            let patience = ["SENTINEL", "SET", "holdfast", "down-after-milliseconds", "60000"];
+            assert_eq!(sentinel.cli(&patience), "OK\n");
+        }
+    }
+
+    /// `store.redis` of an edge.
+    pub(crate) fn told(&self) -> Value {
+        let nodes: Vec<_> = self.sentinels.iter().map(Server::address).collect();
+        json!({"mode": "sentinel", "nodes": nodes, "sentinelMaster": "holdfast",
+               "timeout": "300ms"})
+    }
+}
+
+/// A Cluster of three masters, with a replica each.
+pub(crate) struct Cluster {
+    pub(crate) servers: Vec<Server>,
+}
+
+impl Cluster {
+    pub(crate) async fn start() -> Self {
+        let mut servers = Vec::new();
+        for _ in 0..6 {
+            // The default is the port and 10,000, which may be somebody's.
+            let bus = format!("cluster-port {}", free_port());
+            let settings = ["cluster-enabled yes", "cluster-node-timeout 1000", bus.as_str()];
+            servers.push(Server::start(&settings).await);
+        }
+        let cluster = Self { servers };
+        let nodes = cluster.addresses();
+        let mut make = vec!["--cluster", "create"];
+        make.extend(nodes.iter().map(String::as_str));
+        make.extend(["--cluster-replicas", "1", "--cluster-yes"]);
+        let said = cluster.servers[0].cli(&make);
+        assert!(said.contains("All 16384 slots covered"), "{said}");
+        cluster.is_whole().await;
+        cluster
+    }
+
+    /// Waits until all servers find it well, and three of them follow another.
+    pub(crate) async fn is_whole(&self) {
+        for _ in 0..POLLS {
+            let has = |it: &Server, what: &[&str], text: &str| it.cli(what).contains(text);
+            let following =
+                |it: &&Server| has(it, &["INFO", "replication"], "master_link_status:up");
+            if self.servers.iter().filter(following).count() == 3
+                && self.servers.iter().all(|it| has(it, &["CLUSTER", "INFO"], "cluster_state:ok"))
+            {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("the Cluster is not whole");
+    }
+
+    fn addresses(&self) -> Vec<String> {
+        self.servers.iter().map(Server::address).collect()
+    }
+
+    /// The place of the master of a key's slot.
+    pub(crate) fn master_of(&self, key: &str) -> usize {
+        let found = self.servers.iter().position(|it| {
+            let said = it.cli(&["INFO", "replication"]);
+            said.contains("role:master") && !it.cli(&["EXISTS", key]).contains("MOVED")
+        });
+        found.expect("a master")
+    }
+
+    /// The place of a master other than that at `place`.
+    pub(crate) fn another_master(&self, place: usize) -> usize {
+        let mut masters = (0..self.servers.len()).filter(|it| *it != place);
+        let found = masters.find(|it| self.servers[*it].info("role") == "master");
+        found.expect("another master")
+    }
+
+    /// The place of the replica of the master at `place`.
+    pub(crate) fn replica_of(&self, place: usize) -> usize {
+        let follows = format!("master_port:{}", self.servers[place].port);
+        let found = |it: &Server| it.cli(&["INFO", "replication"]).contains(&follows);
+        self.servers.iter().position(found).expect("a replica")
+    }
+
+    fn id(&self, place: usize) -> String {
+        self.servers[place].cli(&["CLUSTER", "MYID"]).trim().to_owned()
+    }
+
+    fn set_slot(&self, at: usize, slot: u32, words: [&str; 2]) {
+        let slot = slot.to_string();
+        let said =
+            self.servers[at].cli(&[&["CLUSTER", "SETSLOT", slot.as_str()], &words[..]].concat());
+        assert_eq!(said, "OK\n", "{words:?}");
+    }
+
+    /// Begins to move a slot.
+    pub(crate) fn opens(&self, slot: u32, from: usize, to: usize) {
+        self.set_slot(to, slot, ["IMPORTING", &self.id(from)]);
+        self.set_slot(from, slot, ["MIGRATING", &self.id(to)]);
+    }
+
+    /// Moves at most so many keys of a slot: whether there were any.
+    pub(crate) fn moves_some(&self, slot: u32, from: usize, to: usize, count: u32) -> bool {
+        let (slot, count) = (slot.to_string(), count.to_string());
+        let keys = self.servers[from].cli(&["CLUSTER", "GETKEYSINSLOT", &slot, &count]);
+        let keys: Vec<_> = keys.lines().filter(|key| !key.is_empty()).collect();
+        if keys.is_empty() {
+            return false;
+        }
+        let port = self.servers[to].port.to_string();
+        let words = ["MIGRATE", "127.0.0.1", &port, "", "0", "5000", "KEYS"];
+        let said = self.servers[from].cli(&[&words[..], &keys[..]].concat());
+        assert!(["OK\n", "NOKEY\n"].contains(&said.as_str()), "{said}");
+        true
+    }
+
+    /// Ends the move of a slot.
+    pub(crate) fn closes(&self, slot: u32, from: usize, to: usize) {
+        for at in [to, from] {
+            self.set_slot(at, slot, ["NODE", &self.id(to)]);
+        }
+    }
+
+    /// Waits until no server has an older view than another.
+    pub(crate) async fn agrees(&self) {
+        let check = ["--cluster", "check", &self.servers[0].address()];
+        self.servers[0].says(&check, "All nodes agree about slots configuration").await;
+    }
+
+    /// Moves so many slots as an operator does.
+    pub(crate) fn reshards(&self, from: usize, to: usize, slots: u32) {
+        let said = self.servers[from].cli(&[
+            "--cluster",
+            "reshard",
+            &self.servers[from].address(),
+            "--cluster-from",
+            &self.id(from),
+            "--cluster-to",
+            &self.id(to),
+            "--cluster-slots",
+            &slots.to_string(),
+            "--cluster-yes",
+        ]);
+        assert!(!said.contains("ERR") && said.contains("Moving slot"), "{said}");
+    }
+
+    /// `store.redis` of an edge.
+    pub(crate) fn told(&self) -> Value {
+        json!({"mode": "cluster", "nodes": self.addresses(), "timeout": "300ms"})
+    }
 }
