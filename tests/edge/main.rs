@@ -73,6 +73,8 @@ mod real_upstreams;
 #[cfg(test)]
 mod redis;
 #[cfg(test)]
+mod redis_drill;
+#[cfg(test)]
 mod redis_faults;
 #[cfg(test)]
 mod reload;

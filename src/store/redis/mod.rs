@@ -43,6 +43,13 @@
 //!   `min-replicas-to-write` at the servers, or `waitReplicas` here, ends that, because the master that
 //!   was left behind has no replica. Without nonces use one of them.
 //!
+//! With `waitReplicas` a write that was acknowledged outlives its master as long as a replica does that
+//! has it and is promoted. One server is in between: a master that stood still, was given up by its
+//! Sentinels and comes back before they have told all its replicas still has those to wait for, and the
+//! edges that are sent to it; what it acknowledges then is lost when they turn to the new one. Where
+//! `waitReplicas` is the number of replicas it acknowledges nothing, since the one that was promoted has
+//! left it. Proofs are admitted once all the same, by their epochs.
+//!
 //! What does not hold: edges whose clocks differ by more than a moment shift the epoch's begin by as
 //! much, for proofs without a nonce. A proxy that lets several servers share a connection hides who
 //! answers; there must be none in between. A replica that attaches to a master which never had one
