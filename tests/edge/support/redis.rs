@@ -157,6 +157,11 @@ impl Server {
         value.unwrap_or_else(|| panic!("INFO has no {name}: {text}")).trim().to_owned()
     }
 
+    /// Whether it says that it is a master. A Sentinel that turns it over ends who asks.
+    pub(crate) fn leads(&self) -> bool {
+        self.cli(&["INFO", "replication"]).contains("role:master")
+    }
+
     /// Waits until it answers with a text that has this in it.
     pub(crate) async fn says(&self, arguments: &[&str], text: &str) {
         let mut said = String::new();
@@ -398,7 +403,7 @@ impl Watched {
     /// Waits until one of the replicas is the master: which.
     pub(crate) async fn promoted(&self) -> usize {
         for _ in 0..POLLS {
-            if let Some(found) = self.replicas.iter().position(|it| it.info("role") == "master") {
+            if let Some(found) = self.replicas.iter().position(Server::leads) {
                 return found;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -479,7 +484,7 @@ impl Cluster {
     /// The place of a master other than that at `place`.
     pub(crate) fn another_master(&self, place: usize) -> usize {
         let mut masters = (0..self.servers.len()).filter(|it| *it != place);
-        let found = masters.find(|it| self.servers[*it].info("role") == "master");
+        let found = masters.find(|it| self.servers[*it].leads());
         found.expect("another master")
     }
 
