@@ -77,6 +77,8 @@ mod redis_drill;
 #[cfg(test)]
 mod redis_faults;
 #[cfg(test)]
+mod redis_trio;
+#[cfg(test)]
 mod reload;
 #[cfg(test)]
 mod replay;

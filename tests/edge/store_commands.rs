@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use super::support::Table;
 use super::support::node::{holdfast, told, world};
-use super::support::process::write_config;
+use super::support::process::{free_port, write_config};
 use super::support::redis::{Server, there_is_none};
 use super::support::sharing::share;
 use super::support::world::{World, expect_eq};
@@ -345,4 +345,52 @@ async fn a_shared_store_is_backed_up_and_restored() {
     table.row("restored", expect_eq("tokens", &restored["restored"]["tokens"], &json!(true)));
     let tokens = redis.cli(&["KEYS", "{holdfast:*}:t:*"]);
     table.row("tokens", expect_eq("restored", &tokens.lines().count(), &TOKENS));
+}
+
+/// The edge's user finds and lists nothing; the operator's, and no other, moves a store.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operator_s_user_is_enough_and_the_edge_s_is_not() {
+    if there_is_none() {
+        return;
+    }
+    let acl = include_str!("../../deploy/redis/users.acl");
+    // Somebody who may look.
+    let acl = format!("{acl}\nuser looker on nopass ~* +@all\n");
+    let users = TempDir::new().expect("a directory");
+    let file = users.path().join("users.acl");
+    fs::write(&file, acl).expect("a writable directory");
+    let port = free_port();
+    let lines = [format!("port {port}"), format!("aclfile {}", file.display())];
+    let cli = ["--user", "looker", "--pass", "any", "--no-auth-warning"];
+    let redis = Server::start_at(port, &cli, lines.iter().map(String::as_str)).await;
+    let (mut world, scratch) = both(&redis).await;
+    let (directory, mut table) = (scratch.path(), Table::default());
+    fill(&directory.join("moved.db"));
+    for (file, password) in [("edge.password", "CHANGE-ME"), ("op.password", "CHANGE-ME-OPERATOR")]
+    {
+        fs::write(directory.join(file), password).expect("a writable directory");
+    }
+    world.config["store"]["redis"]["user"] = json!("holdfast");
+    world.config["store"]["redis"]["passwordFile"] = json!("edge.password");
+    write_config(directory, &world.config);
+    let who = "--redis-user holdfast-operator --redis-password-file op.password";
+    table.row("edge", refused(directory, "migrate --to redis", "NOPERM"));
+    let halved = "migrate --to redis --redis-user holdfast-operator";
+    let (status, _, errors) = run(directory, halved);
+    table.row("half", expect_eq(&errors, &status, &Some(2)));
+    let there = done(directory, &format!("migrate --to redis {who}"));
+    let counted = there["records"]["tokens"]["count"].as_u64();
+    table.row("there", expect_eq("tokens", &counted, &Some(TOKENS as u64)));
+    let back = done(directory, &format!("migrate --to embedded {who}"));
+    table.row("back", expect_eq("records", &back["records"], &there["records"]));
+    world.config["store"]["kind"] = json!("redis");
+    write_config(directory, &world.config);
+    let backup = done(directory, &format!("backup kept {who}"));
+    let count = &backup["backup"]["counts"]["tokens"];
+    table.row("backup", expect_eq("tokens", count, &there["records"]["tokens"]["count"]));
+    let restored = done(directory, &format!("restore kept --reason r --replace --tokens {who}"));
+    table.row("restored", expect_eq("nodes", &restored["restored"]["nodes"], &json!(540)));
+    let list = ["node", "list", "--config", "authority.yaml"];
+    let (status, _, errors) = holdfast(directory, &list);
+    table.row("edge", expect_eq(&errors, &status, &Some(0)));
 }

@@ -41,7 +41,7 @@ pub(super) fn run(backup: &Backup, out: &mut dyn Write) -> Result<(), CommandErr
         }
         Some(servers) => {
             let (registry, runtime) = (site::registry(&config, store)?, site::runtime()?);
-            let redis = site::connect(servers, &runtime)?;
+            let redis = site::connect(&backup.whom.at(servers), &runtime)?;
             let file = OpenOptions::new().append(true).open(making.content())?;
             let shared = Servers { redis, registry };
             let counts = runtime.block_on(lines(&shared, BufWriter::new(file), at))?;

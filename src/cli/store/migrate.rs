@@ -43,7 +43,7 @@ pub(super) fn run(migrate: &Migrate, out: &mut dyn Write) -> Result<(), CommandE
     let _alone = alone(&store.path)?;
     let registry = site::registry(&config, store)?;
     let runtime = site::runtime()?;
-    let redis = site::connect(servers, &runtime)?;
+    let redis = site::connect(&migrate.whom.at(servers), &runtime)?;
     let done = runtime.block_on(async {
         unserved(&redis).await?;
         let embedded = Embedded(registry.clone());

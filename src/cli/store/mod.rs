@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 
 use super::site::{self, parse_reason};
+use crate::store::redis::{Login, Settings};
 
 /// Move, back up and restore what edges keep
 #[derive(Clone, Debug, clap::Args)]
@@ -71,6 +72,29 @@ impl Kind {
     }
 }
 
+/// Whom the command is at the servers.
+#[derive(Clone, Debug, clap::Args)]
+struct As {
+    /// Be this user at the servers, and not store.redis.user
+    #[arg(long, value_name = "USER", requires = "redis_password_file")]
+    redis_user: Option<String>,
+    /// A file with that user's password, one line
+    #[arg(long, value_name = "FILE", requires = "redis_user")]
+    redis_password_file: Option<PathBuf>,
+}
+
+impl As {
+    /// The way to the servers, as that user.
+    fn at(&self, servers: &Settings) -> Settings {
+        let mut servers = servers.clone();
+        if self.redis_user.is_some() {
+            let (user, password_file) = (self.redis_user.clone(), self.redis_password_file.clone());
+            servers.login = Login { user, password_file };
+        }
+        servers
+    }
+}
+
 #[derive(Clone, Debug, clap::Args)]
 struct Migrate {
     /// The configuration file
@@ -88,6 +112,8 @@ struct Migrate {
     /// Why, for the audit log
     #[arg(long, value_name = "TEXT", value_parser = parse_reason, default_value = "migration")]
     reason: String,
+    #[command(flatten)]
+    whom: As,
     /// Write JSON
     #[arg(long)]
     json: bool,
@@ -101,6 +127,8 @@ struct Backup {
     /// The backup; there must be no such file yet
     #[arg(value_name = "BACKUP")]
     file: PathBuf,
+    #[command(flatten)]
+    whom: As,
     /// Write JSON
     #[arg(long)]
     json: bool,
@@ -123,6 +151,8 @@ struct Restore {
     /// Why, for the audit log
     #[arg(long, value_name = "TEXT", value_parser = parse_reason)]
     reason: String,
+    #[command(flatten)]
+    whom: As,
     /// Write JSON
     #[arg(long)]
     json: bool,

@@ -51,7 +51,7 @@ pub(super) fn run(restore: &Restore, out: &mut dyn Write) -> Result<(), CommandE
     let now = now();
     if let Some(servers) = &store.redis {
         let (registry, runtime) = (site::registry(&config, store)?, site::runtime()?);
-        let redis = site::connect(servers, &runtime)?;
+        let redis = site::connect(&restore.whom.at(servers), &runtime)?;
         let shared = Servers { redis, registry };
         let nodes = runtime.block_on(at_servers(restore, &mut backup, &shared, now))?;
         return tell(restore, &backup.seal, nodes, &Replaced::default(), out);
