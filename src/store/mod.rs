@@ -18,4 +18,5 @@ pub mod registry;
 pub mod replay;
 pub mod serving;
 pub mod sqlite;
+pub mod task;
 pub mod tokens;

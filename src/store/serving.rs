@@ -19,29 +19,23 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use tokio::runtime::Handle;
-use tokio::task::JoinHandle;
 
 use super::nodes::moved;
 use super::redis::Redis;
+use super::task::Task;
 
 /// How often an edge says that it serves.
 pub const EVERY: Duration = Duration::from_secs(2);
 
 /// The task that says that an edge serves. It ends with this.
 #[derive(Debug)]
-pub struct Presence(JoinHandle<()>);
-
-impl Drop for Presence {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
+pub struct Presence(#[expect(dead_code, reason = "it ends with this")] Task);
 
 impl Presence {
     /// Begins to say it of `edge`, a name that no other has.
     #[must_use]
     pub fn start(redis: Redis, edge: String, runtime: &Handle) -> Self {
-        Self(runtime.spawn(async move {
+        Self(Task::start(runtime, async move {
             loop {
                 // What cannot be said now is said the next time.
                 let _ = moved::present(&redis, Some(&edge)).await;

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::{Pipeline, Value};
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
 
 use super::link::Link;
 use super::settings::Wait;
+use crate::store::task::Task;
 
 /// Writes in one batch.
 const BATCH: usize = 512;
@@ -32,28 +33,23 @@ struct Write {
 #[derive(Debug)]
 pub(super) struct Commits {
     writes: mpsc::Sender<Write>,
-    task: JoinHandle<()>,
+    task: Task,
     /// The longest that one write may take: a batch under way, and its own.
     within: Duration,
-}
-
-impl Drop for Commits {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
 }
 
 impl Commits {
     pub(super) fn start(link: Link, wait: Wait, timeout: Duration) -> Self {
         let (writes, batches) = mpsc::channel(WAITING);
         let within = timeout + wait.within;
-        let task = tokio::spawn(work(Arc::new(link), batches, wait, within));
+        let work = work(Arc::new(link), batches, wait, within);
+        let task = Task::start(&Handle::current(), work);
         Self { writes, task, within: within * 2 }
     }
 
     /// Whether its connection has ended.
     pub(super) fn ended(&self) -> bool {
-        self.task.is_finished()
+        self.task.ended()
     }
 
     /// The answers, when the writes are on enough replicas; `None` when nobody knows what became of

@@ -10,11 +10,12 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::task::JoinHandle;
+use tokio::runtime::Handle;
 use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
 
 use super::settings::{Address, Login, Settings, Tls};
+use crate::store::task::Task;
 
 /// Requests that wait to be written.
 const WAITING: usize = 1024;
@@ -40,13 +41,7 @@ pub(super) enum LinkError {
 #[derive(Debug)]
 pub(super) struct Link {
     connection: MultiplexedConnection,
-    driver: JoinHandle<()>,
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        self.driver.abort();
-    }
+    driver: Task,
 }
 
 impl Link {
@@ -105,12 +100,12 @@ impl Link {
         let made = MultiplexedConnection::new_with_config(&info, socket, config).await;
         let (connection, driver) =
             made.map_err(|error| LinkError::Server(address.clone(), error.to_string()))?;
-        Ok(Self { connection, driver: tokio::spawn(driver) })
+        Ok(Self { connection, driver: Task::start(&Handle::current(), driver) })
     }
 
     /// Whether it has ended.
     pub(super) fn ended(&self) -> bool {
-        self.driver.is_finished()
+        self.driver.ended()
     }
 
     /// Sends once, never again: `None` when no answer came within `timeout` or the connection ended,

@@ -80,7 +80,6 @@ use arc_swap::ArcSwapOption;
 use redis::{Pipeline, Value};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
-use tokio::task::JoinHandle;
 
 pub use keys::{Keys, TAGS, Tag};
 pub use replay::{Partition, RedisReplay, RedisSpent};
@@ -90,6 +89,7 @@ pub use settings::{Address, Login, Settings, Tls, Topology, Wait};
 use crate::policy::epoch::{Epoch, Reign};
 use crate::store::clock::now;
 use crate::store::epoch::Epochs;
+use crate::store::task::Task;
 use epoch::Mark;
 use server::Server;
 
@@ -153,16 +153,6 @@ impl Shared {
     }
 }
 
-/// A task that ends with the last who needs it.
-#[derive(Debug)]
-struct Supervisor(JoinHandle<()>);
-
-impl Drop for Supervisor {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
 /// How the store stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
@@ -178,7 +168,7 @@ pub struct Status {
 #[derive(Clone, Debug)]
 pub struct Redis {
     shared: Arc<Shared>,
-    _supervisor: Arc<Supervisor>,
+    _supervisor: Arc<Task>,
 }
 
 impl Redis {
@@ -196,8 +186,8 @@ impl Redis {
             failure: Mutex::default(),
             warned: Mutex::default(),
         });
-        let task = runtime.spawn(supervise::supervise(Arc::clone(&shared)));
-        Self { shared, _supervisor: Arc::new(Supervisor(task)) }
+        let supervisor = Task::start(runtime, supervise::supervise(Arc::clone(&shared)));
+        Self { shared, _supervisor: Arc::new(supervisor) }
     }
 
     /// Waits until the store can be used, at most `within`: for commands, which have nobody to answer
