@@ -12,7 +12,8 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::types::{FromSql, ToSql};
+use rusqlite::{Connection, OptionalExtension as _, Params, params};
 
 use super::Fault;
 use super::batch::Batch;
@@ -214,18 +215,10 @@ impl Upkeep {
         most: usize,
         now: UnixTime,
     ) -> Result<(), Fault> {
-        let sql = "SELECT key, expires FROM authority_token_keys WHERE key > ?1 ORDER BY key";
-        let mut statement = batch.connection.prepare_cached(sql)?;
-        let entries = statement
-            .query_map([&self.key], |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, i64>(1)?)))?;
-        let entries: Vec<_> = entries.take(most).collect::<Result<_, _>>()?;
-        let sql = "DELETE FROM authority_token_keys WHERE key = ?1";
-        let mut statement = batch.connection.prepare_cached(sql)?;
-        for (key, _) in entries.iter().filter(|(_, expires)| *expires < now.millis()) {
-            statement.execute([key])?;
-        }
-        let ended = entries.len() < most;
-        self.key = entries.into_iter().next_back().filter(|_| !ended).unwrap_or_default().0;
+        let look = "SELECT key, expires FROM authority_token_keys WHERE key > ?1 ORDER BY key";
+        let take = "DELETE FROM authority_token_keys WHERE key = ?1";
+        let next = forget(batch.connection, (look, [&self.key]), take, most, now)?;
+        self.key = next.unwrap_or_default();
         Ok(())
     }
 
@@ -234,23 +227,35 @@ impl Upkeep {
     /// # Errors
     /// [`Fault::Failed`].
     pub(super) fn forget_rows(&mut self, batch: &Batch<'_>, now: UnixTime) -> Result<(), Fault> {
-        let most = batch.kept * LOOKED_AT;
         let indexed = batch.tail.rows().indexed.unwrap_or_default();
-        let sql = "SELECT id, expires FROM authority_tokens WHERE id > ?1 AND id <= ?2 ORDER BY id";
-        let mut statement = batch.connection.prepare_cached(sql)?;
-        let looked_at = statement.query_map([self.row, indexed], |row| {
-            Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))
-        })?;
-        let looked_at: Vec<_> = looked_at.take(most).collect::<Result<_, _>>()?;
-        let sql = "DELETE FROM authority_tokens WHERE id = ?1";
-        let mut statement = batch.connection.prepare_cached(sql)?;
-        for (id, _) in looked_at.iter().filter(|(_, expires)| *expires < now.millis()) {
-            statement.execute([id])?;
-        }
-        let ended = looked_at.len() < most;
-        self.row = looked_at.last().filter(|_| !ended).map_or(0, |(id, _)| *id);
+        let look =
+            "SELECT id, expires FROM authority_tokens WHERE id > ?1 AND id <= ?2 ORDER BY id";
+        let take = "DELETE FROM authority_tokens WHERE id = ?1";
+        let (from, most) = ([self.row, indexed], batch.kept * LOOKED_AT);
+        let next = forget(batch.connection, (look, from), take, most, now)?;
+        self.row = next.unwrap_or_default();
         Ok(())
     }
+}
+
+/// Looks at `most` rows, each with its key and its end, and takes out those that are outlived. The key to go
+/// on behind; `None` at the end.
+fn forget<K: FromSql + ToSql>(
+    connection: &Connection,
+    (look, from): (&str, impl Params),
+    take: &str,
+    most: usize,
+    now: UnixTime,
+) -> Result<Option<K>, Fault> {
+    let mut statement = connection.prepare_cached(look)?;
+    let rows = statement.query_map(from, |row| Ok((row.get::<_, K>(0)?, row.get::<_, i64>(1)?)))?;
+    let rows: Vec<_> = rows.take(most).collect::<Result<_, _>>()?;
+    let mut statement = connection.prepare_cached(take)?;
+    for (key, _) in rows.iter().filter(|(_, expires)| *expires < now.millis()) {
+        statement.execute([key])?;
+    }
+    let ended = rows.len() < most;
+    Ok(rows.into_iter().next_back().filter(|_| !ended).map(|(key, _)| key))
 }
 
 #[cfg(test)]
