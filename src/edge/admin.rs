@@ -169,7 +169,8 @@ fn report(told: &Told) -> (bool, Value) {
         .map(|bypass| json!({ "id": bypass.id, "until": bypass.until.rfc3339().to_string() }));
     let capsules = edge.common().capsules.as_ref().map(|capsules| {
         let up = part(capsules.is_up());
-        json!({ "ready": up, "store": up, "masterKeys": capsules.masters() })
+        let error = capsules.nodes().trouble().map(|fault| fault.to_string());
+        json!({ "ready": up, "store": up, "masterKeys": capsules.masters(), "lastError": error })
     });
     let report = json!({
         "ready": ready,

@@ -6,10 +6,14 @@
 //! what happened since: it was restored, wiped, or a replica took over that had not heard of it. Nobody
 //! can tell which nodes were revoked in what is lost, so that none is served until an operator has looked
 //! and said that the store is to be gone on from. That is an entry too, with a time that only goes up.
+//!
+//! Whoever remembers nothing can tell nothing. It goes by the word of somebody who could, and who has held
+//! the store against that since it could last have lost something: who has *vouched* for it.
 
 use serde::{Deserialize, Serialize};
 
 use super::capsule::node::Node;
+use super::epoch::Epoch;
 
 /// An entry of the ledger, as whoever has seen it remembers it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +43,8 @@ pub struct Ledger {
     pub last: Mark,
     /// Whether somebody has found something missing.
     pub doubted: bool,
+    /// The epoch in which somebody who remembers an entry has last found nothing missing.
+    pub vouched: Option<Epoch>,
     /// The id of the entry that has the number of the mark that it is held against.
     pub at_mark: Option<String>,
 }
@@ -52,12 +58,15 @@ pub enum Standing {
     Doubted,
     /// It does not go on from the mark.
     Behind,
+    /// Nothing is remembered that it could be held against, and nobody vouches for it.
+    Unknown,
 }
 
 impl Ledger {
-    /// Holds it against what is remembered.
+    /// Holds it against what is remembered. `whole` is whether somebody has vouched for it in this epoch, or
+    /// it was known from its first entry on.
     #[must_use]
-    pub fn against(&self, mark: &Mark) -> Standing {
+    pub fn against(&self, mark: &Mark, whole: bool) -> Standing {
         // Confirmed since: the operator has seen more than whoever remembers this mark.
         let newer = self.last.confirmed > mark.confirmed;
         let same = self.last.confirmed == mark.confirmed;
@@ -68,6 +77,9 @@ impl Ledger {
         }
         if self.doubted {
             return Standing::Doubted;
+        }
+        if *mark == Mark::default() && self.last != *mark && !whole {
+            return Standing::Unknown;
         }
         Standing::Follows((self.last != *mark).then(|| self.last.clone()))
     }
@@ -109,6 +121,7 @@ mod tests {
         let ledger = |last: Mark, at_mark: Option<&str>| Ledger {
             last,
             doubted: false,
+            vouched: None,
             at_mark: at_mark.map(str::to_owned),
         };
         for (name, ledger, expect) in [
@@ -130,13 +143,17 @@ mod tests {
                 Standing::Follows(Some(mark(8, 2, "z"))),
             ),
         ] {
-            assert_eq!(ledger.against(&mine), expect, "{name}");
+            assert_eq!(ledger.against(&mine, false), expect, "{name}");
         }
-        // Whoever has seen nothing yet takes what is there.
-        let first = ledger(mark(7, 3, "c"), None);
-        assert_eq!(first.against(&Mark::default()), Standing::Follows(Some(mine.clone())));
+        // Whoever has seen nothing yet takes what is there by the word of somebody who has.
+        let (first, nothing) = (ledger(mark(7, 3, "c"), None), Mark::default());
+        assert_eq!(first.against(&nothing, true), Standing::Follows(Some(mine.clone())));
+        assert_eq!(first.against(&nothing, false), Standing::Unknown);
+        let new = ledger(Mark::default(), None);
+        assert_eq!(new.against(&nothing, false), Standing::Follows(None));
         let doubted = Ledger { doubted: true, ..ledger(mine.clone(), Some("c")) };
-        assert_eq!(doubted.against(&mine), Standing::Doubted);
+        assert_eq!(doubted.against(&mine, true), Standing::Doubted);
+        assert_eq!(doubted.against(&nothing, false), Standing::Doubted);
     }
 
     #[test]

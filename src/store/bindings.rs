@@ -138,7 +138,8 @@ impl Bindings for Registry {
             | Fault::Replaced
             | Fault::Closed
             | Fault::Down
-            | Fault::Behind => BindFault::Down,
+            | Fault::Behind
+            | Fault::Unvouched => BindFault::Down,
         })?;
         if kept { Ok(()) } else { Err(BindFault::Revoked) }
     }

@@ -142,6 +142,11 @@ pub trait Nodes: Look {
     /// Whether the last that was asked of it was done.
     fn is_up(&self) -> bool;
 
+    /// Why not, where there is more to be said of it.
+    fn trouble(&self) -> Option<Fault> {
+        None
+    }
+
     /// Tries again what failed last, so that who asks is told how it is now.
     async fn look_again(&self);
 

@@ -93,6 +93,8 @@ mod signals;
 #[cfg(test)]
 mod store_commands;
 #[cfg(test)]
+mod store_memory;
+#[cfg(test)]
 mod streams;
 #[cfg(test)]
 mod target;

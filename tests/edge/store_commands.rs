@@ -61,7 +61,7 @@ fn does_not_start(directory: &Path) -> Result<(), String> {
     Err("it serves".to_owned())
 }
 
-async fn end(world: &mut World) {
+pub(super) async fn end(world: &mut World) {
     world.process.terminate();
     assert!(world.process.ended().await.is_some(), "it did not end after SIGTERM");
 }

@@ -377,5 +377,6 @@ pub(super) fn fault_code(fault: &Fault) -> &'static str {
         Fault::Closed => "store_closed",
         Fault::Down => "store_down",
         Fault::Behind => "store_behind",
+        Fault::Unvouched => "store_unvouched",
     }
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 use redis::{Pipeline, Value};
 
 use super::scripts::{self, Names, TAG};
-use super::shared::down;
 use crate::policy::capsule::node::{NodeId, Status};
+use crate::policy::lineage::Mark;
 use crate::policy::time::UnixTime;
 use crate::store::records::Record;
 use crate::store::redis::{Redis, Script};
@@ -19,14 +19,14 @@ const KEPT: Duration = Duration::from_secs(31 * 24 * 3600);
 const AT_ONCE: usize = 500;
 
 async fn ask(redis: &Redis, pipeline: &Pipeline) -> Result<Vec<Value>, Fault> {
-    let answers = redis.send(TAG, pipeline).await.map_err(|fault| down(&fault))?;
+    let answers = redis.send(TAG, pipeline).await?;
     answers.iter().try_for_each(scripts::refused)?;
     Ok(answers)
 }
 
 /// Sends writes, and says whether they are durable as far as configured.
 pub(in crate::store) async fn write(redis: &Redis, pipeline: &Pipeline) -> Result<(), Fault> {
-    let answers = redis.commit(TAG, pipeline).await.map_err(|fault| down(&fault))?;
+    let answers = redis.commit(TAG, pipeline).await?;
     answers.iter().try_for_each(scripts::refused)
 }
 
@@ -131,6 +131,17 @@ pub(in crate::store) async fn put(redis: &Redis, records: &[Record]) -> Result<(
     Ok(())
 }
 
+/// The last entry of the ledger: another one, where nodes were changed meanwhile.
+///
+/// # Errors
+/// [`Fault`].
+pub async fn last_change(redis: &Redis) -> Result<Mark, Fault> {
+    let mut pipeline = Pipeline::new();
+    Names(redis.keys()).ask_ledger(&mut pipeline, &Mark::default());
+    let [head, entry] = scripts::answers(redis.send(TAG, &pipeline).await?)?;
+    Ok(scripts::ledger(&head, &entry)?.last)
+}
+
 /// Has no edge serve any node until the store is confirmed.
 ///
 /// # Errors
@@ -194,7 +205,7 @@ pub async fn present(redis: &Redis, edge: Option<&str>) -> Result<u64, Fault> {
     let kept = PRESENCE.as_millis().to_string();
     let arguments = [edge.unwrap_or_default().as_bytes(), kept.as_bytes()];
     let said = redis.script(TAG, &Script::new(PRESENT), &keys, &arguments).await;
-    let said = said.map_err(|fault| down(&fault))?;
+    let said = said?;
     scripts::refused(&said)?;
     scripts::count(&said)
 }

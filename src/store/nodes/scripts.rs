@@ -7,6 +7,7 @@ use redis::{Pipeline, Value};
 use super::{Row, Standing};
 use crate::policy::capsule::node::{NodeId, Status};
 use crate::policy::digest::Sha256;
+use crate::policy::epoch::Epoch;
 use crate::policy::lineage::{Ledger, Mark};
 use crate::policy::time::UnixTime;
 use crate::store::redis::{Keys, Script, Tag};
@@ -156,7 +157,7 @@ impl Names<'_> {
 
     /// Asks for the ledger, as far as it is to be held against `mark`: two answers.
     pub(super) fn ask_ledger(self, pipeline: &mut Pipeline, mark: &Mark) {
-        let fields = ["confirmed", "seq", "id", "doubted"];
+        let fields = ["confirmed", "seq", "id", "doubted", "vouched"];
         pipeline.cmd("HMGET").arg(self.lineage()).arg(&fields);
         pipeline.cmd("HGET").arg(self.ledger()).arg(mark.seq);
     }
@@ -329,13 +330,14 @@ pub(super) fn list(value: &Value) -> Result<&[Value], Fault> {
 
 /// The ledger, from what [`Names::ask_ledger`] was answered.
 pub(super) fn ledger(lineage: &Value, at_mark: &Value) -> Result<Ledger, Fault> {
-    let [confirmed, seq, id, doubted] = list(lineage)? else { return Err(unreadable()) };
+    let [confirmed, seq, id, doubted, vouched] = list(lineage)? else { return Err(unreadable()) };
     let last = Mark {
         confirmed: number(confirmed)?.unwrap_or_default(),
         seq: number(seq)?.unwrap_or_default(),
         id: text(id)?.unwrap_or_default(),
     };
-    Ok(Ledger { last, doubted: text(doubted)?.is_some(), at_mark: text(at_mark)? })
+    let vouched = text(vouched)?.and_then(|text| Sha256::from_base64url(&text)).map(Epoch);
+    Ok(Ledger { last, doubted: text(doubted)?.is_some(), vouched, at_mark: text(at_mark)? })
 }
 
 /// The hash of a secret.

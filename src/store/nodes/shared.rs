@@ -32,6 +32,11 @@
 //!   revoked, disabled, quarantined and removed, so that what was lost can be done again before.
 //! - While a store is new to be the one (another master, another mark: [`Reign`](crate::store::epoch)),
 //!   no edge serves any node for [`SETTLE`](crate::store::epoch::SETTLE), so that each has found out and said what it remembers.
+//! - Whoever remembers an entry and finds the store to go on from it *vouches* for it, in this epoch. An
+//!   edge that remembers nothing, as one that is new or whose file is gone, believes a store that was vouched
+//!   for, and no other that is not new itself: not until an edge that remembers has looked, or an operator has
+//!   run `holdfast node confirm`. So one more edge is just started, while any other serves; and a store that
+//!   was restarted together with the loss of the only file that knew it is not believed.
 //! - A grant is a write. With `waitReplicas`, a master that is cut off from its replicas grants nothing,
 //!   whatever an edge on its side of the partition reads there.
 //!
@@ -54,15 +59,16 @@
 
 #![expect(clippy::disallowed_methods, reason = "a store has random ids")]
 
+mod trust;
+
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use redis::{Pipeline, Value};
 use tokio::runtime::Handle;
-use tokio::task::JoinHandle;
 
 use super::memory::Memory;
 use super::scripts::{self, Names, Put, Scripts, TAG, Written};
@@ -70,12 +76,13 @@ use super::{About, Becomes, Commit, Decide, Found, Listed, Look, Nodes, Row, Sta
 use crate::policy::audit::Draft;
 use crate::policy::capsule::node::{Node, NodeId, Status};
 use crate::policy::digest::Sha256;
-use crate::policy::lineage::{self, Ledger, Mark};
+use crate::policy::lineage::{self, Mark};
 use crate::store::clock::now;
-use crate::store::epoch::Epochs as _;
-use crate::store::redis::{self as connection, Redis};
+use crate::store::redis::Redis;
 use crate::store::registry::Registry;
 use crate::store::sqlite::Fault;
+use crate::store::task::Task;
+use trust::Trust;
 
 /// How often the ledger is looked at, whether anybody asks or not.
 const LOOK: Duration = Duration::from_secs(1);
@@ -94,17 +101,8 @@ const PAGE: usize = 200;
 pub struct SharedNodes {
     inner: Arc<Inner>,
     runtime: Handle,
-    _looking: Arc<Looking>,
-}
-
-/// The task that looks at the ledger.
-#[derive(Debug)]
-struct Looking(JoinHandle<()>);
-
-impl Drop for Looking {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+    /// The task that looks at the ledger.
+    _looking: Arc<Task>,
 }
 
 #[derive(Debug)]
@@ -114,8 +112,8 @@ struct Inner {
     scripts: Scripts,
     turns: Vec<tokio::sync::Mutex<()>>,
     settle: Duration,
-    /// Whether the store could be acted on when it was last looked at.
-    trusted: AtomicBool,
+    /// Whether the store is to be acted on.
+    trust: Trust,
     looked_up: AtomicU64,
 }
 
@@ -137,18 +135,18 @@ impl SharedNodes {
             scripts: Scripts::default(),
             turns: (0..TURNS).map(|_| tokio::sync::Mutex::default()).collect(),
             settle,
-            trusted: AtomicBool::new(false),
+            trust: Trust::default(),
             looked_up: AtomicU64::default(),
         });
         let looking = Arc::clone(&inner);
-        let task = runtime.spawn(async move {
+        let task = Task::start(runtime, async move {
             loop {
                 // What cannot be done now is tried again, and whoever asks for a node is told.
                 let _ = looking.look().await;
                 tokio::time::sleep(LOOK).await;
             }
         });
-        Ok(Self { inner, runtime: runtime.clone(), _looking: Arc::new(Looking(task)) })
+        Ok(Self { inner, runtime: runtime.clone(), _looking: Arc::new(task) })
     }
 }
 
@@ -164,68 +162,8 @@ impl Inner {
     }
 
     async fn send<const N: usize>(&self, pipeline: &Pipeline) -> Result<[Value; N], Fault> {
-        let answered = self.redis.send(TAG, pipeline).await.map_err(|fault| down(&fault))?;
+        let answered = self.redis.send(TAG, pipeline).await?;
         scripts::answers(answered)
-    }
-
-    /// Whether what the store says may be acted on.
-    ///
-    /// # Errors
-    /// [`Fault::Down`] while it settles, [`Fault::Behind`] where it has forgotten something.
-    async fn trust(&self, ledger: &Ledger, mark: &Mark) -> Result<(), Fault> {
-        let trusted = self.weigh(ledger, mark).await;
-        self.trusted.store(trusted.is_ok(), Ordering::Relaxed);
-        trusted
-    }
-
-    async fn weigh(&self, ledger: &Ledger, mark: &Mark) -> Result<(), Fault> {
-        let reign = self.redis.current().ok_or(Fault::Down)?;
-        match ledger.against(mark) {
-            lineage::Standing::Follows(next) => {
-                if let Some(next) = next {
-                    self.memory.note(next);
-                }
-            }
-            lineage::Standing::Doubted => return Err(Fault::Behind),
-            lineage::Standing::Behind => {
-                tracing::error!(
-                    seen = mark.seq,
-                    found = ledger.last.seq,
-                    "the shared store has lost changes to nodes: no node is served until \
-                     `holdfast node confirm`"
-                );
-                self.doubt(ledger).await?;
-                return Err(Fault::Behind);
-            }
-        }
-        // Nothing was ever changed in it: there is nothing that it could have lost.
-        let empty = ledger.last == Mark::default();
-        if !empty && now() < reign.since.plus(self.settle) {
-            return Err(Fault::Down);
-        }
-        Ok(())
-    }
-
-    /// Has all others know of it.
-    async fn doubt(&self, ledger: &Ledger) -> Result<(), Fault> {
-        let (confirmed, at) = (ledger.last.confirmed.to_string(), now().millis().to_string());
-        let arguments = [confirmed.as_bytes(), at.as_bytes()];
-        let keys = [self.names().lineage()];
-        let done = self.redis.script(TAG, &self.scripts.doubt, &keys, &arguments).await;
-        scripts::refused(&done.map_err(|fault| down(&fault))?)
-    }
-
-    /// Looks at the ledger, and keeps what is new of it.
-    async fn look(&self) -> Result<(), Fault> {
-        // A command on this machine may have made an entry.
-        self.memory.look().await?;
-        let mark = self.memory.mark();
-        let mut pipeline = Pipeline::new();
-        self.names().ask_ledger(&mut pipeline, &mark);
-        let [head, entry] = self.send(&pipeline).await?;
-        let trusted = self.trust(&scripts::ledger(&head, &entry)?, &mark).await;
-        self.memory.keep(Vec::new()).await?;
-        trusted
     }
 
     /// How things stand, and what the ledger must still go on from when something is done about them;
@@ -240,7 +178,7 @@ impl Inner {
         let [row, removed, quarantines, head, entry] = self.send(&pipeline).await?;
         let trusted = match self.trust(&scripts::ledger(&head, &entry)?, &mark).await {
             Ok(()) => Some(self.memory.mark()),
-            Err(Fault::Behind) if about.even_if_behind => None,
+            Err(Fault::Behind | Fault::Unvouched) if about.even_if_behind => None,
             Err(fault) => return Err(fault),
         };
         let row = scripts::row(&row, about.id.as_str())?;
@@ -285,6 +223,7 @@ impl Inner {
                 if let (Some(id), Some(mark)) = (entry, mark) {
                     self.memory.note(Mark { confirmed: mark.confirmed, seq, id });
                     self.memory.keep(Vec::new()).await?;
+                    self.vouch().await;
                 }
                 Ok(Tried::Done)
             }
@@ -304,7 +243,7 @@ impl Inner {
         let (keys, arguments) = (self.names().of_commit(put.id), put.arguments());
         let arguments: Vec<_> = arguments.iter().map(|it| it.as_bytes()).collect();
         let done = self.redis.script(TAG, &self.scripts.commit, &keys, &arguments).await;
-        let done = done.map_err(|fault| down(&fault))?;
+        let done = done?;
         scripts::refused(&done)?;
         if let Value::Int(_) = done {
             return scripts::count(&done).map(Some);
@@ -333,7 +272,7 @@ impl Inner {
     async fn records(&self, ids: Vec<String>) -> Result<Vec<Listed>, Fault> {
         let mut pipeline = Pipeline::new();
         ids.iter().for_each(|id| self.names().ask_row(&mut pipeline, id));
-        let rows = self.redis.send(TAG, &pipeline).await.map_err(|fault| down(&fault))?;
+        let rows = self.redis.send(TAG, &pipeline).await?;
         let listed = ids.into_iter().zip(&rows).filter_map(|(id, row)| {
             let row = scripts::refused(row).and_then(|()| scripts::row(row, &id));
             row.transpose().map(|row| (id, row.map(|row| row.node)))
@@ -380,7 +319,11 @@ impl Look for SharedNodes {
 #[async_trait]
 impl Nodes for SharedNodes {
     fn is_up(&self) -> bool {
-        self.inner.redis.is_up() && self.inner.trusted.load(Ordering::Relaxed)
+        self.inner.redis.is_up() && self.inner.trust.trouble().is_none()
+    }
+
+    fn trouble(&self) -> Option<Fault> {
+        self.inner.trust.trouble()
     }
 
     async fn look_again(&self) {
@@ -449,12 +392,13 @@ impl Nodes for SharedNodes {
         let (keys, arguments) =
             ([names.lineage(), names.ledger()], [at.as_bytes(), entry.as_bytes()]);
         let done = inner.redis.script(TAG, &inner.scripts.confirm, &keys, &arguments).await;
-        let done = done.map_err(|fault| down(&fault))?;
+        let done = done?;
         scripts::refused(&done)?;
         let [confirmed, seq] = scripts::list(&done)? else { return Err(scripts::unreadable()) };
         let confirmed = scripts::number(confirmed)?.ok_or_else(scripts::unreadable)?;
         inner.memory.note(Mark { confirmed, seq: scripts::count(seq)?, id: entry });
         inner.memory.keep(Vec::new()).await?;
+        inner.vouch().await;
         Ok(true)
     }
 }
@@ -463,13 +407,6 @@ fn written(node: &Node) -> Result<Written, Fault> {
     let record = serde_json::to_string(node).map_err(|_| Fault::Malformed)?;
     let secret = node.secret.ok_or(Fault::Malformed)?;
     Ok(Written { record, status: node.status, secret })
-}
-
-pub(super) fn down(fault: &connection::Fault) -> Fault {
-    match fault {
-        connection::Fault::Down => Fault::Down,
-        connection::Fault::Full => Fault::Failed("the shared store is full".to_owned()),
-    }
 }
 
 fn random() -> Result<[u8; 16], Fault> {

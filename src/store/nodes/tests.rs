@@ -409,16 +409,60 @@ async fn a_wiped_store_serves_no_node() {
 async fn a_store_that_is_new_serves_no_node_yet() {
     let scratch = tempfile::tempdir().unwrap();
     let Some(mut server) = Server::start(scratch.path()) else { return };
-    let (first, second) = (registry(scratch.path(), "a.db"), registry(scratch.path(), "b.db"));
+    let first = registry(scratch.path(), "a.db");
     let command = server.nodes(&first, Duration::ZERO).await;
     put(&*command, node("node-1")).await;
     assert_eq!(raw(server.port, &["SAVE"]), "+OK");
     drop(command);
     server.roll_back();
     let hour = Duration::from_secs(3600);
-    let edge = server.nodes(&second, hour).await;
+    let edge = server.nodes(&first, hour).await;
     let found = edge.find(&id("node-1"), Sha256::of(b"secret")).await;
     assert!(matches!(found, Err(Fault::Down)), "{found:?}");
-    let settled = server.nodes(&second, Duration::ZERO).await;
+    let settled = server.nodes(&first, Duration::ZERO).await;
     assert!(matches!(once_up(&*settled, "node-1").await, Ok(Found::Node(_))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_remembers_nothing_believes_what_is_vouched_for() {
+    let scratch = tempfile::tempdir().unwrap();
+    let Some(mut server) = Server::start(scratch.path()) else { return };
+    let [first, second, third] =
+        ["a.db", "b.db", "c.db"].map(|name| registry(scratch.path(), name));
+    let knows = server.nodes(&first, Duration::ZERO).await;
+    put(&*knows, node("node-1")).await;
+    // One more edge beside one that serves.
+    let joins = server.nodes(&second, Duration::ZERO).await;
+    assert!(matches!(once_up(&*joins, "node-1").await, Ok(Found::Node(_))));
+    assert_eq!(raw(server.port, &["SAVE"]), "+OK");
+    drop((knows, joins));
+    // The server may have lost something, and whoever knew of it is gone, with its file.
+    server.roll_back();
+    let edge = server.nodes(&third, Duration::ZERO).await;
+    assert!(matches!(once_up(&*edge, "node-1").await, Err(Fault::Unvouched)));
+    assert!(!edge.is_up());
+    assert_eq!(edge.trouble(), Some(Fault::Unvouched));
+    assert_eq!(count_would(&*edge).await, Err(Fault::Unvouched));
+    // It does not come to believe it by being started anew.
+    let again = server.nodes(&third, Duration::ZERO).await;
+    assert!(matches!(once_up(&*again, "node-1").await, Err(Fault::Unvouched)));
+    // What takes away can be done.
+    let even_so = About { even_if_behind: true, ..About::node(&id("node-1")) };
+    set_status(&*edge, "node-1", Status::Disabled, even_so).await.unwrap();
+    assert!(matches!(once_up(&*edge, "node-1").await, Err(Fault::Unvouched)));
+    // One that remembers vouches for it.
+    let knows = server.nodes(&first, Duration::ZERO).await;
+    assert!(matches!(once_up(&*knows, "node-1").await, Ok(Found::Node(_))));
+    assert!(matches!(once_up(&*edge, "node-1").await, Ok(Found::Node(_))));
+    assert!(edge.is_up());
+    drop((knows, edge, again));
+    // Or an operator does.
+    server.roll_back();
+    let fourth = registry(scratch.path(), "d.db");
+    let edge = server.nodes(&fourth, Duration::ZERO).await;
+    assert!(matches!(once_up(&*edge, "node-1").await, Err(Fault::Unvouched)));
+    let command = server.nodes(&registry(scratch.path(), "e.db"), Duration::ZERO).await;
+    let said = line(Kind::NodeChange, "confirmed", "node-1");
+    assert_eq!(command.confirm(said).await, Ok(true));
+    assert!(matches!(once_up(&*edge, "node-1").await, Ok(Found::Node(_))));
 }

@@ -29,6 +29,7 @@ use self::batch::Batch;
 use self::tail::Tail;
 use crate::policy::audit::{Checkpoint, Draft, Kind};
 use crate::store::clock::now;
+use crate::store::redis;
 
 /// How long a transaction waits for another process's.
 const BUSY: Duration = Duration::from_secs(5);
@@ -222,6 +223,22 @@ pub enum Fault {
          `holdfast node confirm`"
     )]
     Behind,
+    /// Nothing is remembered here that the shared store could be held against, and nobody who could has.
+    #[error(
+        "this edge's own file is new, and no edge that remembers the shared store has looked at it since \
+         it was started or taken over. Start one that does, or look at the nodes and at the audit logs, \
+         then run `holdfast node confirm`"
+    )]
+    Unvouched,
+}
+
+impl From<redis::Fault> for Fault {
+    fn from(fault: redis::Fault) -> Self {
+        match fault {
+            redis::Fault::Down => Self::Down,
+            redis::Fault::Full => Self::Failed("the shared store is full".to_owned()),
+        }
+    }
 }
 
 impl From<rusqlite::Error> for Fault {

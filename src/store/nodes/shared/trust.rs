@@ -1,0 +1,145 @@
+//! Whether what the shared store says is to be acted on.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use redis::Pipeline;
+
+use super::super::scripts::{self, TAG};
+use super::{Inner, now};
+use crate::policy::epoch::{Epoch, Reign};
+use crate::policy::lineage::{Ledger, Mark, Standing};
+use crate::store::epoch::Epochs as _;
+use crate::store::sqlite::Fault;
+
+/// What came of the last look.
+#[derive(Debug)]
+pub(super) struct Trust(Mutex<Last>);
+
+#[derive(Debug)]
+struct Last {
+    /// Why it is not acted on.
+    trouble: Option<Fault>,
+    /// The epoch in which it was known to be whole.
+    whole: Option<Epoch>,
+    /// The epoch in which it is vouched for.
+    vouched: Option<Epoch>,
+}
+
+impl Default for Trust {
+    fn default() -> Self {
+        let last = Last { trouble: Some(Fault::Down), whole: None, vouched: None };
+        Self(Mutex::new(last))
+    }
+}
+
+impl Trust {
+    fn last(&self) -> MutexGuard<'_, Last> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why it is not acted on, as of the last look.
+    pub(super) fn trouble(&self) -> Option<Fault> {
+        self.last().trouble.clone()
+    }
+}
+
+impl Inner {
+    /// Whether what the store says may be acted on.
+    ///
+    /// # Errors
+    /// [`Fault::Down`] while it settles, [`Fault::Behind`] where it has forgotten something,
+    /// [`Fault::Unvouched`] where nobody here could tell.
+    pub(super) async fn trust(&self, ledger: &Ledger, mark: &Mark) -> Result<(), Fault> {
+        let reign = self.redis.current().ok_or(Fault::Down);
+        let trusted = match reign {
+            Ok(reign) => self.weigh(&reign, ledger, mark).await,
+            Err(fault) => Err(fault),
+        };
+        let mut last = self.trust.last();
+        let trouble = trusted.clone().err();
+        if trouble == Some(Fault::Unvouched) && last.trouble != trouble {
+            tracing::error!(
+                found = ledger.last.seq,
+                "this edge remembers nothing of the shared store, and none that does has looked at it \
+                 since it was started or taken over: no node is served until one has, or `holdfast node \
+                 confirm`"
+            );
+        }
+        last.trouble = trouble;
+        trusted
+    }
+
+    async fn weigh(&self, reign: &Reign, ledger: &Ledger, mark: &Mark) -> Result<(), Fault> {
+        let here = self.trust.last().whole == Some(reign.epoch);
+        match ledger.against(mark, here || ledger.vouched == Some(reign.epoch)) {
+            Standing::Follows(next) => {
+                if let Some(next) = next {
+                    self.memory.note(next);
+                }
+            }
+            Standing::Unknown => return Err(Fault::Unvouched),
+            Standing::Doubted => return Err(Fault::Behind),
+            Standing::Behind => {
+                tracing::error!(
+                    seen = mark.seq,
+                    found = ledger.last.seq,
+                    "the shared store has lost changes to nodes: no node is served until \
+                     `holdfast node confirm`"
+                );
+                self.doubt(ledger).await?;
+                return Err(Fault::Behind);
+            }
+        }
+        // Nothing was ever changed in it: there is nothing that it could have lost.
+        let empty = ledger.last == Mark::default();
+        {
+            let mut last = self.trust.last();
+            last.whole = Some(reign.epoch);
+            last.vouched = ledger.vouched;
+        }
+        if !empty {
+            self.vouch().await;
+        }
+        if !empty && now() < reign.since.plus(self.settle) {
+            return Err(Fault::Down);
+        }
+        Ok(())
+    }
+
+    /// Has all others know that something is missing.
+    async fn doubt(&self, ledger: &Ledger) -> Result<(), Fault> {
+        let (confirmed, at) = (ledger.last.confirmed.to_string(), now().millis().to_string());
+        let arguments = [confirmed.as_bytes(), at.as_bytes()];
+        let keys = [self.names().lineage()];
+        let done = self.redis.script(TAG, &self.scripts.doubt, &keys, &arguments).await;
+        scripts::refused(&done?)
+    }
+
+    /// Has those who remember nothing know that nothing is missing, where they do not yet. What cannot be
+    /// said now is said the next time.
+    pub(super) async fn vouch(&self) {
+        let Some(Reign { epoch, .. }) = self.redis.current() else { return };
+        if self.trust.last().vouched == Some(epoch) {
+            return;
+        }
+        let mut pipeline = Pipeline::new();
+        let key = self.names().lineage();
+        pipeline.cmd("HSET").arg(key).arg("vouched").arg(epoch.0.to_string());
+        if self.redis.commit_in(epoch, TAG, pipeline).await.is_ok() {
+            self.trust.last().vouched = Some(epoch);
+        }
+    }
+
+    /// Looks at the ledger, and keeps what is new of it.
+    pub(super) async fn look(&self) -> Result<(), Fault> {
+        // A command on this machine may have made an entry.
+        self.memory.look().await?;
+        let mark = self.memory.mark();
+        let mut pipeline = Pipeline::new();
+        self.names().ask_ledger(&mut pipeline, &mark);
+        let [head, entry] = self.send(&pipeline).await?;
+        let trusted = self.trust(&scripts::ledger(&head, &entry)?, &mark).await;
+        self.memory.keep(Vec::new()).await?;
+        trusted
+    }
+}
