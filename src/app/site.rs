@@ -22,7 +22,7 @@ use crate::edge::tls::{self, ServerTls, TlsError};
 use crate::policy::bypass::Bypass;
 use crate::policy::epoch::Reign;
 use crate::policy::time::UnixTime;
-use crate::store::bindings::{Bindings, SharedBindings};
+use crate::store::bindings::{Bindings, SharedBindings, Waits};
 use crate::store::budget::Budget;
 use crate::store::bypass::{self, Flag};
 use crate::store::epoch::{Epochs, OfProcess, SETTLE};
@@ -174,7 +174,9 @@ impl Lasting {
 /// What tokens are bound to: in this edge's file, or where other edges look as well.
 fn bindings(redis: Option<&Redis>, registry: Registry, runtime: &Handle) -> Arc<dyn Bindings> {
     match redis {
-        Some(redis) => Arc::new(SharedBindings::start(redis.clone(), registry, SETTLE, runtime)),
+        Some(redis) => {
+            Arc::new(SharedBindings::start(redis.clone(), registry, Waits::default(), runtime))
+        }
         None => Arc::new(registry),
     }
 }

@@ -156,8 +156,9 @@ fn report(told: &Told) -> (bool, Value) {
     let grants = log(gate.live_grants(), limits.token_replay_entries);
     // Where nothing but the audit log is kept, requests are served without it.
     let bindings = edge.binds().then(|| {
-        let up = gate.bindings().is_some_and(|bindings| bindings.is_up());
-        json!({ "ready": part(up) })
+        let bindings = gate.bindings();
+        let up = bindings.is_some_and(|bindings| bindings.is_up());
+        json!({ "ready": part(up), "lastError": bindings.and_then(|it| it.trouble()) })
     });
     let shared = edge.common().redis.as_ref().map(|redis| {
         part(redis.is_up());

@@ -8,7 +8,7 @@ pub(in crate::store) mod tests;
 
 use async_trait::async_trait;
 
-pub use shared::SharedBindings;
+pub use shared::{SharedBindings, Waits};
 
 use super::registry::Registry;
 use super::sqlite::Fault;
@@ -58,6 +58,11 @@ pub enum BindFault {
 pub trait Bindings: std::fmt::Debug + Send + Sync {
     /// Whether something could be kept now, as far as is known.
     fn is_up(&self) -> bool;
+
+    /// Why some tokens are not served though it is up, in words.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
 
     /// The record of a token, revoked and outlived ones too.
     ///

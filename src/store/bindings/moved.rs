@@ -8,13 +8,14 @@ use redis::{Pipeline, Value};
 
 use super::scripts::{self, Place, REVOKED};
 pub(in crate::store) use super::shared::MARGIN;
-use super::shared::{bare, down};
+use super::shared::bare;
+use super::shared::edges::{self, Floor};
 use crate::policy::certificate::{LONGEST_GRACE, SenderCertificate};
 use crate::policy::digest::Sha256;
 use crate::policy::grant::{BindingRecord, RecordKey};
 use crate::policy::time::UnixTime;
 use crate::store::epoch::Epochs as _;
-use crate::store::redis::{Fault as Connection, Redis, Script, Tag};
+use crate::store::redis::{Redis, Script, Tag};
 use crate::store::sqlite::Fault;
 
 /// Keys that a server is asked for at once.
@@ -50,7 +51,7 @@ async fn ask(redis: &Redis, shard: Tag, pipeline: &Pipeline) -> Result<Vec<Value
     if pipeline.is_empty() {
         return Ok(Vec::new());
     }
-    let answers = redis.send(shard, pipeline).await.map_err(down)?;
+    let answers = redis.send(shard, pipeline).await?;
     refused(&answers)?;
     Ok(answers)
 }
@@ -59,7 +60,7 @@ async fn write(redis: &Redis, shard: Tag, pipeline: &Pipeline) -> Result<(), Fau
     if pipeline.is_empty() {
         return Ok(());
     }
-    refused(&redis.commit(shard, pipeline).await.map_err(down)?)
+    refused(&redis.commit(shard, pipeline).await?)
 }
 
 /// A key that a record, a tombstone or a certificate is found by.
@@ -178,7 +179,20 @@ fn ends(value: &Value) -> Result<Option<UnixTime>, Fault> {
     }
 }
 
-/// Tokens with their grants' standing. A grant that is not there counts as revoked.
+/// What epochs are given up.
+async fn floor(redis: &Redis) -> Result<Option<Floor>, Fault> {
+    let mut pipeline = Pipeline::new();
+    pipeline.cmd("HMGET").arg(edges::key(redis.keys())).arg(&["floor", "floor-of"]);
+    match ask(redis, Tag::FIRST, &pipeline).await?.pop() {
+        Some(Value::Array(found)) => {
+            let [before, but] = <[Value; 2]>::try_from(found).map_err(|_| Fault::Malformed)?;
+            Floor::read(before, but)
+        }
+        _ => Err(Fault::Malformed),
+    }
+}
+
+/// Tokens with their grants' standing. A grant that is not there, or was given up, counts as revoked.
 async fn with_grants(
     redis: &Redis,
     tokens: Vec<(RecordKey, BindingRecord, bool)>,
@@ -190,7 +204,7 @@ async fn with_grants(
         let shard = redis.shard(place.tag);
         by_shard.entry(shard).or_default().push((grant, place.name, place.tag));
     }
-    let mut good = BTreeMap::new();
+    let (mut good, floor) = (BTreeMap::new(), floor(redis).await?);
     for grants in by_shard.values() {
         let Some((_, _, tag)) = grants.first() else { continue };
         let mut pipeline = Pipeline::new();
@@ -198,7 +212,11 @@ async fn with_grants(
             pipeline.cmd("GET").arg(name);
         }
         for ((grant, _, _), answer) in grants.iter().zip(ask(redis, *tag, &pipeline).await?) {
-            good.insert(grant.0, text(answer)?.is_some_and(|standing| standing != REVOKED));
+            let text = text(answer)?.filter(|text| text != REVOKED);
+            let last =
+                text.map(|text| scripts::reign_of(&text).ok_or(Fault::Malformed)).transpose()?;
+            let stands = last.is_some_and(|last| !floor.is_some_and(|floor| floor.is_above(&last)));
+            good.insert(grant.0, stands);
         }
     }
     let of = |(key, record, revoked): (RecordKey, BindingRecord, bool)| {
@@ -210,7 +228,7 @@ async fn with_grants(
 
 /// Puts what was found elsewhere: grants first.
 pub(in crate::store) async fn put(redis: &Redis, found: &[Found]) -> Result<(), Fault> {
-    let epoch = redis.current().ok_or(down(Connection::Down))?.epoch.0.to_string();
+    let own = scripts::text_of_reign(&redis.current().ok_or(Fault::Down)?);
     let (mut grants, mut rest) = (Writes::default(), Writes::default());
     let script = Script::new(PUT_REVOKED);
     for one in found {
@@ -225,7 +243,7 @@ pub(in crate::store) async fn put(redis: &Redis, found: &[Found]) -> Result<(), 
                     let set = pipeline.cmd("SET").arg(&place.name).arg(REVOKED);
                     set.arg("XX").arg("KEEPTTL");
                 } else {
-                    let set = pipeline.cmd("SET").arg(&place.name).arg(&epoch);
+                    let set = pipeline.cmd("SET").arg(&place.name).arg(&own);
                     set.arg("NX").arg("PXAT").arg(&ends);
                 }
                 pipeline.cmd("PEXPIREAT").arg(&place.name).arg(&ends).arg("GT");
@@ -248,7 +266,7 @@ pub(in crate::store) async fn put(redis: &Redis, found: &[Found]) -> Result<(), 
         if *revoked {
             let names = [place.name, Place::tombstone(redis.keys(), *key).name];
             let arguments = [record_text.as_slice(), ends.as_bytes()];
-            let done = redis.script(place.tag, &script, &names, &arguments).await.map_err(down)?;
+            let done = redis.script(place.tag, &script, &names, &arguments).await?;
             refused(&[done])?;
         } else {
             let pipeline = rest.at(redis, place.tag);

@@ -5,6 +5,7 @@ use redis::Value;
 use serde::{Deserialize, Serialize};
 
 use crate::policy::digest::{Jkt, Sha256, X5tS256};
+use crate::policy::epoch::{Epoch, Reign};
 use crate::policy::grant::{BindingRecord, RecordKey, TokenKind};
 use crate::policy::time::UnixTime;
 use crate::store::redis::{Keys, Script, Tag};
@@ -31,12 +32,20 @@ else redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL') end
 return 1
 ";
 
-/// `KEYS`: grant. `ARGV`: epoch; when the longest of its records ends; whether it must be there; whether
-/// one of an earlier epoch is to be trusted. 1: done; 0: it is revoked, or not there; 2: nobody knows.
+/// `KEYS`: grant. `ARGV`: epoch and its begin; when the longest of its records ends; whether it must be
+/// there; whether one of an earlier epoch is to be trusted; until when epochs are given up, empty for none,
+/// and which one is not. 1: done; 0: it is revoked, given up, or not there; 2: nobody knows.
 const GO_ON: &str = "
 local kept = redis.call('GET', KEYS[1])
 if kept == 'revoked' or (not kept and ARGV[3] == '1') then return 0 end
-if kept and kept ~= ARGV[1] and ARGV[4] ~= '1' then return 2 end
+if kept then
+  local epoch, since = string.match(kept, '^(%S+) (%d+)$')
+  if not epoch then return 2 end
+  if epoch ~= string.match(ARGV[1], '^%S+') then
+    if ARGV[5] ~= '' and epoch ~= ARGV[6] and tonumber(since) < tonumber(ARGV[5]) then return 0 end
+    if ARGV[4] ~= '1' then return 2 end
+  end
+end
 local ends, left, now = tonumber(ARGV[2]), redis.call('PTTL', KEYS[1]), redis.call('TIME')
 if left > 0 then
   ends = math.max(ends, tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000) + left)
@@ -120,6 +129,18 @@ impl Place {
             Tombstone::Grant(hash) => Self::grant(keys, hash),
         }
     }
+}
+
+/// The text of a grant that was gone on from now.
+pub(super) fn text_of_reign(reign: &Reign) -> String {
+    format!("{} {}", reign.epoch.0, reign.since.millis())
+}
+
+/// The epoch in which a grant was last gone on from; `None` for a text that nobody here has written.
+pub(super) fn reign_of(text: &[u8]) -> Option<Reign> {
+    let (epoch, since) = std::str::from_utf8(text).ok()?.split_once(' ')?;
+    let epoch = Epoch(Sha256::from_base64url(epoch)?);
+    Some(Reign { epoch, since: UnixTime::from_millis(since.parse().ok()?) })
 }
 
 /// A grant, as it is found by.

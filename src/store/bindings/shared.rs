@@ -6,8 +6,9 @@
 //! |---|---|---|
 //! | `t:<record key>` | the record, JSON; never the token | with the record, plus [`MARGIN`] |
 //! | `x:<record key>` | `revoked`: this token was, alone | as late as its record, at least |
-//! | `f:<SHA-256 of the family>` | the grant: the epoch in which it was last gone on from, or `revoked` | as late as the last of its records |
+//! | `f:<SHA-256 of the family>` | the grant: the epoch in which it was last gone on from, and its begin, or `revoked` | as late as the last of its records |
 //! | `k:<x5t#S256>` | a certificate, DER | [`LONGEST_GRACE`] after the certificate |
+//! | `tokens:edges`, at the first tag | edges, with the epoch in which each has last said what it has revoked, and when; what was given up | a year after the last edge was there |
 //!
 //! Names of clients and tenants and scopes can be read there; tokens cannot.
 //!
@@ -31,18 +32,25 @@
 //!
 //! - Each edge writes what it is to revoke into its own SQLite file first ([`Tombstone`]), and says all of
 //!   it again when it starts and when the store has another epoch (a restart, a failover, a wipe).
-//! - Until it has, and for [`SETTLE`](crate::store::epoch::SETTLE) after the epoch's begin, so that every other edge can, it takes no
-//!   grant of an earlier epoch for good: 503. Grants of this epoch are served at once, so that a new or
-//!   wiped store holds up nobody.
+//! - Each edge says every few seconds that it is there ([`edges`]). Until all have said theirs again that
+//!   were there when the store last changed hands, and for [`SETTLE`](crate::store::epoch::SETTLE) after the epoch's begin, so that one whose
+//!   word of that was lost can, no grant of an earlier epoch is good: 503. Grants of this epoch are
+//!   served at once, so that a new or wiped store holds up nobody.
+//! - An edge that has not come back two minutes after the epoch's begin ([`Waits`]) may have revoked what
+//!   nobody else knows of: grants of earlier epochs are given up. They count as revoked at every edge,
+//!   for good, and clients log in again.
 //! - Records that are lost are refused. An operator who lets tokens without records pass
 //!   (`unrecorded: allow`) or binds unknown refresh tokens (`unknownRefresh: bind`) lets lost ones pass
 //!   too; of those that were revoked alone the tombstone still says so.
 //!
-//! So a revocation that was acknowledged is undone only when the server loses it *and* the file of the
-//! edge that made it is lost, or that edge does not reach the store in [`SETTLE`](crate::store::epoch::SETTLE) after a failover; and, in
-//! the last case, until it does.
+//! So what a server loses of a revocation that was acknowledged is said again by the edge that made it, or,
+//! where that one is gone, or its file is, refused with all else that could be it. (One that comes back with
+//! a new file is another edge: the old one is waited for.) An edge that was last there half a minute or more
+//! before the store's last moment is not waited for: what it had revoked is in there.
 //!
-//! What does not hold: an edge that is cut off together with an old master goes on by what that one says.
+//! What does not hold: a store that goes further back, by a backup or a replica that was long cut off, knows
+//! who was there then; what an edge that came later has revoked, and which does not come back, is undone. And
+//! an edge that is cut off together with an old master goes on by what that one says.
 //! With `waitReplicas`, or `min-replicas-to-write` at the server, such a master takes no writes, and an
 //! edge serves no records from one that takes none: that is seen once a second. Nor is it seen when a
 //! running server is made to load older data without a restart, or is made a replica by hand, other than
@@ -53,6 +61,7 @@
 //! The line of a bypass is durable in this edge's audit log before anything is written here: a line may
 //! speak of tokens that were then not issued, but none is issued without its line.
 
+pub(super) mod edges;
 mod guesses;
 mod tombstones;
 
@@ -65,13 +74,15 @@ use async_trait::async_trait;
 use redis::{Pipeline, Value};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
+
+pub use edges::Waits;
 
 use super::scripts::{self, Place, REVOKED, Scripts};
 use super::{BindFault, Bindings, Issued};
 use crate::policy::certificate::{LONGEST_GRACE, SenderCertificate};
 use crate::policy::digest::{Sha256, X5tS256};
-use crate::policy::epoch::{Epoch, Reign};
+use crate::policy::epoch::Reign;
 use crate::policy::grant::{BindingRecord, RecordKey, TokenKind};
 use crate::policy::time::UnixTime;
 use crate::store::clock::now;
@@ -81,6 +92,8 @@ use crate::store::registry::Registry;
 use crate::store::sqlite::Fault;
 use crate::store::sqlite::tombstones::Tombstone;
 use crate::store::sqlite::writer::Announced;
+use crate::store::task::Task;
+use edges::Roll;
 use guesses::Guesses;
 
 /// How much longer a key is kept than it is good: clocks of servers and edges differ.
@@ -92,17 +105,7 @@ const TRIES: usize = 8;
 #[derive(Clone, Debug)]
 pub struct SharedBindings {
     inner: Arc<Inner>,
-    _saying: Arc<Saying>,
-}
-
-/// The task that says again what was revoked.
-#[derive(Debug)]
-struct Saying(JoinHandle<()>);
-
-impl Drop for Saying {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+    _saying: Arc<Task>,
 }
 
 #[derive(Debug)]
@@ -112,9 +115,9 @@ struct Inner {
     registry: Registry,
     scripts: Scripts,
     guesses: Guesses,
-    settle: Duration,
-    /// The epoch in which everything was said again.
-    said: ArcSwapOption<Epoch>,
+    waits: Waits,
+    /// What all edges have said again, as of the last look; in an epoch in which this one has.
+    roll: ArcSwapOption<Roll>,
     /// Something that was to be revoked could not be.
     unsaid: Notify,
 }
@@ -145,30 +148,22 @@ struct Written {
 }
 
 impl SharedBindings {
-    /// The records in `redis`, with the audit log and the memory of `registry`. For `settle` after
-    /// another epoch has begun nothing of an earlier one is good: [`SETTLE`](crate::store::epoch::SETTLE).
+    /// The records in `redis`, with the audit log and the memory of `registry`.
     #[must_use]
-    pub fn start(redis: Redis, registry: Registry, settle: Duration, runtime: &Handle) -> Self {
+    pub fn start(redis: Redis, registry: Registry, waits: Waits, runtime: &Handle) -> Self {
         let inner = Arc::new(Inner {
             redis,
             registry,
             scripts: Scripts::default(),
             guesses: Guesses::default(),
-            settle,
-            said: ArcSwapOption::empty(),
+            waits,
+            roll: ArcSwapOption::empty(),
             unsaid: Notify::new(),
         });
         let saying = Arc::clone(&inner);
-        let task = runtime.spawn(async move { saying.say_again_for_ever().await });
-        Self { inner, _saying: Arc::new(Saying(task)) }
+        let saying = Task::start(runtime, async move { saying.say_again_for_ever().await });
+        Self { inner, _saying: Arc::new(saying) }
     }
-}
-
-pub(super) fn down(fault: connection::Fault) -> Fault {
-    Fault::Failed(match fault {
-        connection::Fault::Down => "redis does not answer".to_owned(),
-        connection::Fault::Full => "redis is full".to_owned(),
-    })
 }
 
 fn unreadable<T>(_: T) -> Fault {
@@ -179,19 +174,13 @@ impl Inner {
     /// Where the store is, if it is one to go by: not a master that takes no writes.
     fn reign(&self) -> Result<Reign, Fault> {
         let reign = self.redis.current().filter(|_| self.redis.is_up());
-        reign.ok_or_else(|| down(connection::Fault::Down))
-    }
-
-    /// Whether what was revoked in earlier epochs has been said again.
-    fn is_settled(&self, reign: &Reign) -> bool {
-        let said = self.said.load().as_ref().is_some_and(|said| **said == reign.epoch);
-        said && now() >= reign.since.plus(self.settle)
+        reign.ok_or(Fault::Down)
     }
 
     async fn get(&self, place: &Place) -> Result<Option<Vec<u8>>, Fault> {
         let mut pipeline = Pipeline::new();
         pipeline.cmd("GET").arg(&place.name);
-        let answers = self.redis.send(place.tag, &pipeline).await.map_err(down)?;
+        let answers = self.redis.send(place.tag, &pipeline).await?;
         let answer = answers.into_iter().next().ok_or(Fault::Malformed)?;
         scripts::found(answer).map_err(unreadable)
     }
@@ -202,7 +191,7 @@ impl Inner {
         let (record, tombstone) = (Place::record(keys, key), Place::tombstone(keys, key));
         let mut pipeline = Pipeline::new();
         pipeline.cmd("GET").arg(&record.name).cmd("GET").arg(&tombstone.name);
-        let answers = self.redis.send(record.tag, &pipeline).await.map_err(down)?;
+        let answers = self.redis.send(record.tag, &pipeline).await?;
         let [record, tombstone] = <[Value; 2]>::try_from(answers).map_err(unreadable)?;
         let revoked = scripts::found(tombstone).map_err(unreadable)?.is_some();
         let text = scripts::found(record).map_err(unreadable)?;
@@ -216,10 +205,17 @@ impl Inner {
         if text == REVOKED {
             return Ok(Standing::Revoked);
         }
-        let epoch = std::str::from_utf8(&text).ok().and_then(Sha256::from_base64url);
-        let epoch = epoch.ok_or(Fault::Malformed)?;
-        let good = epoch == reign.epoch.0 || self.is_settled(reign);
-        Ok(if good { Standing::Good } else { Standing::Unsure })
+        let last = scripts::reign_of(&text).ok_or(Fault::Malformed)?;
+        if last.epoch == reign.epoch {
+            return Ok(Standing::Good);
+        }
+        Ok(match self.roll(reign) {
+            Some(roll) if roll.floor.is_some_and(|floor| floor.is_above(&last)) => {
+                Standing::Revoked
+            }
+            Some(_) if self.is_settled(reign) => Standing::Good,
+            Some(_) | None => Standing::Unsure,
+        })
     }
 
     /// The record of a token, with its grant's standing in it.
@@ -248,7 +244,7 @@ impl Inner {
         record.revoked = match standing {
             Standing::Revoked => true,
             Standing::Good if same => alone,
-            Standing::Good | Standing::Unsure => return Err(down(connection::Fault::Down)),
+            Standing::Good | Standing::Unsure => return Err(Fault::Down),
         };
         Ok(Some(record))
     }
@@ -262,10 +258,18 @@ impl Inner {
     ) -> Result<Option<Written>, BindFault> {
         let reign = self.reign().map_err(|_| BindFault::Down)?;
         let place = Place::grant(self.redis.keys(), &grant);
-        let (epoch, ends) = (reign.epoch.0.to_string(), kept_until(ends));
+        let (own, ends) = (scripts::text_of_reign(&reign), kept_until(ends));
         let flag = |set: bool| if set { &b"1"[..] } else { &b"0"[..] };
-        let arguments =
-            [epoch.as_bytes(), ends.as_bytes(), flag(known), flag(self.is_settled(&reign))];
+        let floor = self.roll(&reign).and_then(|roll| roll.floor);
+        let (floor, floor_of) = floor.map(|floor| floor.texts()).unwrap_or_default();
+        let arguments = [
+            own.as_bytes(),
+            ends.as_bytes(),
+            flag(known),
+            flag(self.is_settled(&reign)),
+            floor.as_bytes(),
+            floor_of.as_bytes(),
+        ];
         let script = &self.scripts.go_on;
         match self.redis.script(place.tag, script, &[place.name], &arguments).await {
             Ok(Value::Int(1)) => Ok(None),
@@ -382,8 +386,12 @@ fn kept_until(ends: UnixTime) -> String {
 impl Bindings for SharedBindings {
     fn is_up(&self) -> bool {
         let Ok(reign) = self.inner.reign() else { return false };
-        let said = self.inner.said.load().as_ref().is_some_and(|said| **said == reign.epoch);
-        said && self.inner.registry.is_up()
+        self.inner.roll(&reign).is_some() && self.inner.registry.is_up()
+    }
+
+    fn trouble(&self) -> Option<String> {
+        let missing = self.inner.roll(&self.inner.reign().ok()?)?.missing.clone()?;
+        Some(format!("edge {missing} has not said again what it has revoked"))
     }
 
     async fn record(&self, key: RecordKey) -> Result<Option<BindingRecord>, Fault> {
@@ -451,7 +459,9 @@ impl Bindings for SharedBindings {
     async fn revoke(&self, keys: Vec<RecordKey>, client: Option<String>) -> Result<bool, Fault> {
         let mut any = false;
         for key in keys {
-            self.inner.reign()?;
+            // What an edge revokes that no other waits for could be lost without anybody's knowing.
+            let reign = self.inner.reign()?;
+            self.inner.roll(&reign).ok_or(Fault::Down)?;
             let Some(record) = self.inner.stone(key).await?.record else { continue };
             if record.client != client {
                 continue;

@@ -2,6 +2,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "a test has a clock, processes and tasks")]
 
+mod given_up;
 mod server;
 
 use std::time::{Duration, SystemTime};
@@ -27,8 +28,12 @@ fn registry(directory: &TempDir, name: &str) -> Registry {
 
 /// What an edge has of the records in `server`.
 async fn edge(server: &Server, registry: &Registry, settle: Duration) -> SharedBindings {
+    edge_with(server, registry, Waits { settle, ..Waits::default() }).await
+}
+
+async fn edge_with(server: &Server, registry: &Registry, waits: Waits) -> SharedBindings {
     let redis = server.connect().await;
-    let edge = SharedBindings::start(redis, registry.clone(), settle, &Handle::current());
+    let edge = SharedBindings::start(redis, registry.clone(), waits, &Handle::current());
     once_up(&edge).await;
     edge
 }

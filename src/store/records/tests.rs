@@ -9,7 +9,7 @@ use super::transfer::{Planned, TransferError};
 use super::*;
 use crate::policy::capsule::node::{Expectations, Status};
 use crate::store::bindings::tests::Server;
-use crate::store::bindings::{Bindings as _, SharedBindings};
+use crate::store::bindings::{Bindings as _, SharedBindings, Waits};
 use crate::store::nodes::{Nodes as _, moved};
 use crate::store::redis::Redis;
 use crate::store::registry::Registry;
@@ -101,8 +101,8 @@ async fn both_kinds_keep_the_same_and_it_means_the_same() {
     let planned = Planned::new((&shared, &other), false, NOW, |_| {}).await.unwrap();
     assert_eq!(planned.missing(), 11);
     planned.run((&shared, &other), NOW, |_| {}).await.unwrap();
-    let bindings =
-        SharedBindings::start(redis, shared.registry.clone(), Duration::ZERO, &Handle::current());
+    let waits = Waits { settle: Duration::ZERO, ..Waits::default() };
+    let bindings = SharedBindings::start(redis, shared.registry.clone(), waits, &Handle::current());
     while !bindings.is_up() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

@@ -2,11 +2,11 @@
 //! that may have been forgotten.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::scripts::{self, Place};
-use super::{Inner, MARGIN, down, now, unreadable};
+use super::{Inner, MARGIN, now, unreadable};
+use crate::policy::epoch::Epoch;
 use crate::policy::grant::RecordKey;
 use crate::policy::time::UnixTime;
 use crate::store::epoch::Epochs as _;
@@ -42,7 +42,7 @@ impl Inner {
         let ends: Vec<_> = stones.iter().map(|(_, ends)| ends.millis().to_string()).collect();
         let ends: Vec<_> = ends.iter().map(String::as_bytes).collect();
         let said = self.redis.script(tag, &self.scripts.revoke, &names, &ends).await;
-        let last = scripts::found(said.map_err(down)?).map_err(unreadable)?;
+        let last = scripts::found(said?).map_err(unreadable)?;
         let last = last.as_deref().and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
         last.map(UnixTime::from_millis).ok_or(Fault::Malformed)
     }
@@ -51,22 +51,31 @@ impl Inner {
         let mut unsaid = false;
         loop {
             let reign = self.redis.current().filter(|_| self.redis.is_up());
-            let said = self.said.load_full();
-            let epoch = reign.map(|reign| reign.epoch);
-            if let Some(epoch) = epoch.filter(|epoch| unsaid || said.as_deref() != Some(epoch)) {
-                match self.say_again().await {
-                    Ok(count) => {
-                        unsaid = false;
-                        self.said.store(Some(Arc::new(epoch)));
-                        if count > 0 {
-                            tracing::info!(%epoch, count, "revocations were said again in redis");
-                        }
-                    }
-                    Err(fault) => tracing::warn!(%fault, "revocations could not be said again"),
+            if let Some(reign) = reign {
+                unsaid |= self.roll(&reign).is_none();
+                if unsaid {
+                    unsaid = !self.said_again(reign.epoch).await;
+                }
+                if !unsaid {
+                    self.answer_the_roll(&reign).await;
                 }
             }
             let asked = tokio::time::timeout(LOOK, self.unsaid.notified()).await;
             unsaid |= asked.is_ok();
+        }
+    }
+
+    async fn said_again(&self, epoch: Epoch) -> bool {
+        match self.say_again().await {
+            Ok(0) => true,
+            Ok(count) => {
+                tracing::info!(%epoch, count, "revocations were said again in redis");
+                true
+            }
+            Err(fault) => {
+                tracing::warn!(%fault, "revocations could not be said again");
+                false
+            }
         }
     }
 
