@@ -126,7 +126,7 @@ fn gate(issuer: &Jwk) -> Gate {
         nonce_secrets: vec![SECRET],
         era_margin: Duration::ZERO,
         clients: Vec::new(),
-        bypass: None,
+        bypass: Default::default(),
         rotation_grace: Duration::ZERO,
     };
     let replay = MemoryReplay::new(&SECRET, settings.proof.replay_window, 100_000_000);

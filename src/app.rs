@@ -7,7 +7,7 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::IntoRawFd as _;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -248,7 +248,7 @@ fn servers(config: &Config) -> Result<Vec<Arc<Servers>>, StartError> {
 fn gate(
     config: &Config,
     lasting: &Lasting,
-    bypass: Option<Bypass>,
+    bypass: Arc<OnceLock<Bypass>>,
     withdrawn: Arc<dyn Withdrawn>,
 ) -> Gate {
     let limits = &config.edge.limits;
@@ -393,6 +393,7 @@ async fn serve_admin(socket: TcpListener, told: Arc<admin::Told>) {
     }
 }
 
+mod bypass;
 mod site;
 
 pub use site::ReloadError;

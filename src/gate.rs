@@ -17,7 +17,7 @@ mod senders;
 mod tokens;
 mod uses;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -118,8 +118,8 @@ pub struct Settings {
     pub era_margin: Duration,
     /// The clients that the configuration knows.
     pub clients: Vec<KnownClient>,
-    /// The temporary bypass, where it was opened.
-    pub bypass: Option<Bypass>,
+    /// The temporary bypass, once it was opened.
+    pub bypass: Arc<OnceLock<Bypass>>,
     /// How long a successor may stand in for the certificate that a token is bound to; 0: never.
     pub rotation_grace: Duration,
 }
@@ -191,7 +191,7 @@ pub struct Gate {
     era: Held,
     era_margin: Duration,
     clients: Vec<KnownClient>,
-    bypass: Option<Bypass>,
+    bypass: Arc<OnceLock<Bypass>>,
     rotation_grace: Duration,
 }
 
@@ -396,7 +396,7 @@ impl Gate {
     /// The temporary bypass, while it lasts.
     #[must_use]
     pub fn bypass(&self, now: UnixTime) -> Option<&Bypass> {
-        self.bypass.as_ref().filter(|bypass| bypass.lasts(now))
+        self.bypass.get().filter(|bypass| bypass.lasts(now))
     }
 
     /// What tokens are bound to, where the edge keeps it.

@@ -127,7 +127,7 @@ fn world_over(epochs: Arc<dyn Epochs>, change: impl FnOnce(&mut Settings)) -> Wo
         nonce_secrets: vec![[2; 32]],
         era_margin: Duration::ZERO,
         clients: Vec::new(),
-        bypass: None,
+        bypass: Arc::default(),
         rotation_grace: Duration::ZERO,
     };
     change(&mut settings);

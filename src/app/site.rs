@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use rustls::crypto::CryptoProvider;
 use tokio::runtime::Handle;
 
-use super::{StartError, gate, now, random, servers, serving};
+use super::{StartError, bypass, gate, now, random, servers, serving};
 use crate::config::{Config, NonceStore, ReplayStore, Store};
 use crate::edge::accept::Serving;
 use crate::edge::admin;
@@ -19,12 +19,10 @@ use crate::edge::introspect::Introspectors;
 use crate::edge::jwks::KeySets;
 use crate::edge::parts::{Common, Parts};
 use crate::edge::tls::{self, ServerTls, TlsError};
-use crate::policy::bypass::Bypass;
 use crate::policy::epoch::Reign;
 use crate::policy::time::UnixTime;
 use crate::store::bindings::{Bindings, SharedBindings, Waits};
 use crate::store::budget::Budget;
-use crate::store::bypass::{self, Flag};
 use crate::store::epoch::{Epochs, OfProcess, SETTLE};
 use crate::store::failures::{FailureLimits, Failures};
 use crate::store::keys::{AuditSigner, KeyRing};
@@ -36,8 +34,9 @@ use crate::store::redis::{Partition, Redis, RedisReplay, RedisSpent};
 use crate::store::registry::Registry;
 use crate::store::replay::{MemoryReplay, ReplayLog};
 use crate::store::serving;
+use crate::store::sqlite::OpenError;
 use crate::store::sqlite::writer::{CheckpointRule, Signer};
-use crate::store::sqlite::{Fault, OpenError};
+use crate::store::task::Task;
 use crate::telemetry::log::Log;
 use crate::telemetry::metrics::{Metrics, Shape};
 
@@ -69,7 +68,7 @@ pub enum ReloadError {
 pub(super) struct Lasting {
     log: Log,
     provider: Arc<CryptoProvider>,
-    runtime: Handle,
+    pub(super) runtime: Handle,
     pub(super) replay: Arc<dyn ReplayLog>,
     /// Proofs at token endpoints.
     pub(super) grants: Arc<dyn ReplayLog>,
@@ -78,7 +77,9 @@ pub(super) struct Lasting {
     /// Which memory of proofs it is.
     pub(super) epochs: Arc<dyn Epochs>,
     /// What edges share.
-    redis: Option<Redis>,
+    pub(super) redis: Option<Redis>,
+    /// Notes the bypass of the last configuration, where Redis did not answer.
+    pub(super) noting: Mutex<Option<Task>>,
     /// What tokens are bound to, where there is a store.
     pub(super) bindings: Option<Arc<dyn Bindings>>,
     authority: authority::State,
@@ -159,6 +160,7 @@ impl Lasting {
             _serving: serving,
             _presence: presence(redis.as_ref(), runtime)?,
             redis,
+            noting: Mutex::default(),
             bindings,
             authority: authority::State { caller: Arc::default(), pace },
             log: log.clone(),
@@ -319,7 +321,7 @@ pub(super) fn make(
     };
     let metrics = Arc::new(metrics);
     let tls = listeners_tls(config, lasting, &metrics, generation)?;
-    let bypass = bypass(config, lasting)?;
+    let bypass = bypass::bypass(config, lasting, before.is_none())?;
     let gate = Arc::new(gate(config, lasting, bypass, Arc::new(withdrawn(config)?)));
     let keys = KeySets::new(
         &config.issuers,
@@ -340,26 +342,6 @@ pub(super) fn make(
     let servers = servers(config)?;
     let parts = Parts::new(config, trust, servers, common);
     Ok(Made { parts: Arc::new(parts), tls, ring })
-}
-
-/// The temporary bypass, as long as its flag stays. That it was seen is written down first.
-fn bypass(config: &Config, lasting: &Lasting) -> Result<Option<Bypass>, StartError> {
-    let Some(store) = &lasting.store else { return Ok(None) };
-    let fresh_id = random()?.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-    let settings = config.store.as_ref().and_then(|store| store.redis.as_ref());
-    let patience = settings.map(|it| it.connect_timeout + it.timeout).unwrap_or_default();
-    let flag = Flag { allowed: config.bypass.allowed, now: now(), fresh_id, patience };
-    let noted = bypass::note(&store.audit.registry, lasting.redis.as_ref(), flag);
-    // Whoever reloads may be a thread of some runtime, which must not wait for another's.
-    let noted = std::thread::scope(|scope| {
-        scope.spawn(|| lasting.runtime.block_on(noted)).join().unwrap_or(Err(Fault::Closed))
-    });
-    let bypass = noted?.map(|seen| Bypass::of(&config.bypass, &seen));
-    if let Some(bypass) = bypass.as_ref().filter(|bypass| bypass.lasts(now())) {
-        let until = bypass.until.rfc3339().to_string();
-        tracing::warn!(id = bypass.id, until, "the temporary bypass is open");
-    }
-    Ok(bypass)
 }
 
 /// The certificates that are on a list of some listener.

@@ -12,8 +12,8 @@
 //! at most, and what has the flag for longer has its own note in its file. An edge that went away with
 //! the flag in place keeps the note from being closed for that long, and no longer.
 //!
-//! With Redis down at a start or a reload the bypass is not open at that edge; a warning says so, and the
-//! next reload tries again.
+//! With Redis down at a start or a reload the bypass is not open at that edge; a warning says so, and it is
+//! noted, and opened, when Redis answers ([`note_in_time`]).
 
 use std::time::Duration;
 
@@ -29,6 +29,9 @@ use crate::policy::time::UnixTime;
 
 /// How long the note is kept without any edge that says that it has the flag, milliseconds.
 const KEPT_MS: &[u8] = b"2592000000";
+
+/// The rest between two tries, and how long each waits.
+const REST: Duration = Duration::from_secs(1);
 
 /// `KEYS`: the note. `ARGV`: the edge; an id; when this edge first saw the flag; how long to keep it. The
 /// id and the time of the note.
@@ -65,20 +68,24 @@ pub struct Flag {
     pub patience: Duration,
 }
 
-/// Takes note of the bypass's flag: when it was first seen, as long as it stays. `None` where it is not
-/// to be open, for want of the flag or of the store that edges share.
+/// What came of a flag.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Noted {
+    /// It was noted: when it was first seen, or that the bypass is not to be open.
+    Seen(Option<Seen>),
+    /// Redis does not answer: the bypass is not to be open, and nobody was told.
+    Unheard,
+}
+
+/// Takes note of the bypass's flag: when it was first seen, as long as it stays.
 ///
 /// # Errors
 /// [`Fault`] of this edge's own file.
-pub async fn note(
-    registry: &Registry,
-    redis: Option<&Redis>,
-    flag: Flag,
-) -> Result<Option<Seen>, Fault> {
+pub async fn note(registry: &Registry, redis: Option<&Redis>, flag: Flag) -> Result<Noted, Fault> {
     let kept = registry.read(|reader| reader.bypass()).await?;
     let Flag { allowed, now, fresh_id, patience } = flag;
     let mut next = match (allowed, &kept) {
-        (false, None) => return Ok(None),
+        (false, None) => return Ok(Noted::Seen(None)),
         (false, Some(_)) => None,
         (true, Some(seen)) => Some(seen.clone()),
         (true, None) => Some(Seen { id: fresh_id, since: now }),
@@ -86,22 +93,28 @@ pub async fn note(
     if let Some(redis) = redis {
         let edge = registry.read(|reader| reader.chain()).await?;
         let told = if redis.ready(patience).await { tell(redis, &edge, &next).await } else { None };
-        let Some(told) = told else {
-            tracing::warn!(
-                allowed,
-                "redis does not answer: the temporary bypass is not open at this edge; reload when it \
-                 does"
-            );
-            // The note stays, so that the next reload closes it where edges share it.
-            return Ok(None);
-        };
+        // The note stays, so that the next time closes it where edges share it.
+        let Some(told) = told else { return Ok(Noted::Unheard) };
         next = told;
     }
     if next != kept {
         let seen = next.clone();
         registry.transact(move |batch| change(batch, seen.as_ref(), now)).await?;
     }
-    Ok(next)
+    Ok(Noted::Seen(next))
+}
+
+/// [`note`], as soon as Redis answers.
+pub async fn note_in_time(registry: &Registry, redis: &Redis, flag: Flag) -> Option<Seen> {
+    let flag = Flag { patience: REST, ..flag };
+    loop {
+        match note(registry, Some(redis), flag.clone()).await {
+            Ok(Noted::Seen(seen)) => return seen,
+            Ok(Noted::Unheard) => {}
+            Err(fault) => tracing::warn!(%fault, "the temporary bypass could not be noted"),
+        }
+        tokio::time::sleep(REST).await;
+    }
 }
 
 /// Says at the shared note what this edge has; what the note says. `None` where nobody answers.
@@ -196,13 +209,10 @@ mod tests {
 
         /// Its start, or a reload.
         async fn told(&self, allowed: bool, secs: i64) -> Option<Seen> {
-            let flag = Flag {
-                allowed,
-                now: at(secs),
-                fresh_id: format!("id-{secs}"),
-                patience: Duration::from_millis(300),
-            };
-            note(&self.registry, self.redis.as_ref(), flag).await.unwrap()
+            match note(&self.registry, self.redis.as_ref(), flag(allowed, secs)).await.unwrap() {
+                Noted::Seen(seen) => seen,
+                Noted::Unheard => None,
+            }
         }
 
         async fn lines(&self) -> Vec<String> {
@@ -210,6 +220,11 @@ mod tests {
             let lines = lines.into_iter().filter(|line| line.kind == "bypass.change");
             lines.map(|line| line.line).collect()
         }
+    }
+
+    fn flag(allowed: bool, secs: i64) -> Flag {
+        let (now, fresh_id) = (at(secs), format!("id-{secs}"));
+        Flag { allowed, now, fresh_id, patience: Duration::from_millis(300) }
     }
 
     fn at(secs: i64) -> UnixTime {
@@ -281,5 +296,10 @@ mod tests {
         assert_eq!(edge.told(true, 2).await, None);
         assert_eq!(edge.told(false, 3).await, None);
         assert_eq!(edge.lines().await.len(), 1, "it is closed when all can know");
+        // It is noted as of when the flag was there, once it can be.
+        let noting = || note_in_time(&edge.registry, edge.redis.as_ref().unwrap(), flag(true, 4));
+        assert!(tokio::time::timeout(Duration::from_millis(300), noting()).await.is_err());
+        server.roll_back();
+        assert_eq!(noting().await, seen(1));
     }
 }

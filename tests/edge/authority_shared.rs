@@ -315,3 +315,58 @@ async fn the_least_rights_are_enough() {
     let counted = redis.cli(&["EXISTS", "{holdfast:0}:bypass"]);
     table.row("closed", expect_eq("keys", &counted.trim(), &"0"));
 }
+
+/// A reload goes on without Redis, however long that may be waited for, and what it could not note is noted
+/// when Redis is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bypass_that_could_not_be_noted_opens_when_redis_answers() {
+    if there_is_none() {
+        return;
+    }
+    let mut redis = Server::start(&[]).await;
+    let mut site = site(&redis, Form::Opaque, |config| {
+        let redis = &mut config["store"]["redis"];
+        redis["connectTimeout"] = json!("30s");
+        redis["timeout"] = json!("30s");
+    })
+    .await;
+    let mut table = Table::default();
+    let ready = ready_is(site.world.admin, true).await;
+    table.row("closed", expect_eq("bypass", &ready["bypass"], &Value::Null));
+    redis.kill();
+    ready_is(site.world.admin, false).await;
+    let allow = "allowTemporaryBypass";
+    site.world.config["security"]["senderConstraints"]["dpop"][allow] = json!(true);
+    assert!(site.world.reload().await);
+    let ready = ready_is(site.world.admin, false).await;
+    table.row("not noted", expect_eq("bypass", &ready["bypass"], &Value::Null));
+    redis.again().await;
+    for _ in 0..1500 {
+        if ready_is(site.world.admin, true).await["bypass"]["id"].is_string() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let ready = ready_is(site.world.admin, true).await;
+    table.row("noted", expect_eq("bypass", &ready["bypass"]["id"].is_string(), &true));
+    let counted = redis.cli(&["EXISTS", "{holdfast:0}:bypass"]);
+    table.row("noted", expect_eq("keys", &counted.trim(), &"1"));
+    // One that is taken away before Redis is back stays closed.
+    site.world.config["security"]["senderConstraints"]["dpop"][allow] = json!(false);
+    redis.kill();
+    ready_is(site.world.admin, false).await;
+    assert!(site.world.reload().await);
+    redis.again().await;
+    ready_is(site.world.admin, true).await;
+    for _ in 0..1500 {
+        if redis.cli(&["EXISTS", "{holdfast:0}:bypass"]).trim() == "0" {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let ready = ready_is(site.world.admin, true).await;
+    table.row("taken away", expect_eq("bypass", &ready["bypass"], &Value::Null));
+    let audit = site.world.command(&["audit", "tail", "--json"]);
+    let closed = audit.contains("closed");
+    table.row("taken away", expect_eq(&audit, &closed, &true));
+}

@@ -70,8 +70,12 @@ async fn a_set_is_handed_on_and_its_fetches_end() {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let lasting = Lasting::new(&config, &log, provider, &handle).unwrap();
     let make = |config: &Config, previous: Option<&KeySets>| {
-        let gate =
-            Arc::new(gate(config, &lasting, None, Arc::new(WithdrawnCertificates::default())));
+        let gate = Arc::new(gate(
+            config,
+            &lasting,
+            Arc::default(),
+            Arc::new(WithdrawnCertificates::default()),
+        ));
         (KeySets::new(&config.issuers, &gate, &metrics, previous).unwrap(), gate)
     };
 

@@ -59,7 +59,7 @@ fn gate(origin: Origin) -> Gate {
         nonce_secrets: vec![[7; 32]],
         era_margin: Duration::ZERO,
         clients: Vec::new(),
-        bypass: None,
+        bypass: Arc::default(),
         rotation_grace: Duration::ZERO,
     };
     let replay = MemoryReplay::new(&[7; 32], Duration::from_secs(300), 1000);
