@@ -159,6 +159,19 @@ pub(super) fn connect(settings: &Settings, runtime: &Runtime) -> Result<Redis, C
     Ok(redis)
 }
 
+/// What was asked of servers; where they are silent, why.
+pub(super) fn at_servers<T>(
+    redis: &Redis,
+    done: Result<T, CommandError>,
+) -> Result<T, CommandError> {
+    match (done, redis.status().error) {
+        (Err(CommandError::Fault(Fault::Down)), Some(why)) => {
+            Err(CommandError::Other(format!("store.redis: {why}")))
+        }
+        (done, _) => done,
+    }
+}
+
 pub(super) fn runtime() -> Result<Runtime, CommandError> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }

@@ -11,6 +11,7 @@ use holdfast::policy::grant::{BindingRecord, RecordKey, TokenKind};
 use holdfast::policy::time::UnixTime;
 use holdfast::store::serving;
 use holdfast::store::sqlite::Database;
+use holdfast::store::sqlite::reader::Readers;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -321,6 +322,8 @@ async fn a_shared_store_is_backed_up_and_restored() {
     let backup = done(directory, "backup kept");
     let count = &backup["backup"]["counts"]["tokens"];
     table.row("backup", expect_eq("tokens", count, &there["records"]["tokens"]["count"]));
+    table.row("still", expect_eq("changes", &backup["changes"], &json!(0)));
+    table.row("moving", changes_are_counted(&redis, directory));
     table.row("full", refused(directory, "restore kept --reason r", "--replace"));
     damaged(directory, "kept", "damaged", 5000);
     let before = redis.cli(&["DBSIZE"]);
@@ -393,4 +396,156 @@ async fn the_operator_s_user_is_enough_and_the_edge_s_is_not() {
     let list = ["node", "list", "--config", "authority.yaml"];
     let (status, _, errors) = holdfast(directory, &list);
     table.row("edge", expect_eq(&errors, &status, &Some(0)));
+}
+
+/// Nodes change while a backup is written: it says so.
+fn changes_are_counted(redis: &Server, directory: &Path) -> Result<(), String> {
+    let (stop, changing) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            while changing.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+                redis.cli(&["HINCRBY", "{holdfast:0}:nodes:lineage", "seq", "1"]);
+            }
+        });
+        let backup = done(directory, "backup moving");
+        let (status, out, errors) = run(directory, "backup told");
+        stop.send(()).expect("somebody who changes");
+        let counted = backup["changes"].as_u64().is_some_and(|changes| changes > 0);
+        let said = (counted, status, out.contains("changes to nodes came in"));
+        expect_eq(&format!("{out}{errors}"), &said, &(true, Some(0), true))
+    })
+}
+
+/// Moves what is in `moved.db` to the servers of `redis` and back, and by a backup.
+fn moved_there_and_back(directory: &Path, world: &mut World, redis: Value, table: &mut Table) {
+    world.config["store"] = json!({"path": "moved.db", "redis": redis});
+    write_config(directory, &world.config);
+    let there = done(directory, "migrate --to redis");
+    let counted = there["records"]["tokens"]["count"].as_u64();
+    table.row("there", expect_eq("tokens", &counted, &Some(TOKENS as u64)));
+    for file in ["moved.db", "moved.db-wal", "moved.db-shm"] {
+        let _ = fs::remove_file(directory.join(file));
+    }
+    let back = done(directory, "migrate --to embedded");
+    table.row("back", expect_eq("records", &back["records"], &there["records"]));
+    world.config["store"]["kind"] = json!("redis");
+    write_config(directory, &world.config);
+    let backup = done(directory, "backup kept");
+    let _ = done(directory, "restore kept --reason r --replace --tokens");
+    let again = done(directory, "backup again");
+    for kind in ["nodes", "removed", "quarantines", "tokens"] {
+        let (kept, there) = (&backup["backup"]["counts"], &again["backup"]["counts"]);
+        table.row(kind, expect_eq("restored", &there[kind], &kept[kind]));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_is_moved_to_a_cluster_and_back() {
+    if there_is_none() {
+        return;
+    }
+    let mut servers = Vec::new();
+    for _ in 0..3 {
+        // The default is the port and 10,000, which may be somebody's.
+        let bus = format!("cluster-port {}", free_port());
+        let settings = ["cluster-enabled yes", "cluster-node-timeout 5000", bus.as_str()];
+        servers.push(Server::start(&settings).await);
+    }
+    let nodes: Vec<_> = servers.iter().map(|it| format!("{HERE}:{}", it.port)).collect();
+    let names = nodes.iter().map(String::as_str);
+    let make: Vec<_> = ["--cluster", "create"].into_iter().chain(names).collect();
+    let said = servers[0].cli(&[&make[..], &["--cluster-yes"]].concat());
+    assert!(said.contains("All 16384 slots covered"), "{said}");
+    for _ in 0..1500 {
+        let ok = |it: &Server| it.cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok");
+        if servers.iter().all(ok) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let (mut world, scratch) = both(&servers[0]).await;
+    let (directory, mut table) = (scratch.path(), Table::default());
+    fill(&directory.join("moved.db"));
+    let redis = json!({"mode": "cluster", "nodes": nodes, "timeout": "5s"});
+    moved_there_and_back(directory, &mut world, redis, &mut table);
+    for server in &servers {
+        let keys: u64 = server.cli(&["DBSIZE"]).trim().parse().expect("a number");
+        table.row("spread", expect_eq("keys", &(keys > 1000), &true));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_is_moved_to_what_sentinels_watch_and_to_nobody_alone() {
+    if there_is_none() {
+        return;
+    }
+    let master = Server::start(&[]).await;
+    let follow = format!("replicaof {HERE} {}", master.port);
+    let mut replica = Server::start(&[&follow]).await;
+    for _ in 0..1500 {
+        if replica.cli(&["INFO", "replication"]).contains("master_link_status:up") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let sentinel = Server::sentinel(master.port, 1).await;
+    let (mut world, scratch) = both(&master).await;
+    let (directory, mut table) = (scratch.path(), Table::default());
+    fill(&directory.join("moved.db"));
+    let redis = json!({
+        "mode": "sentinel",
+        "nodes": [format!("{HERE}:{}", sentinel.port)],
+        "sentinelMaster": "holdfast",
+        "timeout": "5s",
+        "waitReplicas": 1,
+        "waitTimeout": "5s",
+    });
+    moved_there_and_back(directory, &mut world, redis, &mut table);
+    let sizes = [&master, &replica].map(|it| it.cli(&["DBSIZE"]));
+    table.row("replica", expect_eq("keys", &sizes[1], &sizes[0]));
+    // What no replica would have is not said to be done.
+    replica.kill();
+    world.config["store"]["redis"]["waitTimeout"] = json!("100ms");
+    write_config(directory, &world.config);
+    let words = "restore kept --reason r --replace --tokens";
+    table.row("alone", refused(directory, words, "too few replicas"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_goes_where_it_came_from_and_tokens_stay_out() {
+    if there_is_none() {
+        return;
+    }
+    let redis = Server::start(&[]).await;
+    let (mut world, scratch) = both(&redis).await;
+    let (directory, mut table) = (scratch.path(), Table::default());
+    let path = directory.join("moved.db");
+    fill(&path);
+    let bound = |number: usize| {
+        let key = RecordKey(Sha256::of(format!("token {number}").as_bytes()));
+        let readers = Readers::open(&path).expect("a store");
+        readers.read(|reader| reader.record(key)).expect("an answer").is_some()
+    };
+    let _ = done(directory, "backup embedded");
+    assert!(bound(0) && bound(TOKENS - 1));
+    let restored = done(directory, "restore embedded --reason r --replace");
+    table.row("embedded", expect_eq("nodes", &restored["restored"]["nodes"], &json!(540)));
+    let there: Vec<_> = (0..TOKENS).step_by(100).filter(|number| bound(*number)).collect();
+    table.row("embedded", expect_eq("tokens", &there, &Vec::<usize>::new()));
+    let _ = done(directory, "restore embedded --reason r --replace --tokens");
+    let there = (0..TOKENS).step_by(100).filter(|number| bound(*number)).count();
+    table.row("embedded, with tokens", expect_eq("tokens", &there, &(TOKENS / 100)));
+    let _ = done(directory, "migrate --to redis");
+    world.config["store"]["kind"] = json!("redis");
+    write_config(directory, &world.config);
+    let _ = done(directory, "backup shared");
+    let before = redis.cli(&["DBSIZE"]);
+    let words = "restore embedded --reason r --replace --tokens";
+    table.row("embedded there", refused(directory, words, "of the other kind of store"));
+    table.row("embedded there", expect_eq("keys", &redis.cli(&["DBSIZE"]), &before));
+    world.config["store"]["kind"] = json!("embedded");
+    write_config(directory, &world.config);
+    let words = "restore shared --reason r --replace --tokens";
+    table.row("shared here", refused(directory, words, "of the other kind of store"));
+    table.row("shared here", expect_eq("tokens", &bound(0), &true));
 }

@@ -11,6 +11,8 @@ use super::progress::Shown;
 use crate::cli::site::{self, CommandError, now};
 use crate::policy::time::UnixTime;
 use crate::store::backup::{BackupError, Content, Making, Seal};
+use crate::store::epoch::Epochs as _;
+use crate::store::nodes::moved;
 use crate::store::records::transfer::Progress;
 use crate::store::records::{Records as _, Servers, Tally};
 use crate::store::sqlite::copies;
@@ -29,26 +31,46 @@ pub(super) fn run(backup: &Backup, out: &mut dyn Write) -> Result<(), CommandErr
     let config = site::load(&backup.config)?;
     let store = site::store(&config, &backup.config)?;
     let at = now();
-    if !store.path.exists() {
+    if store.redis.is_none() && !store.path.exists() {
         let text = format!("{}: there is no store yet", store.path.display());
         return Err(CommandError::Other(text));
     }
     let making = Making::begin(&backup.file)?;
-    let seal = match &store.redis {
+    let (seal, changes) = match &store.redis {
         None => {
             let counts = copies::copy(&store.path, making.content())?;
-            making.seal(Content::Embedded, at, counts)?
+            (making.seal(Content::Embedded, at, counts)?, 0)
         }
         Some(servers) => {
             let (registry, runtime) = (site::registry(&config, store)?, site::runtime()?);
             let redis = site::connect(&backup.whom.at(servers), &runtime)?;
             let file = OpenOptions::new().append(true).open(making.content())?;
             let shared = Servers { redis, registry };
-            let counts = runtime.block_on(lines(&shared, BufWriter::new(file), at))?;
-            making.seal(Content::Redis, at, counts)?
+            let done = runtime.block_on(whole(&shared, BufWriter::new(file), at));
+            let (counts, changes) = site::at_servers(&shared.redis, done)?;
+            (making.seal(Content::Redis, at, counts)?, changes)
         }
     };
-    tell(backup, &seal, out)
+    tell(backup, &seal, changes, out)
+}
+
+/// Writes all that is at servers which stay the same meanwhile. How many there are of what, and how many
+/// changes to nodes came in.
+async fn whole(
+    shared: &Servers,
+    file: BufWriter<File>,
+    at: UnixTime,
+) -> Result<(BTreeMap<String, u64>, u64), CommandError> {
+    let epoch = || shared.redis.current().map(|reign| reign.epoch);
+    let (before, begun) = (epoch(), moved::last_change(&shared.redis).await?);
+    let counts = lines(shared, file, at).await?;
+    let ended = moved::last_change(&shared.redis).await?;
+    if before.is_none() || epoch() != before {
+        let text = "another server has taken over while the backup was written: run it again";
+        return Err(CommandError::Other(text.to_owned()));
+    }
+    let confirmed = u64::from(ended.confirmed != begun.confirmed);
+    Ok((counts, ended.seq.saturating_sub(begun.seq).max(confirmed)))
 }
 
 /// Writes a record a line. How many there are of what.
@@ -77,13 +99,26 @@ async fn lines(
     Ok(tally.counts().into_iter().map(|(kind, it)| (kind.to_owned(), it.count)).collect())
 }
 
-fn tell(backup: &Backup, seal: &Seal, out: &mut dyn Write) -> Result<(), CommandError> {
+fn tell(
+    backup: &Backup,
+    seal: &Seal,
+    changes: u64,
+    out: &mut dyn Write,
+) -> Result<(), CommandError> {
     if backup.json {
-        writeln!(out, "{:#}", json!({ "action": "backup", "backup": seal }))?;
+        writeln!(out, "{:#}", json!({ "action": "backup", "backup": seal, "changes": changes }))?;
         return Ok(());
     }
     let (path, counts) = (backup.file.display(), counted(&seal.counts));
     writeln!(out, "{path}: {counts}")?;
+    if changes > 0 {
+        let since = seal.at.rfc3339();
+        writeln!(
+            out,
+            "{changes} changes to nodes came in while it was written: it has what was before {since}, and \
+             of what came later some"
+        )?;
+    }
     Ok(())
 }
 

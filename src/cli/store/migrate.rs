@@ -78,7 +78,7 @@ pub(super) fn run(migrate: &Migrate, out: &mut dyn Write) -> Result<(), CommandE
         }
         Ok::<_, CommandError>(planned)
     });
-    tell(migrate, &done?, out)
+    tell(migrate, &site::at_servers(&redis, done)?, out)
 }
 
 /// Waits until no edge has said lately that it serves from the servers.

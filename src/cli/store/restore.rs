@@ -53,7 +53,8 @@ pub(super) fn run(restore: &Restore, out: &mut dyn Write) -> Result<(), CommandE
         let (registry, runtime) = (site::registry(&config, store)?, site::runtime()?);
         let redis = site::connect(&restore.whom.at(servers), &runtime)?;
         let shared = Servers { redis, registry };
-        let nodes = runtime.block_on(at_servers(restore, &mut backup, &shared, now))?;
+        let done = runtime.block_on(at_servers(restore, &mut backup, &shared, now));
+        let nodes = site::at_servers(&shared.redis, done)?;
         return tell(restore, &backup.seal, nodes, &Replaced::default(), out);
     }
     let restoring = Restoring {

@@ -137,7 +137,12 @@ impl Server {
                 self.set_trouble(Some("maxmemory is reached".to_owned()));
                 return Err(Fault::Full);
             }
-            code @ ("LOADING" | "MASTERDOWN" | "NOREPLICAS" | "MISCONF" | "BUSY" | "NOPERM"
+            // Which right is missing is said in the rest of it.
+            code @ "NOPERM" => {
+                let rest = error.details().unwrap_or_default();
+                self.set_trouble(Some(format!("{code} {rest}")));
+            }
+            code @ ("LOADING" | "MASTERDOWN" | "NOREPLICAS" | "MISCONF" | "BUSY"
             | "NOGOODSLAVE") => {
                 self.set_trouble(Some(code.to_owned()));
             }
