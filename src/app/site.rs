@@ -325,11 +325,12 @@ pub(super) fn make(
     let gate = Arc::new(gate(config, lasting, bypass, Arc::new(withdrawn(config)?)));
     let keys = KeySets::new(
         &config.issuers,
+        &config.reach,
         &gate,
         &metrics,
         before.map(|before| &*before.common().keys),
     )?;
-    let introspectors = Introspectors::new(&config.issuers, &gate, &metrics)?;
+    let introspectors = Introspectors::new(&config.issuers, &config.reach, &gate, &metrics)?;
     let (keys, introspectors) = (Arc::new(keys), Arc::new(introspectors));
     let log = lasting.log.clone();
     let (capsules, ring) = capsules(config, lasting)?.unzip();
@@ -441,6 +442,7 @@ fn fixed(old: &Config, new: &Config) -> Vec<String> {
         edge.listeners.iter().map(|it| (it.name.clone(), it.address)).collect()
     };
     same("edge.listeners (their names and addresses)", sockets(before) == sockets(after));
+    same("edge.sealed", old.reach.is_sealed() == new.reach.is_sealed());
     same("edge.admin.address", before.admin == after.admin);
     same("edge.threads", before.threads == after.threads);
     let replay = |edge: &crate::config::Edge| edge.limits.replay_entries;

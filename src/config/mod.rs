@@ -37,6 +37,7 @@ use crate::policy::client::KnownClient;
 use crate::policy::cors::CorsRules;
 use crate::policy::proof::ProofRules;
 use crate::policy::proxies::Proxies;
+use crate::policy::reach::Reach;
 use crate::policy::rule::{RouteRule, Rules};
 use crate::policy::target::Origin;
 use crate::policy::time::UnixTime;
@@ -123,6 +124,8 @@ fn environment(name: &str) -> Option<String> {
 pub struct Config {
     /// Listeners, admin, limits, threads.
     pub edge: Edge,
+    /// `edge.sealed`: whom the edge may connect to.
+    pub reach: Reach,
     /// By index; [`Route::upstream`] points here.
     pub upstreams: Vec<Upstream>,
     /// In file order; a more specific path wins, not an earlier one.

@@ -44,11 +44,12 @@ pub(super) fn resolve(root: Section<'_>) -> Option<Config> {
     }
     root.number("schemaVersion", SCHEMA_VERSION, SCHEMA_VERSION..=SCHEMA_VERSION);
 
-    let edge = edge::resolve(&root.section("edge"));
-    let upstreams = upstreams::resolve(&root);
+    let (edge, reach) = edge::resolve(&root.section("edge"));
+    let upstreams = upstreams::resolve(&root, &reach);
+    let reach = reach.with(upstreams::known(&upstreams));
     let tenancy = tenants::resolve(&root);
     let security = security::resolve(&root, &tenancy);
-    let issuers = issuers::resolve(&root, &tenancy);
+    let issuers = issuers::resolve(&root, &tenancy, &reach);
     let names: Vec<_> = upstreams.iter().map(|(upstream, _)| upstream.name.as_str()).collect();
     let (drafts, mut origins) = routes::resolve(&root, &names, &issuers, edge.as_ref());
     let telemetry = telemetry(&root.section("telemetry"));
@@ -59,7 +60,7 @@ pub(super) fn resolve(root: Section<'_>) -> Option<Config> {
     };
     let capsules = capsules::resolve(&root, &mut origins, &means);
     let binds = issuers.iter().any(|(issuer, _)| issuer.rules.retrofit.is_some());
-    let store = store::resolve(&root, &security, binds);
+    let store = store::resolve(&root, &security, binds, &reach);
     let audit = capsules::audit(&root);
 
     let reads_tokens = drafts.iter().any(|draft| draft.route.rule.role.reads_token());
@@ -88,6 +89,7 @@ pub(super) fn resolve(root: Section<'_>) -> Option<Config> {
 
     Some(Config {
         edge: edge?,
+        reach,
         upstreams: upstreams.into_iter().map(|(upstream, _)| upstream).collect(),
         routes: drafts.into_iter().map(|draft| draft.route).collect(),
         origins,

@@ -317,7 +317,7 @@ fn a_name_without_an_address_is_a_warning() {
                    `no-such-host.invalid:9000` has no address now";
     assert!(found.len() == 1 && found[0].starts_with(warning), "{found:?}");
     let upstream = &loaded.config.unwrap().upstreams[0];
-    assert!(upstream.servers[0].named && upstream.servers[0].addresses.is_empty());
+    assert!(upstream.servers[0].named.is_some() && upstream.servers[0].addresses.is_empty());
 
     // What a certificate cannot have must be said otherwise.
     let found = findings(&SMALL.replace("[\"127.0.0.1:9000\"]", servers), site.path());

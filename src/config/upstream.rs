@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::CertificateFiles;
+use crate::policy::reach::Lookup;
 
 /// Addresses of one name that are used, at most.
 const MAX_ADDRESSES: usize = 16;
@@ -18,8 +19,8 @@ pub struct Server {
     pub host: String,
     /// The port.
     pub port: u16,
-    /// Whether the host is a name, which is asked for again and again.
-    pub named: bool,
+    /// Leave to ask for the host again and again, where it is a name.
+    pub named: Option<Lookup>,
     /// Where it is; of a name what it had when the file was read, which may be nothing.
     pub addresses: Vec<SocketAddr>,
 }

@@ -26,6 +26,7 @@ use crate::gate::{Gate, Told};
 use crate::policy::denial::Denial;
 use crate::policy::digest::Sha256;
 use crate::policy::introspection::form_encoded;
+use crate::policy::reach::Reach;
 use crate::policy::time::UnixTime;
 use crate::store::refused::RefusedTokens;
 use crate::telemetry::metrics::{IntrospectionResult, Metrics};
@@ -47,15 +48,18 @@ impl Introspectors {
     /// Prepares to ask.
     ///
     /// # Errors
-    /// When a certificate cannot be used.
+    /// When a certificate cannot be used, or when the edge may not reach a URL.
     pub fn new(
         issuers: &[Issuer],
+        reach: &Reach,
         gate: &Arc<Gate>,
         metrics: &Arc<Metrics>,
     ) -> Result<Self, OutgoingError> {
         let introspector = |(index, issuer): (usize, &Issuer)| {
             let asking = issuer.introspection.as_ref();
-            asking.map(|asking| Introspector::new(index, issuer, asking, gate, metrics)).transpose()
+            asking
+                .map(|asking| Introspector::new(index, issuer, asking, reach, gate, metrics))
+                .transpose()
         };
         let issuers: Result<_, OutgoingError> =
             issuers.iter().enumerate().map(introspector).collect();
@@ -122,6 +126,7 @@ impl Introspector {
         index: usize,
         issuer: &Issuer,
         asking: &Introspection,
+        reach: &Reach,
         gate: &Arc<Gate>,
         metrics: &Arc<Metrics>,
     ) -> Result<Arc<Self>, OutgoingError> {
@@ -130,8 +135,8 @@ impl Introspector {
             ClientAuthentication::Basic(_) | ClientAuthentication::Post(_) => None,
         };
         let authorities = asking.authorities.as_ref();
-        let client =
-            outgoing::client(authorities, identity, asking.timeout, asking.max_concurrent)?;
+        let (way, idle) = (reach.to(&asking.url)?, asking.max_concurrent);
+        let client = outgoing::client(&way, authorities, identity, asking.timeout, idle)?;
         Ok(Arc::new(Self {
             index,
             issuer: issuer.rules.issuer.clone(),

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::outgoing::{self, OutgoingError, Waiter};
 use crate::config::{Issuer, JwksSource};
 use crate::gate::Gate;
+use crate::policy::reach::Reach;
 use crate::policy::token::{KeySet, KeySetError};
 use crate::telemetry::metrics::Metrics;
 
@@ -108,9 +109,10 @@ impl KeySets {
     /// set from the same URL, its last good one is in force until there is a newer one.
     ///
     /// # Errors
-    /// When a file cannot be read or is no key set.
+    /// When a file cannot be read or is no key set, or when the edge may not reach a URL.
     pub fn new(
         issuers: &[Issuer],
+        reach: &Reach,
         gate: &Arc<Gate>,
         metrics: &Arc<Metrics>,
         previous: Option<&Self>,
@@ -125,8 +127,9 @@ impl KeySets {
                 Some(JwksSource::Url { url, authorities, refresh, timeout, cooldown }) => {
                     let before = previous.and_then(|sets| sets.of(&issuer.rules.issuer, url));
                     progress = before.unwrap_or_default();
+                    let way = reach.to(url).map_err(OutgoingError::from)?;
                     fetcher = Some(Fetcher {
-                        client: outgoing::client(authorities.as_ref(), None, *timeout, 1)?,
+                        client: outgoing::client(&way, authorities.as_ref(), None, *timeout, 1)?,
                         url: url.clone(),
                         refresh: *refresh,
                         cooldown: *cooldown,
@@ -298,9 +301,11 @@ mod tests {
     async fn a_failed_fetch_does_not_tell_the_url() {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         // Port 0 is nobody's.
+        let url = "http://127.0.0.1:0/jwks?key=secret";
+        let way = Reach::of(false).to(url).unwrap();
         let fetcher = Fetcher {
-            client: outgoing::client(None, None, Duration::from_secs(5), 1).unwrap(),
-            url: "http://127.0.0.1:0/jwks?key=secret".to_owned(),
+            client: outgoing::client(&way, None, None, Duration::from_secs(5), 1).unwrap(),
+            url: url.to_owned(),
             refresh: Duration::ZERO,
             cooldown: Duration::ZERO,
             asked: Notify::new(),

@@ -1,5 +1,8 @@
-//! Requests of the edge's own to an issuer: no redirect, no proxy of the environment, a time for the
+//! Requests of the edge's own, to an issuer: no redirect, no proxy of the environment, a time for the
 //! whole of it, answers of bounded length.
+//!
+//! Invariant: whatever the edge asks beside upstreams and stores, it asks by a client from here, and
+//! there is none without a [`Way`], which a sealed edge has to its upstreams' servers alone.
 
 #![expect(clippy::disallowed_methods, reason = "a client's certificates are files")]
 
@@ -7,10 +10,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use reqwest::dns::{Name, Resolve, Resolving};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
 use crate::config::CertificateFiles;
+use crate::policy::reach::{Sealed, Way};
 
 /// Why there is no client, or no answer.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +39,9 @@ pub enum OutgoingError {
     /// No answer, or no TLS.
     #[error("{0}")]
     Http(String),
+    /// A URL that the edge may not reach.
+    #[error(transparent)]
+    Sealed(#[from] Sealed),
     /// An answer other than 200.
     #[error("status {0}")]
     Status(u16),
@@ -56,9 +64,11 @@ impl From<reqwest::Error> for OutgoingError {
     }
 }
 
-/// A client that trusts `authorities` alone where they are configured, and shows `identity` where
-/// there is one. `timeout` is for the whole of a request, its answer's body included.
+/// A client for what is at the end of `way`. It trusts `authorities` alone where they are configured,
+/// and shows `identity` where there is one. `timeout` is for the whole of a request, its answer's body
+/// included.
 pub(super) fn client(
+    way: &Way,
     authorities: Option<&PathBuf>,
     identity: Option<&CertificateFiles>,
     timeout: Duration,
@@ -70,6 +80,9 @@ pub(super) fn client(
         .no_proxy()
         .timeout(timeout)
         .pool_max_idle_per_host(idle);
+    if let Some((host, addresses)) = way.pinned() {
+        builder = builder.dns_resolver(NoNames).resolve_to_addrs(host, addresses);
+    }
     if let Some(path) = authorities {
         builder = builder.tls_certs_only(trusted(path)?);
     }
@@ -77,6 +90,15 @@ pub(super) fn client(
         builder = builder.identity(shown(files)?);
     }
     Ok(builder.build()?)
+}
+
+/// Finds no address for any name.
+struct NoNames;
+
+impl Resolve for NoNames {
+    fn resolve(&self, _name: Name) -> Resolving {
+        Box::pin(std::future::ready(Err(Sealed.into())))
+    }
 }
 
 fn trusted(path: &Path) -> Result<Vec<reqwest::Certificate>, OutgoingError> {
@@ -140,5 +162,35 @@ impl<'a> Waiter<'a> {
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+    use crate::policy::reach::{Known, Reach};
+
+    #[tokio::test]
+    async fn a_sealed_edge_finds_its_upstreams_servers_and_no_other_name() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let _ = socket.read(&mut [0; 1024]).await;
+            let _ = socket.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+        });
+        let known = Known { address, name: Some("as.internal".to_owned()) };
+        let reach = Reach::of(true).with([known]);
+        let url = format!("http://as.internal:{}/introspect", address.port());
+        let way = reach.to(&url).unwrap();
+        let client = client(&way, None, None, Duration::from_secs(5), 1).unwrap();
+        let answer = client.get(&url).send().await.unwrap();
+        assert_eq!(body(answer, 10).await.unwrap(), b"ok");
+        let other = client.get("http://localhost:1/").send().await.unwrap_err();
+        let other = OutgoingError::from(other).to_string();
+        assert!(other.contains("the edge is sealed"), "{other}");
     }
 }

@@ -174,7 +174,7 @@ impl Servers {
             let watch = health::watch(Arc::downgrade(self), health);
             background.push(runtime.spawn(watch).abort_handle());
         }
-        if self.servers.iter().any(|server| server.named) {
+        if self.servers.iter().any(|server| server.named.is_some()) {
             let watch = names::watch(Arc::downgrade(self), self.resolve_interval);
             background.push(runtime.spawn(watch).abort_handle());
         }
@@ -434,7 +434,7 @@ mod tests {
                 name: address.to_string(),
                 host: address.ip().to_string(),
                 port: address.port(),
-                named: false,
+                named: None,
                 addresses: vec![address],
             }
         };

@@ -31,6 +31,7 @@ pub mod presented;
 pub mod proof;
 pub mod proxies;
 pub mod proxy_header;
+pub mod reach;
 pub mod request;
 pub mod resource_metadata;
 pub mod rule;

@@ -89,6 +89,8 @@ mod rules;
 #[cfg(test)]
 mod running;
 #[cfg(test)]
+mod sealed;
+#[cfg(test)]
 mod signals;
 #[cfg(test)]
 mod store_commands;

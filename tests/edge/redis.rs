@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use holdfast::policy::digest::{Jkt, Sha256};
 use holdfast::policy::epoch::Epoch;
+use holdfast::policy::reach::Reach;
 use holdfast::policy::time::UnixTime;
 use holdfast::store::epoch::Epochs as _;
 use holdfast::store::redis::{
@@ -341,6 +342,7 @@ async fn a_proof_that_was_verified_for_another_epoch_is_not_new() {
     let server = Server::start(&[]).await;
     let address = Address { host: "127.0.0.1".to_owned(), port: server.port };
     let settings = Settings {
+        lookup: Reach::of(false).lookup(),
         topology: Topology::Standalone(vec![address]),
         login: Login::default(),
         tls: None,

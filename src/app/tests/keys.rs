@@ -4,8 +4,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::*;
 use crate::config::tests::{SMALL, site};
-use crate::edge::jwks::KeySets;
+use crate::edge::jwks::{JwksError, KeySets};
+use crate::edge::outgoing::OutgoingError;
 use crate::edge::tls::WithdrawnCertificates;
+use crate::policy::reach::Reach;
 use crate::telemetry::metrics::Shape;
 
 /// A server of a JWK set that can be switched off, the URL, and how often it was asked.
@@ -76,8 +78,13 @@ async fn a_set_is_handed_on_and_its_fetches_end() {
             Arc::default(),
             Arc::new(WithdrawnCertificates::default()),
         ));
-        (KeySets::new(&config.issuers, &gate, &metrics, previous).unwrap(), gate)
+        (KeySets::new(&config.issuers, &config.reach, &gate, &metrics, previous).unwrap(), gate)
     };
+
+    // `check` lets no such configuration through; this is what would stop it if it did.
+    let own = gate(&config, &lasting, Arc::default(), Arc::new(WithdrawnCertificates::default()));
+    let made = KeySets::new(&config.issuers, &Reach::of(true), &Arc::new(own), &metrics, None);
+    assert!(matches!(made, Err(JwksError::Outgoing(OutgoingError::Sealed(_)))));
 
     let (first, first_gate) = make(&config, None);
     assert!(!loaded(&first));

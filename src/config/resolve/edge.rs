@@ -5,13 +5,20 @@ use std::net::{Ipv4Addr, SocketAddr};
 use crate::config::item::Text;
 use crate::config::section::Section;
 use crate::config::{Edge, Limits, Listener};
+use crate::policy::reach::Reach;
 
 use super::{Names, own_name, proxies, tls};
 
 const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9901);
 
-/// Resolves `edge`. `None` when a listener has no usable address.
-pub(super) fn resolve(edge: &Section<'_>) -> Option<Edge> {
+/// Resolves `edge`, and whom it may connect to. `None` when a listener has no usable address.
+pub(super) fn resolve(edge: &Section<'_>) -> (Option<Edge>, Reach) {
+    // What is neither true nor false is an error; until it is mended nothing is asked for.
+    let sealed = edge.flag("sealed").unwrap_or(edge.has("sealed"));
+    (sockets(edge), Reach::of(sealed))
+}
+
+fn sockets(edge: &Section<'_>) -> Option<Edge> {
     if edge.lacks("listeners") {
         edge.error("listeners", "at least one listener is needed");
     }

@@ -6,8 +6,9 @@ use crate::config::item::Words;
 use crate::config::section::Section;
 use crate::config::{Issuer, files};
 use crate::policy::introspection::IntrospectionRules;
+use crate::policy::reach::Reach;
 
-use super::issuers::check_url;
+use super::issuers::check_endpoint;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Method {
@@ -28,16 +29,19 @@ pub(super) struct Asked {
 }
 
 /// Resolves `introspection` of an issuer with these audiences, where it is `given`.
-pub(super) fn introspection(issuer: &Section<'_>, given: bool, audiences: &[String]) -> Asked {
+pub(super) fn introspection(
+    issuer: &Section<'_>,
+    given: bool,
+    audiences: &[String],
+    reach: &Reach,
+) -> Asked {
     let section = issuer.section("introspection");
     if !given {
         return Asked { rules: None, asking: None };
     }
     let url = section.required("url");
-    if let Some(text) = &url
-        && let Err(message) = check_url(&text.value)
-    {
-        text.error(message);
+    if let Some(text) = &url {
+        check_endpoint(text, reach);
     }
     let client = section.required("clientId");
     let authentication = authentication(&section);

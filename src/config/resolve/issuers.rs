@@ -3,10 +3,11 @@
 use std::net::IpAddr;
 
 use crate::config::finding::{Place, Severity};
-use crate::config::item::{Item, Words};
+use crate::config::item::{Item, Text, Words};
 use crate::config::section::Section;
 use crate::config::{Issuer, JwksSource, files};
 use crate::policy::jose::{Algorithm, AlgorithmSet};
+use crate::policy::reach::Reach;
 use crate::policy::target::split_authority;
 use crate::policy::token::{IssuerRules, TokenType};
 
@@ -27,18 +28,27 @@ const FETCH_KEYS: [&str; 4] = ["authorities", "refresh", "timeout", "cooldown"];
 const JWT_KEYS: [&str; 2] = ["algorithms", "types"];
 
 /// Resolves `issuers`.
-pub(super) fn resolve(root: &Section<'_>, tenancy: &Tenancy<'_>) -> Vec<(Issuer, Place)> {
+pub(super) fn resolve(
+    root: &Section<'_>,
+    tenancy: &Tenancy<'_>,
+    reach: &Reach,
+) -> Vec<(Issuer, Place)> {
     let mut names = Names::default();
     let items = root.list("issuers", 256).unwrap_or_default().into_iter();
     let issuers: Vec<_> = items
         .map(Item::section)
-        .map(|section| (issuer(&section, tenancy, &mut names), section.place()))
+        .map(|section| (issuer(&section, tenancy, &mut names, reach), section.place()))
         .collect();
     introspection::check_clashes(root, &issuers);
     issuers
 }
 
-fn issuer(section: &Section<'_>, tenancy: &Tenancy<'_>, names: &mut Names) -> Issuer {
+fn issuer(
+    section: &Section<'_>,
+    tenancy: &Tenancy<'_>,
+    names: &mut Names,
+    reach: &Reach,
+) -> Issuer {
     let issuer = section.required("issuer");
     if let Some(text) = &issuer
         && let Some(taken) = names.take(&text.value, text.item.place.clone())
@@ -50,7 +60,7 @@ fn issuer(section: &Section<'_>, tenancy: &Tenancy<'_>, names: &mut Names) -> Is
     }
     let audiences = audiences(section, "audiences");
     let (has_keys, asks) = (section.has("jwks"), section.has("introspection"));
-    let asked = introspection::introspection(section, asks, &audiences);
+    let asked = introspection::introspection(section, asks, &audiences, reach);
     let rules = IssuerRules {
         issuer: issuer.map_or_else(String::new, |text| text.value),
         algorithms: section
@@ -74,7 +84,7 @@ fn issuer(section: &Section<'_>, tenancy: &Tenancy<'_>, names: &mut Names) -> Is
     for key in JWT_KEYS.into_iter().filter(|key| !has_keys && asks && section.has(key)) {
         section.error(key, "belongs to `jwks`: without, the issuer is asked about each token");
     }
-    let jwks = has_keys.then(|| jwks(&section.section("jwks")));
+    let jwks = has_keys.then(|| jwks(&section.section("jwks"), reach));
     Issuer { rules, jwks, introspection: asked.asking }
 }
 
@@ -94,7 +104,7 @@ fn token_type(item: Item<'_>) -> TokenType {
     TokenType::OneOf(types.collect())
 }
 
-fn jwks(section: &Section<'_>) -> JwksSource {
+fn jwks(section: &Section<'_>, reach: &Reach) -> JwksSource {
     let file = section.text("file");
     let url = section.text("url");
     let authorities = section.text("authorities").map(files::authority);
@@ -106,6 +116,11 @@ fn jwks(section: &Section<'_>) -> JwksSource {
     }
     if section.has("file") && section.has("url") {
         section.error("url", "only one of `file` and `url` can be given");
+    }
+    if section.has("url") && reach.is_sealed() {
+        let message = "`edge.sealed`: keys are not fetched; save the set and name it in `file`, which is \
+                       read again when it changes";
+        section.error("url", message);
     }
     match (file, url) {
         (Some(file), None) => {
@@ -126,8 +141,20 @@ fn jwks(section: &Section<'_>) -> JwksSource {
     }
 }
 
+/// Where the edge asks, or tells, on its own account.
+pub(super) fn check_endpoint(text: &Text<'_>, reach: &Reach) {
+    if let Err(message) = check_url(&text.value) {
+        text.error(message);
+    } else if reach.to(&text.value).is_err() {
+        text.error(
+            "`edge.sealed`: no upstream has a server there; its host must be the address of one, or the \
+             `tls.serverName` of its upstream, and its port that server's",
+        );
+    }
+}
+
 /// Keys and answers decide what is let in, so they travel under TLS or not off this machine.
-pub(super) fn check_url(url: &str) -> Result<(), &'static str> {
+fn check_url(url: &str) -> Result<(), &'static str> {
     const FORM: &str = "a URL is expected, as in `https://as.example.com/jwks.json`";
     if !url.is_ascii() || url.contains('#') {
         return Err(FORM);

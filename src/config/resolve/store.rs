@@ -1,8 +1,11 @@
 //! `store`: the file of this edge, and the servers that edges share.
 
+use std::net::IpAddr;
+
 use crate::config::item::{Text, Words};
 use crate::config::section::Section;
 use crate::config::{NonceStore, ReplayStore, Store, files};
+use crate::policy::reach::Reach;
 use crate::policy::target::split_authority;
 use crate::store::redis::{Address, Login, Settings, Tls, Topology, Wait};
 
@@ -31,7 +34,12 @@ enum Mode {
 
 /// Resolves `store`, which is `None` where nothing needs one. `binds` is whether some issuer's tokens are
 /// recorded.
-pub(super) fn resolve(root: &Section<'_>, security: &Security<'_>, binds: bool) -> Option<Store> {
+pub(super) fn resolve(
+    root: &Section<'_>,
+    security: &Security<'_>,
+    binds: bool,
+    reach: &Reach,
+) -> Option<Store> {
     let keeps = binds || security.bypass.allowed || !security.rotation_grace.is_zero();
     let needed = keeps || root.has("capsules");
     let asked = root.has("store") || root.has("audit");
@@ -40,7 +48,7 @@ pub(super) fn resolve(root: &Section<'_>, security: &Security<'_>, binds: bool) 
     let path = section.text("path").map(Text::path).map(|(path, _)| path);
     let path = path.unwrap_or_else(|| root.sink().base().join(STORE_FILE));
     let given = section.has("redis");
-    let servers = redis(&section.section("redis"), kind == Kind::Redis || given);
+    let servers = redis(&section.section("redis"), kind == Kind::Redis || given, reach);
     if kind == Kind::Embedded && given {
         let message = "has no effect but for `holdfast store migrate`: `store.kind` is not `redis`";
         section.warn("redis", message);
@@ -68,13 +76,13 @@ fn check_use(section: &Section<'_>, shares: bool, security: &Security<'_>) {
     }
 }
 
-fn redis(section: &Section<'_>, needed: bool) -> Option<Settings> {
+fn redis(section: &Section<'_>, needed: bool, reach: &Reach) -> Option<Settings> {
     let mode = section.word("mode", MODES).unwrap_or(Mode::Standalone);
     let nodes = section.texts("nodes", 64).unwrap_or_default();
     if needed && section.lacks("nodes") {
         section.error("nodes", "is required: the servers, each as `host:port`");
     }
-    let nodes: Vec<_> = nodes.iter().filter_map(node).collect();
+    let nodes: Vec<_> = nodes.iter().filter_map(|text| node(text, reach)).collect();
     let login = login(section, "user", "passwordFile");
     let topology = topology(section, mode, nodes, needed);
     let tls = section.has("tls").then(|| tls(&section.section("tls"))).flatten();
@@ -86,6 +94,7 @@ fn redis(section: &Section<'_>, needed: bool) -> Option<Settings> {
         section.warn("waitTimeout", "has no effect: `waitReplicas` is 0");
     }
     Some(Settings {
+        lookup: reach.lookup(),
         topology,
         login,
         tls,
@@ -119,10 +128,17 @@ fn topology(section: &Section<'_>, mode: Mode, nodes: Vec<Address>, needed: bool
     }
 }
 
-fn node(text: &Text<'_>) -> Option<Address> {
+fn node(text: &Text<'_>, reach: &Reach) -> Option<Address> {
     match split_authority(&text.value) {
         Some((host, Some(port))) => {
             let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+            if reach.is_sealed() && host.parse::<IpAddr>().is_err() {
+                text.error(format!(
+                    "`edge.sealed`: `{}` is a name, which would be looked up over the network; give its \
+                     address, and where there is `tls`, the name as `serverName`",
+                    text.written
+                ));
+            }
             Some(Address { host, port })
         }
         Some(_) | None => {

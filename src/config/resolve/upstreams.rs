@@ -10,6 +10,7 @@ use crate::config::{
     AuthorizationPolicy, ClientCertificateTold, Health, Server, Upstream, UpstreamProtocol,
 };
 
+use crate::policy::reach::{Known, Reach};
 use crate::policy::target::split_authority;
 
 use super::routes::Draft;
@@ -28,12 +29,23 @@ const AUTHORIZATION: Words<AuthorizationPolicy> = &[
 ];
 
 /// Resolves `upstreams`.
-pub(super) fn resolve(root: &Section<'_>) -> Vec<(Upstream, Place)> {
+pub(super) fn resolve(root: &Section<'_>, reach: &Reach) -> Vec<(Upstream, Place)> {
     let upstreams = root.named("upstreams", 1000).into_iter();
-    upstreams.map(|(name, section)| (upstream(name, &section), section.place())).collect()
+    upstreams.map(|(name, section)| (upstream(name, &section, reach), section.place())).collect()
 }
 
-fn upstream(name: String, section: &Section<'_>) -> Upstream {
+/// Their servers, as an edge that is sealed may know them.
+pub(super) fn known(upstreams: &[(Upstream, Place)]) -> impl Iterator<Item = Known> {
+    upstreams.iter().flat_map(|(upstream, _)| {
+        let tls = upstream.tls.as_ref();
+        let name =
+            tls.and_then(|tls| tls.server_name.as_ref()).map(|name| name.to_ascii_lowercase());
+        let addresses = upstream.servers.iter().flat_map(|server| &server.addresses);
+        addresses.map(move |address| Known { address: *address, name: name.clone() })
+    })
+}
+
+fn upstream(name: String, section: &Section<'_>, reach: &Reach) -> Upstream {
     if !is_name(&name) {
         section.error_here("a name of 1 to 64 letters, digits, `_`, `-` and `.` is expected");
     }
@@ -41,7 +53,7 @@ fn upstream(name: String, section: &Section<'_>) -> Upstream {
         section.error("servers", "at least one is needed, as in `[\"127.0.0.1:9000\"]`");
     }
     let servers = section.texts("servers", 64).unwrap_or_default();
-    let servers: Vec<_> = servers.iter().filter_map(server).collect();
+    let servers: Vec<_> = servers.iter().filter_map(|text| server(text, reach)).collect();
     check_twice(section, &servers);
     let tls = section.item("tls").map(|tls| upstream_tls::resolve(&tls.section(), &servers));
     Upstream {
@@ -94,15 +106,15 @@ fn protocol(section: &Section<'_>, tls: bool) -> UpstreamProtocol {
 }
 
 /// One server. `localhost` is 127.0.0.1; any other name is asked for here and then in the
-/// background.
-fn server(text: &Text<'_>) -> Option<Server> {
+/// background, where it may be.
+fn server(text: &Text<'_>, reach: &Reach) -> Option<Server> {
     if let Ok(address) = text.value.parse::<SocketAddr>() {
         if address.port() == 0 {
             text.error("port 0 cannot be connected to");
         }
         let (name, host) = (address.to_string(), address.ip().to_string());
         let port = address.port();
-        return Some(Server { name, host, port, named: false, addresses: vec![address] });
+        return Some(Server { name, host, port, named: None, addresses: vec![address] });
     }
     let Some((host, Some(port))) = split_authority(&text.value) else {
         text.error("a host and a port are expected, as in `127.0.0.1:9000`");
@@ -111,7 +123,16 @@ fn server(text: &Text<'_>) -> Option<Server> {
     let name = format!("{host}:{port}");
     if host == "localhost" {
         let addresses = vec![SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)];
-        return Some(Server { name, host, port, named: false, addresses });
+        return Some(Server { name, host, port, named: None, addresses });
+    }
+    let named = reach.lookup();
+    if named.is_none() {
+        text.error(format!(
+            "`edge.sealed`: `{}` is a name, which would be looked up over the network; give its \
+             address, and where there is `tls`, the name as `serverName`",
+            text.written
+        ));
+        return None;
     }
     let addresses = match (host.as_str(), port).to_socket_addrs() {
         Ok(found) => Server::choose(found),
@@ -122,7 +143,7 @@ fn server(text: &Text<'_>) -> Option<Server> {
             Vec::new()
         }
     };
-    Some(Server { name, host, port, named: true, addresses })
+    Some(Server { name, host, port, named, addresses })
 }
 
 /// A server that stands twice would be two series of one name, and no second server.

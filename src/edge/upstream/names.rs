@@ -1,11 +1,13 @@
 //! Servers' names, asked for again and again in the background. A name that has no address any more
 //! keeps the last ones.
 
+use std::net::SocketAddr;
 use std::sync::Weak;
 use std::time::Duration;
 
 use super::Servers;
 use crate::config::Server;
+use crate::policy::reach::Lookup;
 
 /// Looks names up until the upstream is gone.
 pub(super) async fn watch(servers: Weak<Servers>, interval: Duration) {
@@ -14,8 +16,9 @@ pub(super) async fn watch(servers: Weak<Servers>, interval: Duration) {
         let Some(upstream) = servers.upgrade() else { return };
         // One at a time: the system's resolver has a time limit of its own, and what it takes
         // delays nobody but the next name.
-        for (index, server) in upstream.servers.iter().enumerate().filter(|(_, it)| it.named) {
-            match tokio::net::lookup_host((server.host.as_str(), server.port)).await {
+        for (index, server) in upstream.servers.iter().enumerate() {
+            let Some(leave) = server.named else { continue };
+            match look_up(leave, server).await {
                 Ok(found) => upstream.found(index, Server::choose(found)),
                 Err(error) => {
                     let (upstream, server) = (&upstream.name, &server.name);
@@ -24,4 +27,8 @@ pub(super) async fn watch(servers: Weak<Servers>, interval: Duration) {
             }
         }
     }
+}
+
+async fn look_up(_leave: Lookup, server: &Server) -> std::io::Result<Vec<SocketAddr>> {
+    Ok(tokio::net::lookup_host((server.host.as_str(), server.port)).await?.collect())
 }

@@ -1,5 +1,6 @@
 //! One connection to one server.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,8 @@ use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
+
+use crate::policy::reach::Lookup;
 
 use super::settings::{Address, Login, Settings, Tls};
 use crate::store::task::Task;
@@ -29,6 +32,9 @@ pub(super) enum LinkError {
     /// No connection in time.
     #[error("{0}: no connection within {1:?}")]
     Late(Address, Duration),
+    /// A name, where none may be looked up.
+    #[error("{0}: the edge is sealed, and this is no address")]
+    Sealed(Address),
     /// A file cannot be used.
     #[error("{0}")]
     File(String),
@@ -65,8 +71,14 @@ impl Link {
         let wrong = |error| LinkError::Connect(address.clone(), error);
         let password = login.password_file.as_deref().map(password).transpose()?;
         let tls = settings.tls.as_ref().map(client).transpose()?;
-        let socket = TcpStream::connect((address.host.as_str(), address.port));
-        let socket = socket.await.map_err(wrong)?;
+        let socket = match (address.host.parse::<IpAddr>(), settings.lookup) {
+            (Ok(ip), _) => TcpStream::connect((ip, address.port)).await,
+            (Err(_), Some(Lookup { .. })) => {
+                TcpStream::connect((address.host.as_str(), address.port)).await
+            }
+            (Err(_), None) => return Err(LinkError::Sealed(address.clone())),
+        };
+        let socket = socket.map_err(wrong)?;
         socket.set_nodelay(true).map_err(wrong)?;
         let (Some(tls), Some(rules)) = (tls, &settings.tls) else {
             return Self::speak(socket, address, login, password).await;
@@ -157,4 +169,35 @@ fn certificates(path: &std::path::Path) -> Result<Vec<CertificateDer<'static>>, 
     let wrong = |error| LinkError::File(format!("{}: {error}", path.display()));
     let found = CertificateDer::pem_file_iter(path).map_err(wrong)?;
     found.collect::<Result<Vec<_>, _>>().map_err(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::settings::{Topology, Wait};
+    use super::*;
+    use crate::policy::reach::Reach;
+
+    #[tokio::test]
+    async fn a_sealed_edge_asks_for_no_name() {
+        let name = Address { host: "localhost".to_owned(), port: 1 };
+        for (sealed, host, looked) in
+            [(true, "localhost", false), (true, "127.0.0.1", true), (false, "localhost", true)]
+        {
+            let settings = Settings {
+                lookup: Reach::of(sealed).lookup(),
+                topology: Topology::Standalone(vec![name.clone()]),
+                login: Login::default(),
+                tls: None,
+                prefix: "test".to_owned(),
+                connect_timeout: Duration::from_secs(5),
+                timeout: Duration::from_secs(5),
+                wait: Wait { replicas: 0, within: Duration::ZERO },
+                require_persistence: false,
+            };
+            let address = Address { host: host.to_owned(), port: 1 };
+            let error = Link::open(&settings, &address, &Login::default()).await.unwrap_err();
+            let refused = matches!(error, LinkError::Sealed(_));
+            assert_eq!(refused, !looked, "{host}, sealed {sealed}: {error}");
+        }
+    }
 }

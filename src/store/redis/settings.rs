@@ -3,10 +3,15 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::policy::reach::Lookup;
+
 /// Everything that a [`Redis`](super::Redis) goes by. Secrets and certificates are files, which are
 /// read at each connection, so that a new password needs no restart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
+    /// Leave to look servers' names up, which Sentinels and Clusters tell too; without it they are
+    /// addresses.
+    pub lookup: Option<Lookup>,
     /// Where the masters are found.
     pub topology: Topology,
     /// Who the edge is there.

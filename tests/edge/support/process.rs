@@ -25,8 +25,18 @@ pub(crate) struct Process {
 impl Process {
     /// Starts `holdfast run` and waits until it says that it is ready.
     pub(crate) async fn start(directory: &Path, config: &Value, admin: u16) -> Self {
+        Self::start_under(&[], directory, config, admin).await
+    }
+
+    /// The same, run by the program and with the arguments in `under`.
+    pub(crate) async fn start_under(
+        under: &[String],
+        directory: &Path,
+        config: &Value,
+        admin: u16,
+    ) -> Self {
         let file = write_config(directory, config);
-        let mut process = Self::spawn(&["run", "--config"], &file);
+        let mut process = Self::spawn(under, &["run", "--config"], &file);
         for _ in 0..POLLS {
             if let Some(status) = process.child.try_wait().expect("a child") {
                 panic!("ended at start with {status}:\n{}", process.output());
@@ -41,8 +51,18 @@ impl Process {
 
     /// Starts `holdfast run` and waits until its admin listener answers, ready or not.
     pub(crate) async fn start_unready(directory: &Path, config: &Value, admin: u16) -> Self {
+        Self::start_unready_under(&[], directory, config, admin).await
+    }
+
+    /// The same, run by the program and with the arguments in `under`.
+    pub(crate) async fn start_unready_under(
+        under: &[String],
+        directory: &Path,
+        config: &Value,
+        admin: u16,
+    ) -> Self {
         let file = write_config(directory, config);
-        let mut process = Self::spawn(&["run", "--config"], &file);
+        let mut process = Self::spawn(under, &["run", "--config"], &file);
         for _ in 0..POLLS {
             if let Some(status) = process.child.try_wait().expect("a child") {
                 panic!("ended at start with {status}:\n{}", process.output());
@@ -55,8 +75,17 @@ impl Process {
         panic!("no answer within 30 s:\n{}", process.output());
     }
 
-    fn spawn(arguments: &[&str], file: &Path) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_holdfast"))
+    fn spawn(under: &[String], arguments: &[&str], file: &Path) -> Self {
+        let program = env!("CARGO_BIN_EXE_holdfast");
+        let mut command = match under {
+            [] => Command::new(program),
+            [first, rest @ ..] => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(program);
+                command
+            }
+        };
+        let mut child = command
             .args(arguments)
             .arg(file)
             .stdin(Stdio::null())

@@ -69,6 +69,27 @@ impl World {
 
     /// `change` bends the configuration and writes files first.
     pub(crate) async fn start_in(change: impl FnOnce(&Path, &Pki, &mut Value)) -> Self {
+        Self::build(&[], true, change).await
+    }
+
+    /// The edge is run by the program and with the arguments in `under`.
+    pub(crate) async fn start_under(under: &[String], change: impl FnOnce(&mut Value)) -> Self {
+        Self::build(under, true, |_, _, config| change(config)).await
+    }
+
+    /// The same for one that does not get ready.
+    pub(crate) async fn start_unready_under(
+        under: &[String],
+        change: impl FnOnce(&mut Value),
+    ) -> Self {
+        Self::build(under, false, |_, _, config| change(config)).await
+    }
+
+    async fn build(
+        under: &[String],
+        ready: bool,
+        change: impl FnOnce(&Path, &Pki, &mut Value),
+    ) -> Self {
         let directory = TempDir::new().expect("a directory");
         let pki = Pki::new();
         pki.write(directory.path());
@@ -78,7 +99,11 @@ impl World {
         let (port, admin) = (free_port(), free_port());
         let mut config = base_config(port, admin, upstream.port);
         change(directory.path(), &pki, &mut config);
-        let process = Process::start(directory.path(), &config, admin).await;
+        let process = if ready {
+            Process::start_under(under, directory.path(), &config, admin).await
+        } else {
+            Process::start_unready_under(under, directory.path(), &config, admin).await
+        };
         let client = Client::new(port, &pki.authority_der);
         let key = Key::new("ES256");
         Self { directory, pki, issuer, key, upstream, config, client, admin, process }

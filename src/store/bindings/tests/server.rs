@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 
+use crate::policy::reach::Reach;
 use crate::store::redis::{Address, Login, Redis, Settings, Topology, Wait};
 
 /// A `redis-server` of a test. It ends with it.
@@ -71,6 +72,7 @@ impl Server {
     pub(in crate::store) async fn connect_as(&self, login: Login) -> Redis {
         let address = Address { host: "127.0.0.1".to_owned(), port: self.port };
         let settings = Settings {
+            lookup: Reach::of(false).lookup(),
             topology: Topology::Standalone(vec![address]),
             login,
             tls: None,
