@@ -23,9 +23,10 @@ use rustls::crypto::CryptoProvider;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
-use crate::config::{Config, Listener, ReplayStore};
+use crate::config::{Config, Listener, NonceStore, ReplayStore};
 use crate::edge::accept::{InFront, Limits, Serving};
 use crate::edge::admin;
+use crate::edge::calls::Timed;
 use crate::edge::jwks::JwksError;
 use crate::edge::listener::{Front, Occupancy};
 use crate::edge::outgoing::OutgoingError;
@@ -90,6 +91,9 @@ pub enum StartError {
     /// An issuer cannot be asked about tokens.
     #[error("introspection: {0}")]
     Introspection(#[from] OutgoingError),
+    /// Spans cannot be sent.
+    #[error("telemetry.traces: {0}")]
+    Traces(OutgoingError),
     /// A metric is defined twice.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -173,6 +177,9 @@ impl Running {
     pub fn stop(mut self) {
         let _ = self.shutdown.send(true);
         if let Some(runtime) = self.runtime.take() {
+            if let Some(traces) = &self.site.current.load().common().traces {
+                runtime.block_on(traces.flush());
+            }
             runtime.shutdown_timeout(RUNTIME_END);
         }
         self.site.lasting.finish();
@@ -219,8 +226,7 @@ pub fn start(config: &Config, log: &Log) -> Result<Running, StartError> {
     let told = admin::Told::new(Arc::clone(&current), told.collect(), lasting.started);
     let told = Arc::new(told);
     runtime.spawn(serve_admin(socket, Arc::clone(&told)));
-    made.parts.common().keys.start(runtime.handle());
-    made.parts.servers().for_each(|servers| servers.start(runtime.handle()));
+    made.parts.start(runtime.handle());
     let site = Site {
         lasting,
         current,
@@ -281,7 +287,24 @@ fn gate(
         bindings: lasting.bindings.clone(),
         withdrawn,
     };
-    Gate::new(settings, stores)
+    let traced = config.telemetry.traces.is_some();
+    Gate::new(settings, if traced { timed(stores, config) } else { stores })
+}
+
+/// The stores with their calls timed, for spans.
+fn timed(stores: Stores, config: &Config) -> Stores {
+    let redis = |is: bool| is.then_some("redis");
+    let proofs = redis(config.replay_store == ReplayStore::Redis);
+    let nonces = redis(config.nonce_store == NonceStore::Redis);
+    let shared = config.store.as_ref().is_some_and(|store| store.redis.is_some());
+    let records = redis(shared).or(Some("sqlite"));
+    Stores {
+        replay: Arc::new(Timed::new(stores.replay, proofs)),
+        grants: Arc::new(Timed::new(stores.grants, proofs)),
+        nonces: stores.nonces.map(|store| Arc::new(Timed::new(store, nonces)) as _),
+        bindings: stores.bindings.map(|store| Arc::new(Timed::new(store, records)) as _),
+        ..stores
+    }
 }
 
 fn random() -> Result<[u8; 32], StartError> {

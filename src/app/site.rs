@@ -15,6 +15,7 @@ use crate::edge::admin;
 use crate::edge::audit::Audit;
 use crate::edge::authority;
 use crate::edge::capsules::{self, Capsules};
+use crate::edge::exporter::Traces;
 use crate::edge::introspect::Introspectors;
 use crate::edge::jwks::KeySets;
 use crate::edge::parts::{Common, Parts};
@@ -332,13 +333,26 @@ pub(super) fn make(
     )?;
     let introspectors = Introspectors::new(&config.issuers, &config.reach, &gate, &metrics)?;
     let (keys, introspectors) = (Arc::new(keys), Arc::new(introspectors));
+    let traces = config.telemetry.traces.as_ref();
+    let traces = traces.map(|it| Traces::new(it, &config.reach, &metrics)).transpose();
+    let traces = traces.map_err(StartError::Traces)?.map(Arc::new);
     let log = lasting.log.clone();
     let (capsules, ring) = capsules(config, lasting)?.unzip();
     let audit = lasting.store.as_ref().map(|store| store.audit.clone());
     let authority = lasting.authority.clone();
     let redis = lasting.redis.clone();
-    let common =
-        Common { gate, keys, introspectors, capsules, authority, audit, redis, metrics, log };
+    let common = Common {
+        gate,
+        keys,
+        introspectors,
+        capsules,
+        authority,
+        audit,
+        redis,
+        metrics,
+        log,
+        traces,
+    };
     let trust = tls.iter().map(|tls| Arc::clone(&tls.trust)).collect();
     let servers = servers(config)?;
     let parts = Parts::new(config, trust, servers, common);
@@ -421,9 +435,8 @@ impl Site {
         self.lasting.log.set_level(config.telemetry.level);
         self.told.reloaded(now());
         let after = self.current.load();
-        after.common().keys.start(runtime);
+        after.start(runtime);
         before.servers().for_each(|servers| servers.retire());
-        after.servers().for_each(|servers| servers.start(runtime));
         *in_force = Arc::new(InForce { config: config.clone(), generation });
         Ok(())
     }

@@ -163,6 +163,12 @@ impl<'a> Item<'a> {
 }
 
 impl<'a> Text<'a> {
+    /// Whether it is one `${ENV:NAME}` and nothing else.
+    pub(super) fn is_from_environment(&self) -> bool {
+        let name = self.written.strip_prefix("${ENV:").and_then(|rest| rest.strip_suffix('}'));
+        name.is_some_and(|name| !name.contains('}'))
+    }
+
     /// As a file, relative to the configuration.
     pub(super) fn path(self) -> (PathBuf, Self) {
         (self.item.sink.base().join(&self.value), self)

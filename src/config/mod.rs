@@ -15,6 +15,7 @@ mod raw;
 mod resolve;
 mod section;
 mod store;
+mod telemetry;
 mod upstream;
 mod value;
 
@@ -26,6 +27,7 @@ pub use capsules::{Audit, Capsules};
 pub use finding::{Finding, Severity};
 pub use introspection::{ClientAuthentication, Introspection, Secret};
 pub use store::{NonceStore, ReplayStore, Store};
+pub use telemetry::{Telemetry, Traces};
 pub use upstream::{Authorities, Health, Server, UpstreamTls};
 pub use value::{duration, show_duration};
 
@@ -158,7 +160,7 @@ pub struct Config {
     pub store: Option<Store>,
     /// The audit log.
     pub audit: Audit,
-    /// Log records.
+    /// Logs and traces.
     pub telemetry: Telemetry,
 }
 
@@ -481,15 +483,6 @@ pub enum JwksSource {
         /// The shortest time between two fetches that unknown `kid`s cause.
         cooldown: Duration,
     },
-}
-
-/// `telemetry`.
-#[derive(Clone, Copy, Debug)]
-pub struct Telemetry {
-    /// The share of `ok` records that is written, 0.0 to 1.0; refusals always are.
-    pub ok_sample: f64,
-    /// The least severe process message that is written.
-    pub level: tracing::Level,
 }
 
 #[cfg(test)]

@@ -13,27 +13,19 @@ mod routes;
 mod scope;
 mod security;
 mod store;
+mod telemetry;
 mod tenants;
 mod tls;
 mod upstream_tls;
 mod upstreams;
 
+use super::Config;
 use super::finding::Place;
-use super::item::Words;
 use super::section::Section;
-use super::{Config, Telemetry};
 use crate::policy::rule::Rules;
 
 /// The version of the file's layout that this build reads.
 const SCHEMA_VERSION: u64 = 1;
-
-const LEVELS: Words<tracing::Level> = &[
-    ("error", tracing::Level::ERROR),
-    ("warn", tracing::Level::WARN),
-    ("info", tracing::Level::INFO),
-    ("debug", tracing::Level::DEBUG),
-    ("trace", tracing::Level::TRACE),
-];
 
 /// Resolves the whole file. `None` when an error keeps the parts from being put together; after any
 /// other error the outcome is not to be used.
@@ -52,12 +44,9 @@ pub(super) fn resolve(root: Section<'_>) -> Option<Config> {
     let issuers = issuers::resolve(&root, &tenancy, &reach);
     let names: Vec<_> = upstreams.iter().map(|(upstream, _)| upstream.name.as_str()).collect();
     let (drafts, mut origins) = routes::resolve(&root, &names, &issuers, edge.as_ref());
-    let telemetry = telemetry(&root.section("telemetry"));
-    let means = capsules::Means {
-        dpop: security.dpop_enabled,
-        mtls: security.mtls_enabled,
-        edge: edge.as_ref(),
-    };
+    let telemetry = telemetry::resolve(&root.section("telemetry"), &reach);
+    let (dpop, mtls) = (security.dpop_enabled, security.mtls_enabled);
+    let means = capsules::Means { dpop, mtls, edge: edge.as_ref() };
     let capsules = capsules::resolve(&root, &mut origins, &means);
     let binds = issuers.iter().any(|(issuer, _)| issuer.rules.retrofit.is_some());
     let store = store::resolve(&root, &security, binds, &reach);
@@ -108,14 +97,6 @@ pub(super) fn resolve(root: Section<'_>) -> Option<Config> {
         audit,
         telemetry,
     })
-}
-
-fn telemetry(section: &Section<'_>) -> Telemetry {
-    let logs = section.section("logs");
-    Telemetry {
-        ok_sample: logs.item("okSample").and_then(|item| item.fraction()).unwrap_or(1.0),
-        level: logs.word("level", LEVELS).unwrap_or(tracing::Level::INFO),
-    }
 }
 
 /// Says of each name that came before that it is taken.

@@ -154,6 +154,26 @@ impl<'a> Section<'a> {
             .collect()
     }
 
+    /// The texts under `key` by the names that the user chose, at most `limit`.
+    pub(super) fn texts_by_name(&self, key: &'static str, limit: usize) -> Vec<(String, Text<'a>)> {
+        let mut parent = self.section(key);
+        parent.named = true;
+        let Some(mapping) = parent.mapping else { return Vec::new() };
+        if mapping.len() > limit {
+            self.error(key, format!("more than {limit} entries"));
+            return Vec::new();
+        }
+        let entry = |name: &Value| {
+            let Some(name) = name.as_str() else {
+                self.error(key, format!("{} is no text: put the name in quotes", kind(name)));
+                return None;
+            };
+            let item = parent.child(name, join(&parent.shape, "<name>"))?;
+            Some((name.to_owned(), item.text()?))
+        };
+        mapping.keys().filter_map(entry).collect()
+    }
+
     /// The items of the list under `key`, at most `limit`; `None` where it is absent.
     pub(super) fn list(&self, key: &'static str, limit: usize) -> Option<Vec<Item<'a>>> {
         self.item(key).map(|item| item.list(limit))

@@ -63,6 +63,7 @@ pub(crate) fn site() -> tempfile::TempDir {
     put("pki/as-client.key", key.serialize_pem().as_bytes());
     put("keys/introspection.secret", b"0123456789abcdef\n");
     put("keys/redis.password", b"0123456789abcdef\n");
+    put("keys/collector.header", b"Bearer 0123456789abcdef\n");
     put("keys/sentinel.password", b"0123456789abcdef\n");
     put("pki/other.key", KeyPair::generate().unwrap().serialize_pem().as_bytes());
     put("pki/open.key", key.serialize_pem().as_bytes());

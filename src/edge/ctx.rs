@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::believe::Shown;
 use super::parts::Parts;
+use super::spans::Begun;
 use super::stream::Term;
 use super::upstream::{Line, Target as Server};
 use super::view::Target;
@@ -65,6 +66,10 @@ pub struct Ctx {
     pub(super) line: Option<Arc<Line>>,
     /// Interim answers so far.
     pub(super) interim: usize,
+    /// The trace that it belongs to, where there are traces.
+    pub(super) trace: Option<Box<Begun>>,
+    /// From `started` to the request to the upstream.
+    pub(super) sent: Option<Duration>,
 }
 
 impl Ctx {
@@ -101,6 +106,8 @@ impl Ctx {
             server: None,
             line: None,
             interim: 0,
+            trace: None,
+            sent: None,
         }
     }
     /// The listener that it came in by.

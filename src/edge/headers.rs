@@ -21,6 +21,7 @@ use crate::config::AuthorizationPolicy;
 use crate::gate::Admitted;
 use crate::policy::binding::BoundBy;
 use crate::policy::certificate::SenderCertificate;
+use crate::policy::trace::{Parent, TRACEPARENT, TRACESTATE, Trace, state_is_good};
 
 /// `X-Request-Id`: the decision's id on every answer and every request upstream.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -74,6 +75,8 @@ pub struct Onward<'a> {
     pub client_chain: Vec<&'a [u8]>,
     /// The decision's id.
     pub request_id: &'a str,
+    /// The edge's place in a trace, where there are traces.
+    pub trace: Option<&'a Trace>,
     /// The authority that was routed on.
     pub authority: &'a str,
     /// The target that was routed on.
@@ -101,6 +104,7 @@ pub fn upstream_request(request: &mut RequestHeader, onward: &Onward<'_>) -> pin
     one_cookie(request)?;
     credentials(request, onward)?;
     forwarded(request, onward)?;
+    trace_context(request, onward)?;
     request.insert_header(REQUEST_ID, onward.request_id)?;
     identity(request, onward)
 }
@@ -201,6 +205,26 @@ fn token(value: &HeaderValue) -> Option<&[u8]> {
     let value = value.as_bytes();
     let space = value.iter().position(|&byte| byte == b' ')?;
     value.get(space..).map(<[u8]>::trim_ascii)
+}
+
+/// Says whose trace it is (W3C Trace Context): the edge's place in it, or else what came, where that is a
+/// context.
+fn trace_context(request: &mut RequestHeader, onward: &Onward<'_>) -> pingora::Result<()> {
+    let came =
+        request.headers.contains_key(TRACEPARENT) || request.headers.contains_key(TRACESTATE);
+    if came {
+        let goes_on = Parent::of(&request.headers).is_some();
+        if !goes_on {
+            request.remove_header(&TRACEPARENT);
+        }
+        if !goes_on || !state_is_good(&request.headers) {
+            request.remove_header(&TRACESTATE);
+        }
+    }
+    match onward.trace {
+        Some(trace) => request.insert_header(TRACEPARENT, trace.traceparent()),
+        None => Ok(()),
+    }
 }
 
 fn forwarded(request: &mut RequestHeader, onward: &Onward<'_>) -> pingora::Result<()> {

@@ -13,14 +13,17 @@ use pingora::{Error, ErrorSource};
 use super::audit::Audit;
 use super::authority;
 use super::believe;
+use super::calls;
 use super::capsules::{self, Capsules, Own};
 use super::connection::{self, Connection};
 use super::ctx::Ctx;
+use super::exporter::Traces;
 use super::headers::Onward;
 use super::introspect::Introspectors;
 use super::jwks::KeySets;
 use super::resource_metadata::ResourceMetadata;
 use super::route::{Miss, RouteTable};
+use super::spans;
 use super::stream;
 use super::trust::{Standing, Trust};
 use super::upstream::{self, Servers};
@@ -29,7 +32,7 @@ use super::{record, record::Told};
 use crate::config::{
     AuthorizationPolicy, ClientCertificateTold, Config, Limits, Listener, Route, Upstream,
 };
-use crate::gate::{Admitted, Decision, Gate};
+use crate::gate::{self, Admitted, Decision, Gate};
 use crate::policy::cors::{self, Grant};
 use crate::policy::denial::Denial;
 use crate::policy::lifetime;
@@ -63,6 +66,8 @@ pub struct Common {
     pub metrics: Arc<Metrics>,
     /// Records.
     pub log: Log,
+    /// Spans, where they are kept.
+    pub traces: Option<Arc<Traces>>,
 }
 
 /// What all listeners share.
@@ -124,6 +129,15 @@ impl Parts {
             replay_status: StatusCode::from_u16(config.replay_status)
                 .unwrap_or(StatusCode::UNAUTHORIZED),
             ok_sample: config.telemetry.ok_sample,
+        }
+    }
+
+    /// Starts what works in the background. It ends with this, or with the runtime.
+    pub fn start(&self, runtime: &tokio::runtime::Handle) {
+        self.common.keys.start(runtime);
+        self.servers().for_each(|servers| servers.start(runtime));
+        if let Some(traces) = &self.common.traces {
+            traces.start(runtime);
         }
     }
 
@@ -322,7 +336,9 @@ impl Parts {
         if *denial == Denial::IntrospectionUnavailable
             && let Ok(shown) = presented::credentials(view, self.limits.authorization_bytes)
         {
-            let told = self.common.introspectors.ask(issuer, shown.token).await;
+            let asked = self.common.introspectors.ask(issuer, shown.token);
+            let down = |it: &gate::Told| it.denial() == Some(Denial::IntrospectionUnavailable);
+            let told = calls::timed(spans::INTROSPECTION, None, down, asked).await;
             return self
                 .common
                 .gate
@@ -382,8 +398,12 @@ impl Parts {
             id: &ctx.id,
             took: ctx.decided,
             ok_sample: self.ok_sample,
+            trace: ctx.trace.as_ref().and_then(|begun| begun.sampled()),
         };
         record::tell(&told, &self.common.metrics, &self.common.log);
+        if let Some(traces) = &self.common.traces {
+            spans::tell(self, traces, ctx, &told, status);
+        }
         if let Some(audit) = &self.common.audit {
             record::audit(&told, audit, ctx.whence.address, now());
         }
@@ -457,6 +477,7 @@ impl Parts {
                 Vec::new()
             },
             request_id: &ctx.id,
+            trace: ctx.trace.as_ref().map(|begun| &begun.trace),
             authority: &ctx.target.as_ref()?.authority,
             target,
             https: ctx.whence.https.unwrap_or_else(|| self.is_https(connection, ctx)),

@@ -29,13 +29,14 @@ use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
-use super::authority::{self, Stop};
+use super::authority::{self, Reply, Stop};
 use super::connection;
 use super::cors;
 use super::ctx::Ctx;
 use super::headers;
 use super::parts::{Parts, Permit};
 use super::respond::{self, Answer, ErrorCode};
+use super::spans;
 use super::stream;
 use super::upstream;
 use super::view::Target;
@@ -87,7 +88,11 @@ impl ProxyHttp for Edge {
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
         let parts = Arc::clone(&ctx.parts);
-        let verdict = parts.decide(session, ctx).await;
+        parts.begin_trace(session, ctx);
+        let verdict = match spans::calls(ctx) {
+            None => parts.decide(session, ctx).await,
+            Some(calls) => calls.watch(parts.decide(session, ctx)).await,
+        };
         ctx.decided = ctx.started.elapsed();
         match verdict {
             Ok(Permit::Preflight(grant)) => {
@@ -97,6 +102,9 @@ impl ProxyHttp for Edge {
                 Ok(true)
             }
             Ok(Permit::Own(own)) => {
+                if let Some(begun) = &mut ctx.trace {
+                    begun.is_for(own.what);
+                }
                 parts.answer(session, ctx, &own).await?;
                 Ok(true)
             }
@@ -113,7 +121,7 @@ impl ProxyHttp for Edge {
                 ctx.admitted = Some(admitted);
                 Ok(false)
             }
-            Ok(Permit::Authority) => match authority::serve(&parts, session, ctx).await {
+            Ok(Permit::Authority) => match ask(&parts, session, ctx).await {
                 Ok(reply) => {
                     authority::send(&parts, session, ctx, reply).await?;
                     Ok(true)
@@ -138,6 +146,9 @@ impl ProxyHttp for Edge {
         let Some((_, servers)) = parts.upstream(ctx) else {
             return Error::e_explain(ErrorType::InternalError, "no upstream");
         };
+        if ctx.trace.is_some() {
+            ctx.sent.get_or_insert(ctx.started.elapsed());
+        }
         let turn = *ctx.turn.get_or_insert_with(|| servers.turn());
         ctx.server = servers.choose(turn, &ctx.tried);
         ctx.line = None;
@@ -343,6 +354,14 @@ impl ProxyHttp for Edge {
         _context: ProxyWarnLogContext,
     ) -> bool {
         true
+    }
+}
+
+/// Serves a request to an authorization server, watched where it is sampled.
+async fn ask(parts: &Parts, session: &mut Session, ctx: &mut Ctx) -> Result<Reply, Stop> {
+    match spans::calls(ctx) {
+        None => authority::serve(parts, session, ctx).await,
+        Some(calls) => calls.watch(authority::serve(parts, session, ctx)).await,
     }
 }
 

@@ -9,6 +9,7 @@ use crate::policy::audit::{Draft, Kind};
 use crate::policy::denial::{Denial, DpopResult};
 use crate::policy::rule::Role;
 use crate::policy::time::UnixTime;
+use crate::policy::trace::TraceId;
 use crate::telemetry::log::{BypassRecord, ConstraintRecord, Log, RequestRecord, Thumbprint};
 use crate::telemetry::metrics::{CertificateMiss, Metrics, NonceMiss, Tenant};
 
@@ -29,11 +30,13 @@ pub struct Told<'a> {
     pub took: Duration,
     /// The share of `ok` records that is written.
     pub ok_sample: f64,
+    /// The trace that has its spans.
+    pub trace: Option<TraceId>,
 }
 
-/// Counts a decision and writes its records.
-pub fn tell(told: &Told<'_>, metrics: &Metrics, log: &Log) {
-    // What would have been refused under `enforce` is told like a refusal.
+/// What was wrong, and what became of it. What would have been refused under `enforce` is told like a
+/// refusal.
+pub(super) fn outcome(told: &Told<'_>) -> (Option<Denial>, DpopResult) {
     let fault = told.refused.or(told.facts.and_then(|facts| facts.observed));
     let bypassed = told.facts.is_some_and(|facts| facts.bypass.is_some());
     let result = match (told.refused, fault) {
@@ -42,6 +45,12 @@ pub fn tell(told: &Told<'_>, metrics: &Metrics, log: &Log) {
         (None, None) if bypassed => DpopResult::Bypass,
         (None, None) => DpopResult::Ok,
     };
+    (fault, result)
+}
+
+/// Counts a decision and writes its records.
+pub fn tell(told: &Told<'_>, metrics: &Metrics, log: &Log) {
+    let (fault, result) = outcome(told);
     if let Some((role, facts)) = told.role.zip(told.facts) {
         count(role, facts, fault, result, metrics);
     }
@@ -146,6 +155,7 @@ fn request<'a>(told: &Told<'a>, fault: Option<Denial>, result: DpopResult) -> Re
         reason: fault.map(Denial::code),
         decision_id: told.id,
         latency_us: u64::try_from(told.took.as_micros()).unwrap_or(u64::MAX),
+        trace_id: told.trace,
     }
 }
 
@@ -249,6 +259,7 @@ mod tests {
             id: "ffffffff000000000000000000000000",
             took: Duration::from_micros(40),
             ok_sample: 0.0,
+            trace: None,
         }
     }
 

@@ -365,6 +365,12 @@ impl Drop for Servers {
 }
 
 impl Target {
+    /// Where it is.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// Where and how to connect.
     #[must_use]
     pub fn peer(&self) -> HttpPeer {

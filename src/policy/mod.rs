@@ -39,3 +39,4 @@ pub mod step_up;
 pub mod target;
 pub mod time;
 pub mod token;
+pub mod trace;

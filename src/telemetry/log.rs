@@ -23,6 +23,7 @@ use tracing::{Level, Metadata, field};
 
 use crate::policy::digest::Sha256;
 use crate::policy::time::UnixTime;
+use crate::policy::trace::TraceId;
 
 /// Lines that may wait for the writer.
 const QUEUE_LINES: usize = 8192;
@@ -77,6 +78,9 @@ pub struct RequestRecord<'a> {
     pub decision_id: &'a str,
     /// Time of the decision, microseconds.
     pub latency_us: u64,
+    /// The trace that has its spans, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "shown")]
+    pub trace_id: Option<TraceId>,
 }
 
 /// `authority.dpop.proof.bypass`: a token was asked for without a proof while the temporary bypass lasts.
@@ -150,6 +154,13 @@ pub struct Thumbprint(pub Sha256);
 impl Serialize for Thumbprint {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&self.0)
+    }
+}
+
+fn shown<S: serde::Serializer>(id: &Option<TraceId>, serializer: S) -> Result<S::Ok, S::Error> {
+    match id {
+        Some(id) => serializer.collect_str(id),
+        None => serializer.serialize_none(),
     }
 }
 
@@ -480,6 +491,7 @@ mod tests {
             reason: None,
             decision_id: "00ff",
             latency_us: 7,
+            trace_id: None,
         }
     }
 

@@ -6,6 +6,8 @@
 mod capsules;
 mod families;
 mod labels;
+mod spans;
+mod upstreams;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,13 +15,14 @@ use std::time::Duration;
 use capsules::CapsuleMetrics;
 pub use capsules::{CapsuleResult, StoreStatus, TelemetryResult};
 use families::Families;
-pub use labels::{CertificateMiss, ConnectionLoss, IntrospectionResult, NonceMiss, Stage, Tenant};
-use prometheus::core::Collector as _;
-use prometheus::proto::MetricFamily;
+pub use labels::{
+    CertificateMiss, ConnectionLoss, IntrospectionResult, NonceMiss, SpanLoss, Stage, Tenant,
+};
 use prometheus::{
     Encoder as _, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
     IntGauge, IntGaugeVec, Opts, TextEncoder,
 };
+use upstreams::upstream_up;
 
 use crate::policy::denial::{AuthorityFault, DpopResult};
 use crate::policy::lifetime::Ending;
@@ -102,6 +105,7 @@ pub struct Metrics {
     introspections: Vec<IntCounter>,
     certificate_expiry: GaugeVec,
     log_suppressed: IntGauge,
+    spans_dropped: Vec<IntCounter>,
     /// Taken, refused.
     reloads: [IntCounter; 2],
     capsules: CapsuleMetrics,
@@ -175,6 +179,11 @@ impl Metrics {
             log_suppressed: define.gauge(
                 "holdfast_log_suppressed",
                 "Log lines dropped since the start because the queue was full",
+            )?,
+            spans_dropped: define.reasons(
+                "holdfast_spans_dropped_total",
+                "Spans that did not come to the collector",
+                &SpanLoss::ALL.map(SpanLoss::name),
             )?,
             reloads: define.reloads()?,
             capsules: CapsuleMetrics::define(&define)?,
@@ -319,19 +328,6 @@ impl Metrics {
             Tenant::Other | Tenant::Known(_) => self.tenants + 1,
         }
     }
-}
-
-fn upstream_up<'a>(
-    servers: impl IntoIterator<Item = (&'a str, &'a str, bool)>,
-) -> Vec<MetricFamily> {
-    let opts =
-        Opts::new("holdfast_upstream_up", "Whether checks found a server up, 1 without checks");
-    let Ok(gauges) = IntGaugeVec::new(opts, &["upstream", "server"]) else { return Vec::new() };
-    for (upstream, server, up) in servers {
-        gauges.with_label_values(&[upstream, server]).set(up.into());
-    }
-    // The encoder takes no family without a series.
-    gauges.collect().into_iter().filter(|family| !family.get_metric().is_empty()).collect()
 }
 
 fn role_index(role: Role) -> usize {

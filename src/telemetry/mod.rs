@@ -1,6 +1,7 @@
-//! What the edge tells about itself: log lines on stdout, metrics for a scrape.
+//! What the edge tells about itself: log lines on stdout, metrics for a scrape, spans for a collector.
 //!
-//! Both have bounded memory, and neither ever sees a token, a proof or a whole header.
+//! All have bounded memory, and none ever sees a token, a proof or a whole header.
 
 pub mod log;
 pub mod metrics;
+pub mod spans;

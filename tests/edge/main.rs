@@ -107,6 +107,8 @@ mod terminators;
 #[cfg(test)]
 mod token;
 #[cfg(test)]
+mod traces;
+#[cfg(test)]
 mod upstream_tls;
 #[cfg(test)]
 mod upstreams;

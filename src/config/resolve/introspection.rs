@@ -138,8 +138,7 @@ fn secret(section: &Section<'_>) -> Option<Secret> {
             "only one of `clientSecretFile` and `clientSecret` can be given",
         );
     }
-    let name = text.written.strip_prefix("${ENV:").and_then(|rest| rest.strip_suffix('}'));
-    if name.is_none_or(|name| name.contains('}')) {
+    if !text.is_from_environment() {
         text.error("a secret has no place in this file: use `clientSecretFile` or `${ENV:NAME}`");
     }
     Some(Secret::new(text.value.into()))

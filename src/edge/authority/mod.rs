@@ -105,6 +105,9 @@ pub(super) async fn serve(
     };
     let answered = asked.ask(session, ctx, &granted, &body).await?;
     ctx.answered = Some(ctx.started.elapsed());
+    if let Some(begun) = &mut ctx.trace {
+        begun.answered(answered.head.status.as_u16());
+    }
     match role {
         Role::Token => asked.issued(ctx, &granted, answered).await,
         Role::Introspection => asked.introspected(session, ctx, answered).await,
@@ -196,6 +199,7 @@ impl Asked<'_> {
         body: &[u8],
     ) -> Result<Answered, Stop> {
         let upstream = self.parts.upstream(ctx).ok_or(Stop::Failed(ErrorCode::ServerError))?;
+        ctx.sent = Some(ctx.started.elapsed());
         let target = ctx.target.as_ref().map(Target::upstream).unwrap_or_default();
         ctx.admitted = Some(granted.admitted().clone());
         let onward = self.parts.onward(session, ctx, &target);

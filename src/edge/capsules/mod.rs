@@ -108,6 +108,15 @@ pub struct Own {
 }
 
 impl What {
+    /// Where it is asked for, a node's name left out.
+    pub(super) fn pattern(self) -> &'static str {
+        match self {
+            Self::Capsule => "/api/runtime/capsule/{nodeId}",
+            Self::Telemetry => "/api/runtime/telemetry/{nodeId}",
+            Self::Jwks => JWKS,
+        }
+    }
+
     /// The methods that it takes.
     #[must_use]
     pub fn methods(self) -> &'static [Method] {

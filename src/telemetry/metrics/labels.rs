@@ -39,6 +39,26 @@ impl NonceMiss {
     }
 }
 
+/// The `reason` label of `holdfast_spans_dropped_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpanLoss {
+    /// Too many waited to be sent.
+    QueueFull,
+    /// The collector was away, or refused them.
+    NotTaken,
+}
+
+impl SpanLoss {
+    pub(super) const ALL: [Self; 2] = [Self::QueueFull, Self::NotTaken];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::QueueFull => "queue_full",
+            Self::NotTaken => "not_taken",
+        }
+    }
+}
+
 /// The `reason` label of `authority_mtls_mismatch_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CertificateMiss {

@@ -3,6 +3,7 @@
 
 pub(crate) mod authority;
 pub(crate) mod client;
+pub(crate) mod collector;
 pub(crate) mod drill;
 pub(crate) mod keys;
 pub(crate) mod node;

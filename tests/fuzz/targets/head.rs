@@ -10,6 +10,7 @@ use holdfast::policy::presented::{Scheme, credentials};
 use holdfast::policy::proof::at_most_one_field;
 use holdfast::policy::request::{RequestView, Sender};
 use holdfast::policy::target::{normalise_path, split_authority};
+use holdfast::policy::trace::{Parent, TRACEPARENT, state_is_good};
 use http::header::AUTHORIZATION;
 use pingora::http::RequestHeader;
 
@@ -19,6 +20,7 @@ pub(super) fn head(input: &[u8]) {
     let Some(request) = read(input) else { return };
     assert!(head_bytes(&request) >= request.raw_path().len());
     let _ = at_most_one_field(&request.headers);
+    context(&request.headers);
     let Ok(target) = Target::of(&request, None) else { return };
     target_is_normal(&target);
     let view = RequestView {
@@ -43,6 +45,15 @@ pub(super) fn head(input: &[u8]) {
     assert!(!found.token.contains([' ', ',', '"']), "more than one token68");
     let query = target.query.unwrap_or_default();
     assert!(!query.split('&').any(|pair| pair.split('=').next() == Some("access_token")));
+}
+
+/// What is read as a trace's context is written as it was, as far as it is known.
+fn context(headers: &http::HeaderMap) {
+    let _ = state_is_good(headers);
+    let Some(parent) = Parent::of(headers) else { return };
+    let value = headers.get(TRACEPARENT).expect("the field that was read").as_bytes();
+    let written = format!("-{}-{}-", parent.trace, parent.span);
+    assert_eq!(value.get(2..53), Some(written.as_bytes()));
 }
 
 fn read(input: &[u8]) -> Option<RequestHeader> {
