@@ -15,6 +15,7 @@ use crate::edge::admin;
 use crate::edge::audit::Audit;
 use crate::edge::authority;
 use crate::edge::capsules::{self, Capsules};
+use crate::edge::ends;
 use crate::edge::introspect::Introspectors;
 use crate::edge::jwks::KeySets;
 use crate::edge::parts::{Common, Parts};
@@ -27,7 +28,7 @@ use crate::store::budget::Budget;
 use crate::store::bypass::{self, Flag};
 use crate::store::epoch::{Epochs, OfProcess, SETTLE};
 use crate::store::failures::{FailureLimits, Failures};
-use crate::store::keys::{AuditSigner, KeyRing};
+use crate::store::keys::{AuditSigner, KeyRing, Kind};
 use crate::store::networks::Networks;
 use crate::store::nodes::Nodes;
 use crate::store::nodes::shared::SharedNodes;
@@ -39,7 +40,7 @@ use crate::store::serving;
 use crate::store::sqlite::writer::{CheckpointRule, Signer};
 use crate::store::sqlite::{Fault, OpenError};
 use crate::telemetry::log::Log;
-use crate::telemetry::metrics::{Metrics, Shape};
+use crate::telemetry::metrics::{ByMemory, Ends, KeyTerm, Metrics, Shape};
 
 /// Addresses whose proofs at token endpoints are counted apart.
 const PACED: usize = 100_000;
@@ -302,21 +303,27 @@ pub(super) fn make(
 ) -> Result<Made, StartError> {
     let tenants: Vec<_> = config.rules.tenants.iter().map(|tenant| tenant.name.as_str()).collect();
     let listeners: Vec<_> =
-        config.edge.listeners.iter().map(|listener| listener.name.as_str()).collect();
+        config.edge.listeners.iter().map(|it| (it.name.as_str(), it.max_connections)).collect();
     let issuers: Vec<_> =
         config.issuers.iter().map(|issuer| issuer.rules.issuer.as_str()).collect();
+    let upstreams: Vec<_> = config.upstreams.iter().map(|it| it.name.as_str()).collect();
+    let (capsules, ring) = capsules(config, lasting)?.unzip();
+    let limits = &config.edge.limits;
+    let (resource, token) = (limits.replay_entries, limits.token_replay_entries);
     let shape = Shape {
         tenants: &tenants,
         listeners: &listeners,
         issuers: &issuers,
-        replay_capacity: config.edge.limits.replay_entries,
+        upstreams: &upstreams,
+        replay_capacity: ByMemory { resource, token, node: resource },
+        ends: Ends { files: ends::of(config), keys: due(config, ring.as_deref()) },
     };
     let metrics = match before {
         Some(before) => before.common().metrics.reshaped(&shape)?,
         None => Metrics::new(&shape)?,
     };
     let metrics = Arc::new(metrics);
-    let tls = listeners_tls(config, lasting, &metrics, generation)?;
+    let tls = listeners_tls(config, lasting, generation)?;
     let bypass = bypass(config, lasting)?;
     let gate = Arc::new(gate(config, lasting, bypass, Arc::new(withdrawn(config)?)));
     let keys = KeySets::new(
@@ -328,7 +335,6 @@ pub(super) fn make(
     let introspectors = Introspectors::new(&config.issuers, &gate, &metrics)?;
     let (keys, introspectors) = (Arc::new(keys), Arc::new(introspectors));
     let log = lasting.log.clone();
-    let (capsules, ring) = capsules(config, lasting)?.unzip();
     let audit = lasting.store.as_ref().map(|store| store.audit.clone());
     let authority = lasting.authority.clone();
     let redis = lasting.redis.clone();
@@ -338,6 +344,16 @@ pub(super) fn make(
     let servers = servers(config)?;
     let parts = Parts::new(config, trust, servers, common);
     Ok(Made { parts: Arc::new(parts), tls, ring })
+}
+
+/// When the newest key of each kind is due to be followed by another.
+fn due(config: &Config, ring: Option<&KeyRing>) -> Vec<KeyTerm> {
+    let Some((settings, ring)) = config.capsules.as_ref().zip(ring) else { return Vec::new() };
+    let due = |(kind, since): (Kind, UnixTime)| KeyTerm {
+        kind: kind.name(),
+        ends: since.plus(settings.key_max_age),
+    };
+    ring.newest().into_iter().map(due).collect()
 }
 
 /// The temporary bypass, as long as its flag stays. That it was seen is written down first.
@@ -373,19 +389,13 @@ fn withdrawn(config: &Config) -> Result<tls::WithdrawnCertificates, StartError> 
 fn listeners_tls(
     config: &Config,
     lasting: &Lasting,
-    metrics: &Metrics,
     generation: u64,
 ) -> Result<Vec<ServerTls>, StartError> {
     let mut all = Vec::new();
     for listener in &config.edge.listeners {
         let name = &listener.name;
         let wrong = |error: TlsError| StartError::Tls { name: name.clone(), error };
-        let tls =
-            tls::server(listener.tls.as_ref(), &lasting.provider, generation).map_err(wrong)?;
-        for (path, not_after) in &tls.expiry {
-            metrics.certificate_expiry(name, &path.display().to_string(), *not_after);
-        }
-        all.push(tls);
+        all.push(tls::server(listener.tls.as_ref(), &lasting.provider, generation).map_err(wrong)?);
     }
     Ok(all)
 }

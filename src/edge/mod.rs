@@ -13,6 +13,7 @@ pub mod capsules;
 pub mod connection;
 mod cors;
 mod ctx;
+pub mod ends;
 mod fresh_auth;
 mod grpc;
 mod guard;

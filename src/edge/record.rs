@@ -42,6 +42,9 @@ pub fn tell(told: &Told<'_>, metrics: &Metrics, log: &Log) {
         (None, None) if bypassed => DpopResult::Bypass,
         (None, None) => DpopResult::Ok,
     };
+    if let Some(denial) = fault {
+        metrics.denied(denial, told.refused.is_some());
+    }
     if let Some((role, facts)) = told.role.zip(told.facts) {
         count(role, facts, fault, result, metrics);
     }
