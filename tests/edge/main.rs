@@ -67,6 +67,8 @@ mod peers;
 #[cfg(test)]
 mod policies;
 #[cfg(test)]
+mod prometheus;
+#[cfg(test)]
 mod proof;
 #[cfg(test)]
 mod real_upstreams;
