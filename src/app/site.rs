@@ -15,7 +15,6 @@ use crate::edge::admin;
 use crate::edge::audit::Audit;
 use crate::edge::authority;
 use crate::edge::capsules::{self, Capsules};
-use crate::edge::ends;
 use crate::edge::introspect::Introspectors;
 use crate::edge::jwks::KeySets;
 use crate::edge::parts::{Common, Parts};
@@ -28,7 +27,7 @@ use crate::store::budget::Budget;
 use crate::store::bypass::{self, Flag};
 use crate::store::epoch::{Epochs, OfProcess, SETTLE};
 use crate::store::failures::{FailureLimits, Failures};
-use crate::store::keys::{AuditSigner, KeyRing, Kind};
+use crate::store::keys::{AuditSigner, KeyRing};
 use crate::store::networks::Networks;
 use crate::store::nodes::Nodes;
 use crate::store::nodes::shared::SharedNodes;
@@ -40,7 +39,6 @@ use crate::store::serving;
 use crate::store::sqlite::writer::{CheckpointRule, Signer};
 use crate::store::sqlite::{Fault, OpenError};
 use crate::telemetry::log::Log;
-use crate::telemetry::metrics::{ByMemory, Ends, KeyTerm, Metrics, Shape};
 
 /// Addresses whose proofs at token endpoints are counted apart.
 const PACED: usize = 100_000;
@@ -290,6 +288,8 @@ fn capsules(config: &Config, lasting: &Lasting) -> Result<Option<WithKeys>, Star
 pub(super) struct Made {
     pub(super) parts: Arc<Parts>,
     pub(super) tls: Vec<ServerTls>,
+    /// What the admin listener speaks.
+    pub(super) admin_tls: Option<Arc<rustls::ServerConfig>>,
     /// Who signs the audit log from now on.
     pub(super) ring: Option<Arc<KeyRing>>,
 }
@@ -301,29 +301,11 @@ pub(super) fn make(
     before: Option<&Parts>,
     generation: u64,
 ) -> Result<Made, StartError> {
-    let tenants: Vec<_> = config.rules.tenants.iter().map(|tenant| tenant.name.as_str()).collect();
-    let listeners: Vec<_> =
-        config.edge.listeners.iter().map(|it| (it.name.as_str(), it.max_connections)).collect();
-    let issuers: Vec<_> =
-        config.issuers.iter().map(|issuer| issuer.rules.issuer.as_str()).collect();
-    let upstreams: Vec<_> = config.upstreams.iter().map(|it| it.name.as_str()).collect();
     let (capsules, ring) = capsules(config, lasting)?.unzip();
-    let limits = &config.edge.limits;
-    let (resource, token) = (limits.replay_entries, limits.token_replay_entries);
-    let shape = Shape {
-        tenants: &tenants,
-        listeners: &listeners,
-        issuers: &issuers,
-        upstreams: &upstreams,
-        replay_capacity: ByMemory { resource, token, node: resource },
-        ends: Ends { files: ends::of(config), keys: due(config, ring.as_deref()) },
-    };
-    let metrics = match before {
-        Some(before) => before.common().metrics.reshaped(&shape)?,
-        None => Metrics::new(&shape)?,
-    };
-    let metrics = Arc::new(metrics);
+    let before_metrics = before.map(|before| &*before.common().metrics);
+    let metrics = Arc::new(super::metrics::of(config, ring.as_deref(), before_metrics)?);
     let tls = listeners_tls(config, lasting, generation)?;
+    let admin_tls = admin_tls(config, lasting, generation)?;
     let bypass = bypass(config, lasting)?;
     let gate = Arc::new(gate(config, lasting, bypass, Arc::new(withdrawn(config)?)));
     let keys = KeySets::new(
@@ -343,17 +325,7 @@ pub(super) fn make(
     let trust = tls.iter().map(|tls| Arc::clone(&tls.trust)).collect();
     let servers = servers(config)?;
     let parts = Parts::new(config, trust, servers, common);
-    Ok(Made { parts: Arc::new(parts), tls, ring })
-}
-
-/// When the newest key of each kind is due to be followed by another.
-fn due(config: &Config, ring: Option<&KeyRing>) -> Vec<KeyTerm> {
-    let Some((settings, ring)) = config.capsules.as_ref().zip(ring) else { return Vec::new() };
-    let due = |(kind, since): (Kind, UnixTime)| KeyTerm {
-        kind: kind.name(),
-        ends: since.plus(settings.key_max_age),
-    };
-    ring.newest().into_iter().map(due).collect()
+    Ok(Made { parts: Arc::new(parts), tls, admin_tls, ring })
 }
 
 /// The temporary bypass, as long as its flag stays. That it was seen is written down first.
@@ -400,6 +372,16 @@ fn listeners_tls(
     Ok(all)
 }
 
+fn admin_tls(
+    config: &Config,
+    lasting: &Lasting,
+    generation: u64,
+) -> Result<Option<Arc<rustls::ServerConfig>>, StartError> {
+    let made = tls::server(config.edge.admin_tls.as_ref(), &lasting.provider, generation);
+    let made = made.map_err(|error| StartError::Tls { name: "admin".to_owned(), error })?;
+    Ok(made.configs.into_iter().next())
+}
+
 /// The configuration in force.
 #[derive(Debug)]
 pub(super) struct InForce {
@@ -435,6 +417,7 @@ impl Site {
         // From here on nothing fails. Requests first, so that a connection which is made meanwhile
         // under the trust of before is held against the new one.
         self.current.store(made.parts);
+        self.told.speak(made.admin_tls);
         self.lasting.sign_with(made.ring);
         let listeners = config.edge.listeners.iter().zip(&self.serving).zip(made.tls);
         for (index, ((listener, place), tls)) in listeners.enumerate() {

@@ -1,5 +1,7 @@
-//! The admin listener: `/metrics`, `/healthz`, `/readyz`. Loopback, in clear, never on a public
-//! address.
+//! The admin listener: `/metrics`, `/healthz`, `/readyz`. In clear on a loopback address; on any other
+//! with TLS, for whoever has a certificate.
+
+mod door;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -15,6 +17,9 @@ use super::jwks::KeyStatus;
 use super::listener::Occupancy;
 use super::parts::{self, Common, Parts};
 use super::upstream::{ServerStatus, Servers};
+use door::Door;
+pub use door::Tls;
+
 use crate::policy::time::UnixTime;
 use crate::store::redis;
 use crate::telemetry::metrics::{ByMemory, Now};
@@ -25,6 +30,7 @@ pub struct Told {
     edge: Arc<ArcSwap<Parts>>,
     listeners: Vec<(String, Arc<Occupancy>)>,
     reloads: Mutex<Reloads>,
+    tls: Tls,
 }
 
 #[derive(Clone, Debug)]
@@ -43,7 +49,12 @@ impl Told {
     ) -> Self {
         edge.load().common().metrics.config_started(since);
         let reloads = Mutex::new(Reloads { since, error: None });
-        Self { edge, listeners, reloads }
+        Self { edge, listeners, reloads, tls: Tls::default() }
+    }
+
+    /// From now on who asks must speak TLS like this; `None`: in clear.
+    pub fn speak(&self, tls: Option<Arc<rustls::ServerConfig>>) {
+        self.tls.store(tls);
     }
 
     /// Another configuration has come into force.
@@ -73,7 +84,8 @@ impl Told {
 /// # Errors
 /// When the socket fails.
 pub async fn serve(socket: tokio::net::TcpListener, told: Arc<Told>) -> std::io::Result<()> {
-    axum::serve(socket, router(told)).await
+    let door = Door::open(socket, Arc::clone(&told.tls))?;
+    axum::serve(door, router(told)).await
 }
 
 fn router(told: Arc<Told>) -> Router {

@@ -1,7 +1,7 @@
 //! When the certificates end that the edge goes by. Who uses a file has read it before and said what is
 //! wrong with it; here one that cannot be read is left out.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
@@ -11,6 +11,8 @@ use crate::policy::certificate::revocation_lists;
 use crate::policy::time::UnixTime;
 use crate::telemetry::metrics::{Term, Use};
 
+/// The name that the admin listener's certificates stand under.
+const ADMIN: &str = "admin";
 /// The name that the store's certificates stand under.
 const STORE: &str = "store";
 
@@ -25,6 +27,11 @@ pub fn of(config: &Config) -> Vec<Term> {
             found.authorities(Use::ClientAuthority, owner, &tls.client_authorities);
             found.lists(owner, &tls.revocation.crls);
         }
+    }
+    if let Some(tls) = &config.edge.admin_tls {
+        found.chains(Use::Server, ADMIN, tls.certificates.iter().map(|it| &it.certificate));
+        found.authorities(Use::ClientAuthority, ADMIN, &tls.client_authorities);
+        found.lists(ADMIN, &tls.revocation.crls);
     }
     for upstream in &config.upstreams {
         let Some(tls) = &upstream.tls else { continue };
@@ -60,7 +67,7 @@ pub fn of(config: &Config) -> Vec<Term> {
 struct Found(Vec<Term>);
 
 impl Found {
-    fn add(&mut self, used: Use, owner: &str, path: &PathBuf, term: Option<(UnixTime, UnixTime)>) {
+    fn add(&mut self, used: Use, owner: &str, path: &Path, term: Option<(UnixTime, UnixTime)>) {
         let Some((begins, ends)) = term else { return };
         let (owner, file) = (owner.to_owned(), path.display().to_string());
         let term = Term { used, owner, file, begins, ends };
@@ -98,7 +105,7 @@ impl Found {
     }
 }
 
-fn terms(path: &PathBuf) -> Vec<(UnixTime, UnixTime)> {
+fn terms(path: &Path) -> Vec<(UnixTime, UnixTime)> {
     let found = certificates(path).unwrap_or_default();
     let term = |der: &rustls::pki_types::CertificateDer<'_>| {
         let (_, certificate) = X509Certificate::from_der(der).ok()?;

@@ -9,6 +9,8 @@
 mod support;
 
 #[cfg(test)]
+mod admin;
+#[cfg(test)]
 mod admission;
 #[cfg(test)]
 mod authority;

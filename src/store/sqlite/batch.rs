@@ -156,7 +156,7 @@ impl<'a> Batch<'a> {
     /// # Errors
     /// [`Fault::Failed`].
     pub fn quarantines(&self, since: UnixTime) -> Result<u32, Fault> {
-        quarantines(&self.connection, since)
+        quarantines(self.connection, since)
     }
 
     /// Adds a line to the audit chain.

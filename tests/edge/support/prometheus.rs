@@ -42,6 +42,11 @@ pub(crate) struct Prometheus {
 impl Prometheus {
     /// `None` where there is none to be started.
     pub(crate) async fn start(edge: u16) -> Option<Self> {
+        Self::start_with(edge, "").await
+    }
+
+    /// The same; `settings` are further lines of how it scrapes.
+    pub(crate) async fn start_with(edge: u16, settings: &str) -> Option<Self> {
         let program = program("prometheus")?;
         let (directory, port) = (TempDir::new().expect("a directory"), free_port());
         let rules = fs::read_to_string(Path::new(RULES).join("holdfast.rules.yaml"));
@@ -53,7 +58,8 @@ impl Prometheus {
              rule_files: [rules.yaml]\n\
              scrape_configs:\n\
              - job_name: holdfast\n\
-             \x20 static_configs: [{{targets: ['127.0.0.1:{edge}']}}]\n"
+             \x20 static_configs: [{{targets: ['127.0.0.1:{edge}']}}]\n\
+             {settings}"
         );
         fs::write(&config, text).expect("a writable directory");
         let mut command = Command::new(program);
