@@ -224,6 +224,7 @@ pub fn start(config: &Config, log: &Log) -> Result<Running, StartError> {
     let (shutdown, watch) = watch::channel(false);
     let told = fronts.iter().map(|front| (front.name.clone(), Arc::clone(&front.occupancy)));
     let told = admin::Told::new(Arc::clone(&current), told.collect(), lasting.started);
+    told.speak(made.admin_tls);
     let told = Arc::new(told);
     runtime.spawn(serve_admin(socket, Arc::clone(&told)));
     made.parts.start(runtime.handle());
@@ -417,6 +418,7 @@ async fn serve_admin(socket: TcpListener, told: Arc<admin::Told>) {
 }
 
 mod bypass;
+mod metrics;
 mod site;
 
 pub use site::ReloadError;

@@ -39,7 +39,6 @@ use crate::store::sqlite::OpenError;
 use crate::store::sqlite::writer::{CheckpointRule, Signer};
 use crate::store::task::Task;
 use crate::telemetry::log::Log;
-use crate::telemetry::metrics::{Metrics, Shape};
 
 /// Addresses whose proofs at token endpoints are counted apart.
 const PACED: usize = 100_000;
@@ -294,6 +293,8 @@ fn capsules(config: &Config, lasting: &Lasting) -> Result<Option<WithKeys>, Star
 pub(super) struct Made {
     pub(super) parts: Arc<Parts>,
     pub(super) tls: Vec<ServerTls>,
+    /// What the admin listener speaks.
+    pub(super) admin_tls: Option<Arc<rustls::ServerConfig>>,
     /// Who signs the audit log from now on.
     pub(super) ring: Option<Arc<KeyRing>>,
 }
@@ -305,23 +306,11 @@ pub(super) fn make(
     before: Option<&Parts>,
     generation: u64,
 ) -> Result<Made, StartError> {
-    let tenants: Vec<_> = config.rules.tenants.iter().map(|tenant| tenant.name.as_str()).collect();
-    let listeners: Vec<_> =
-        config.edge.listeners.iter().map(|listener| listener.name.as_str()).collect();
-    let issuers: Vec<_> =
-        config.issuers.iter().map(|issuer| issuer.rules.issuer.as_str()).collect();
-    let shape = Shape {
-        tenants: &tenants,
-        listeners: &listeners,
-        issuers: &issuers,
-        replay_capacity: config.edge.limits.replay_entries,
-    };
-    let metrics = match before {
-        Some(before) => before.common().metrics.reshaped(&shape)?,
-        None => Metrics::new(&shape)?,
-    };
-    let metrics = Arc::new(metrics);
-    let tls = listeners_tls(config, lasting, &metrics, generation)?;
+    let (capsules, ring) = capsules(config, lasting)?.unzip();
+    let before_metrics = before.map(|before| &*before.common().metrics);
+    let metrics = Arc::new(super::metrics::of(config, ring.as_deref(), before_metrics)?);
+    let tls = listeners_tls(config, lasting, generation)?;
+    let admin_tls = admin_tls(config, lasting, generation)?;
     let bypass = bypass::bypass(config, lasting, before.is_none())?;
     let gate = Arc::new(gate(config, lasting, bypass, Arc::new(withdrawn(config)?)));
     let keys = KeySets::new(
@@ -337,7 +326,6 @@ pub(super) fn make(
     let traces = traces.map(|it| Traces::new(it, &config.reach, &metrics)).transpose();
     let traces = traces.map_err(StartError::Traces)?.map(Arc::new);
     let log = lasting.log.clone();
-    let (capsules, ring) = capsules(config, lasting)?.unzip();
     let audit = lasting.store.as_ref().map(|store| store.audit.clone());
     let authority = lasting.authority.clone();
     let redis = lasting.redis.clone();
@@ -356,7 +344,7 @@ pub(super) fn make(
     let trust = tls.iter().map(|tls| Arc::clone(&tls.trust)).collect();
     let servers = servers(config)?;
     let parts = Parts::new(config, trust, servers, common);
-    Ok(Made { parts: Arc::new(parts), tls, ring })
+    Ok(Made { parts: Arc::new(parts), tls, admin_tls, ring })
 }
 
 /// The certificates that are on a list of some listener.
@@ -372,21 +360,25 @@ fn withdrawn(config: &Config) -> Result<tls::WithdrawnCertificates, StartError> 
 fn listeners_tls(
     config: &Config,
     lasting: &Lasting,
-    metrics: &Metrics,
     generation: u64,
 ) -> Result<Vec<ServerTls>, StartError> {
     let mut all = Vec::new();
     for listener in &config.edge.listeners {
         let name = &listener.name;
         let wrong = |error: TlsError| StartError::Tls { name: name.clone(), error };
-        let tls =
-            tls::server(listener.tls.as_ref(), &lasting.provider, generation).map_err(wrong)?;
-        for (path, not_after) in &tls.expiry {
-            metrics.certificate_expiry(name, &path.display().to_string(), *not_after);
-        }
-        all.push(tls);
+        all.push(tls::server(listener.tls.as_ref(), &lasting.provider, generation).map_err(wrong)?);
     }
     Ok(all)
+}
+
+fn admin_tls(
+    config: &Config,
+    lasting: &Lasting,
+    generation: u64,
+) -> Result<Option<Arc<rustls::ServerConfig>>, StartError> {
+    let made = tls::server(config.edge.admin_tls.as_ref(), &lasting.provider, generation);
+    let made = made.map_err(|error| StartError::Tls { name: "admin".to_owned(), error })?;
+    Ok(made.configs.into_iter().next())
 }
 
 /// The configuration in force.
@@ -424,6 +416,7 @@ impl Site {
         // From here on nothing fails. Requests first, so that a connection which is made meanwhile
         // under the trust of before is held against the new one.
         self.current.store(made.parts);
+        self.told.speak(made.admin_tls);
         self.lasting.sign_with(made.ring);
         let listeners = config.edge.listeners.iter().zip(&self.serving).zip(made.tls);
         for (index, ((listener, place), tls)) in listeners.enumerate() {

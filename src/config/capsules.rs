@@ -17,6 +17,8 @@ pub struct Capsules {
     pub policy: Policy,
     /// The directory with the keys.
     pub keys: PathBuf,
+    /// How old the newest key of a kind may become before another is due; nothing ends by it.
+    pub key_max_age: Duration,
     /// MaxMind-format database of autonomous systems.
     pub asn_database: Option<PathBuf>,
     /// MaxMind-format database of regions.

@@ -31,6 +31,17 @@ pub struct Introspection {
     pub max_concurrent: usize,
 }
 
+impl Introspection {
+    /// The certificate that the edge shows of itself.
+    #[must_use]
+    pub fn certificate(&self) -> Option<&PathBuf> {
+        match &self.authentication {
+            ClientAuthentication::Mtls(files) => Some(&files.certificate),
+            ClientAuthentication::Basic(_) | ClientAuthentication::Post(_) => None,
+        }
+    }
+}
+
 /// How a client authenticates to its authorization server.
 #[derive(Clone, Debug)]
 pub enum ClientAuthentication {

@@ -187,8 +187,10 @@ impl std::fmt::Debug for NonceKeyFile {
 pub struct Edge {
     /// The public listeners.
     pub listeners: Vec<Listener>,
-    /// The admin listener's address; loopback.
+    /// The admin listener's address; without TLS a loopback one.
     pub admin: SocketAddr,
+    /// TLS of the admin listener, which demands a certificate.
+    pub admin_tls: Option<ListenerTls>,
     /// Limits on what a client may send and hold.
     pub limits: Limits,
     /// Worker threads of the proxy.

@@ -110,16 +110,6 @@ impl<'a> Section<'a> {
         value.is_none_or(|value| value.as_sequence().is_some_and(Vec::is_empty))
     }
 
-    /// Refuses a key of a later version: it would be accepted and do nothing.
-    pub(super) fn later(&self, keys: &[&'static str]) {
-        for key in keys {
-            self.asked.borrow_mut().insert(key);
-            if self.has(key) {
-                self.error(key, "not available in this version");
-            }
-        }
-    }
-
     /// The mapping under `key`; an empty one where it is absent.
     pub(super) fn section(&self, key: &'static str) -> Section<'a> {
         self.item(key).map_or_else(|| self.absent(key), Item::section)

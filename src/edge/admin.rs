@@ -1,5 +1,7 @@
-//! The admin listener: `/metrics`, `/healthz`, `/readyz`. Loopback, in clear, never on a public
-//! address.
+//! The admin listener: `/metrics`, `/healthz`, `/readyz`. In clear on a loopback address; on any other
+//! with TLS, for whoever has a certificate.
+
+mod door;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -15,9 +17,12 @@ use super::jwks::KeyStatus;
 use super::listener::Occupancy;
 use super::parts::{self, Common, Parts};
 use super::upstream::{ServerStatus, Servers};
+use door::Door;
+pub use door::Tls;
+
 use crate::policy::time::UnixTime;
 use crate::store::redis;
-use crate::telemetry::metrics::Now;
+use crate::telemetry::metrics::{ByMemory, Now};
 
 /// What the admin listener tells, one configuration after another.
 #[derive(Debug)]
@@ -25,6 +30,7 @@ pub struct Told {
     edge: Arc<ArcSwap<Parts>>,
     listeners: Vec<(String, Arc<Occupancy>)>,
     reloads: Mutex<Reloads>,
+    tls: Tls,
 }
 
 #[derive(Clone, Debug)]
@@ -41,19 +47,25 @@ impl Told {
         listeners: Vec<(String, Arc<Occupancy>)>,
         since: UnixTime,
     ) -> Self {
+        edge.load().common().metrics.config_started(since);
         let reloads = Mutex::new(Reloads { since, error: None });
-        Self { edge, listeners, reloads }
+        Self { edge, listeners, reloads, tls: Tls::default() }
+    }
+
+    /// From now on who asks must speak TLS like this; `None`: in clear.
+    pub fn speak(&self, tls: Option<Arc<rustls::ServerConfig>>) {
+        self.tls.store(tls);
     }
 
     /// Another configuration has come into force.
     pub fn reloaded(&self, since: UnixTime) {
-        self.edge.load().common().metrics.config_reloaded(true);
+        self.edge.load().common().metrics.config_reloaded(Some(since));
         self.note(Reloads { since, error: None });
     }
 
     /// A reload has failed, so that the configuration before stays in force.
     pub fn reload_failed(&self, error: String) {
-        self.edge.load().common().metrics.config_reloaded(false);
+        self.edge.load().common().metrics.config_reloaded(None);
         let since = self.noted().since;
         self.note(Reloads { since, error: Some(error) });
     }
@@ -72,7 +84,8 @@ impl Told {
 /// # Errors
 /// When the socket fails.
 pub async fn serve(socket: tokio::net::TcpListener, told: Arc<Told>) -> std::io::Result<()> {
-    axum::serve(socket, router(told)).await
+    let door = Door::open(socket, Arc::clone(&told.tls))?;
+    axum::serve(door, router(told)).await
 }
 
 fn router(told: Arc<Told>) -> Router {
@@ -85,17 +98,24 @@ fn router(told: Arc<Told>) -> Router {
 
 async fn metrics(State(told): State<Arc<Told>>) -> Response {
     let edge = told.edge.load_full();
-    let store = match &edge.common().audit {
+    let capsules = edge.common().capsules.as_deref();
+    let mut store = match &edge.common().audit {
         Some(audit) => Some(audit.status().await),
         None => None,
     };
+    if let Some((store, capsules)) = store.as_mut().zip(capsules) {
+        store.quarantines = capsules.quarantines(parts::now()).await;
+    }
     let servers = edge.servers().flat_map(|upstream| {
         upstream.status().map(|status| (upstream.name(), status.server, status.up))
     });
     let Common { gate, metrics, log, redis, .. } = edge.common();
     let now = Now {
-        live_proofs: gate.live_proofs(),
-        live_grants: gate.live_grants(),
+        live_proofs: ByMemory {
+            resource: gate.live_proofs(),
+            token: gate.live_grants(),
+            node: capsules.map_or(0, |capsules| capsules.live_proofs()),
+        },
         log_suppressed: log.suppressed(),
         bypass: gate.bypass(parts::now()).is_some(),
         store,

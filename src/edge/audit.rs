@@ -8,7 +8,7 @@ use crate::policy::time::UnixTime;
 use crate::store::budget::{Budget, Verdict};
 use crate::store::nodes::Nodes;
 use crate::store::registry::Registry;
-use crate::telemetry::metrics::StoreStatus;
+use crate::telemetry::metrics::{Quarantines, StoreStatus};
 
 /// The way into the audit log for what nobody waits for.
 #[derive(Clone, Debug)]
@@ -43,7 +43,12 @@ impl Audit {
         let nodes = self.nodes.count().await;
         self.look_again().await;
         let (up, suppressed) = (self.is_up(), self.budget.suppressed());
-        StoreStatus { up, nodes: nodes.unwrap_or_default(), suppressed }
+        StoreStatus {
+            up,
+            nodes: nodes.unwrap_or_default(),
+            suppressed,
+            quarantines: Quarantines::default(),
+        }
     }
 
     /// Whether both the log and the nodes are to be had.

@@ -14,6 +14,7 @@ pub mod capsules;
 pub mod connection;
 mod cors;
 mod ctx;
+pub mod ends;
 pub mod exporter;
 mod fresh_auth;
 mod grpc;

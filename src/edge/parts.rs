@@ -434,8 +434,18 @@ impl Parts {
         connection.tls.is_some() || origin.is_some_and(Origin::is_https)
     }
 
+    /// An upstream has answered with this status, or not at all.
+    pub(super) fn upstream_answered(&self, ctx: &Ctx, status: Option<u16>) {
+        if let Some(upstream) = self.route(ctx).and_then(|route| route.upstream) {
+            self.common.metrics.upstream_answered(upstream, status);
+        }
+    }
+
     /// A client that goes away is its own business; a service that fails is somebody's.
     pub(super) fn tell_failure(&self, e: &Error, ctx: &Ctx) {
+        if *e.esource() != ErrorSource::Downstream && ctx.answered.is_none() {
+            self.upstream_answered(ctx, None);
+        }
         let (kind, side) = (e.etype().as_str(), e.esource().as_str());
         let upstream = self.upstream(ctx).map(|(upstream, _)| upstream.name.as_str());
         // Of pingora's own words some quote what was sent; the system's and rustls' do not.

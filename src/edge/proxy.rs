@@ -279,6 +279,7 @@ impl ProxyHttp for Edge {
             return Err(Error::new_down(ErrorType::ConnectionClosed));
         }
         ctx.status = response.status.as_u16();
+        ctx.parts.upstream_answered(ctx, Some(ctx.status));
         if stream::is_unbounded(&session.req_header().method, response) {
             watch(session, ctx);
         }

@@ -51,6 +51,9 @@ pub(super) fn outcome(told: &Told<'_>) -> (Option<Denial>, DpopResult) {
 /// Counts a decision and writes its records.
 pub fn tell(told: &Told<'_>, metrics: &Metrics, log: &Log) {
     let (fault, result) = outcome(told);
+    if let Some(denial) = fault {
+        metrics.denied(denial, told.refused.is_some());
+    }
     if let Some((role, facts)) = told.role.zip(told.facts) {
         count(role, facts, fault, result, metrics);
     }

@@ -26,7 +26,6 @@ use super::trust::{ByName, PolicyTrust, Trust};
 use crate::config::{CertificateFiles, ClientCertificates, ListenerTls};
 use crate::gate::Withdrawn;
 use crate::policy::certificate::{self, RevocationList, SenderCertificate};
-use crate::policy::time::UnixTime;
 
 /// Sessions that a listener remembers for resumption.
 const SESSIONS: usize = 4096;
@@ -77,8 +76,6 @@ pub struct ServerTls {
     pub configs: Vec<Arc<ServerConfig>>,
     /// For the connections that are open already.
     pub trust: Arc<Trust>,
-    /// When each certificate and revocation list ends, by file.
-    pub expiry: Vec<(PathBuf, UnixTime)>,
 }
 
 /// Builds a listener's configurations, one for each policy. Each has a session storage of its own, so
@@ -94,31 +91,29 @@ pub fn server(
     let Some(tls) = tls else {
         let nobody = vec![PolicyTrust { verifier: None, required: false }];
         let trust = Arc::new(Trust::new(generation, nobody, ByName::default()));
-        return Ok(ServerTls { configs: Vec::new(), trust, expiry: Vec::new() });
+        return Ok(ServerTls { configs: Vec::new(), trust });
     };
-    let (mut configs, mut policies, mut expiry) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut configs, mut policies) = (Vec::new(), Vec::new());
     let mut names = ByName::default();
     let all = tls.policies.iter().map(|policy| (policy.hosts.as_slice(), &policy.tls));
     for (index, (hosts, tls)) in std::iter::once((&[][..], tls)).chain(all).enumerate() {
-        let verifier = client_verifier(tls, provider, &mut expiry)?;
-        configs.push(server_config(tls, provider, verifier.clone(), &mut expiry)?);
+        let verifier = client_verifier(tls, provider)?;
+        configs.push(server_config(tls, provider, verifier.clone())?);
         let required = tls.client_certificates == ClientCertificates::Require;
         policies.push(PolicyTrust { verifier, required });
         names.add(hosts, &index);
     }
-    Ok(ServerTls { configs, trust: Arc::new(Trust::new(generation, policies, names)), expiry })
+    Ok(ServerTls { configs, trust: Arc::new(Trust::new(generation, policies, names)) })
 }
 
 fn server_config(
     tls: &ListenerTls,
     provider: &Arc<CryptoProvider>,
     verifier: Option<Arc<dyn ClientCertVerifier>>,
-    expiry: &mut Vec<(PathBuf, UnixTime)>,
 ) -> Result<Arc<ServerConfig>, TlsError> {
     let mut certificates = Certificates::default();
     for files in &tls.certificates {
         let loaded = load(files, provider)?;
-        expiry.push((files.certificate.clone(), loaded.not_after));
         certificates.0.add(&loaded.names, &loaded.key);
         certificates.1.get_or_insert(loaded.key);
     }
@@ -142,7 +137,6 @@ fn server_config(
 fn client_verifier(
     tls: &ListenerTls,
     provider: &Arc<CryptoProvider>,
-    expiry: &mut Vec<(PathBuf, UnixTime)>,
 ) -> Result<Option<Arc<dyn ClientCertVerifier>>, TlsError> {
     let required = match tls.client_certificates {
         ClientCertificates::Off => return Ok(None),
@@ -160,9 +154,7 @@ fn client_verifier(
     let builder = WebPkiClientVerifier::builder_with_provider(roots.into(), Arc::clone(provider));
     let mut builder = if required { builder } else { builder.allow_unauthenticated() };
     for path in &tls.revocation.crls {
-        let lists = lists(path)?;
-        expiry.extend(lists.iter().filter_map(|list| Some((path.clone(), list.next_update?))));
-        builder = builder.with_crls(lists.into_iter().map(|list| list.der));
+        builder = builder.with_crls(lists(path)?.into_iter().map(|list| list.der));
     }
     if tls.revocation.leaf_only {
         builder = builder.only_check_end_entity_revocation();
@@ -179,7 +171,6 @@ fn client_verifier(
 struct Loaded {
     key: Arc<CertifiedKey>,
     names: Vec<String>,
-    not_after: UnixTime,
 }
 
 fn load(files: &CertificateFiles, provider: &CryptoProvider) -> Result<Loaded, TlsError> {
@@ -188,12 +179,12 @@ fn load(files: &CertificateFiles, provider: &CryptoProvider) -> Result<Loaded, T
         path: files.key.clone(),
         reason: format!("no private key: {error}"),
     })?;
-    let (names, not_after) = facts(chain.first().map_or(&[], AsRef::as_ref)).ok_or_else(|| {
+    let names = dns_names(chain.first().map_or(&[], AsRef::as_ref)).ok_or_else(|| {
         TlsError::Pem { path: files.certificate.clone(), reason: "not an X.509 certificate".into() }
     })?;
     let key = CertifiedKey::from_der(chain, key, provider)
         .map_err(|error| TlsError::Key { path: files.key.clone(), error })?;
-    Ok(Loaded { key: Arc::new(key), names, not_after })
+    Ok(Loaded { key: Arc::new(key), names })
 }
 
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
@@ -206,11 +197,6 @@ pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, 
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| pem(format!("no certificates: {error}")))?;
     if chain.is_empty() { Err(pem("no certificate in it".to_owned())) } else { Ok(chain) }
-}
-
-/// The DNS names in a certificate's subjectAltName, in lower case.
-pub(super) fn dns_names(der: &[u8]) -> Option<Vec<String>> {
-    facts(der).map(|(names, _)| names)
 }
 
 /// The lists of withdrawn client certificates of all listeners.
@@ -246,8 +232,8 @@ fn lists(path: &Path) -> Result<Vec<RevocationList>, TlsError> {
         .map_err(|reason| TlsError::Pem { path: path.to_owned(), reason })
 }
 
-/// The DNS names in subjectAltName, in lower case, and the end of validity.
-fn facts(der: &[u8]) -> Option<(Vec<String>, UnixTime)> {
+/// The DNS names in a certificate's subjectAltName, in lower case.
+pub(super) fn dns_names(der: &[u8]) -> Option<Vec<String>> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
     let names = certificate.subject_alternative_name().ok().flatten();
     let names = names.into_iter().flat_map(|extension| &extension.value.general_names);
@@ -263,7 +249,7 @@ fn facts(der: &[u8]) -> Option<(Vec<String>, UnixTime)> {
         | GeneralName::RegisteredID(_)
         | GeneralName::Invalid(..) => None,
     });
-    Some((dns.collect(), UnixTime::from_secs(certificate.validity().not_after.timestamp())))
+    Some(dns.collect())
 }
 
 /// Certificates by name; the first serves whoever names none of them.

@@ -154,6 +154,8 @@ pub fn is_listed(list: &CertificateRevocationListDer<'_>, issuer: &[u8], number:
 pub struct RevocationList {
     /// The whole list.
     pub der: CertificateRevocationListDer<'static>,
+    /// When it was made.
+    pub this_update: UnixTime,
     /// When the next one is due.
     pub next_update: Option<UnixTime>,
 }
@@ -179,7 +181,8 @@ pub fn revocation_lists(content: &[u8]) -> Result<Vec<RevocationList>, String> {
             return Err(malformed());
         }
         let next_update = list.next_update().map(|end| UnixTime::from_secs(end.timestamp()));
-        Ok(RevocationList { next_update, der: der.clone() })
+        let this_update = UnixTime::from_secs(list.last_update().timestamp());
+        Ok(RevocationList { this_update, next_update, der: der.clone() })
     };
     let lists: Vec<_> = lists.into_iter().map(read).collect::<Result<_, _>>()?;
     if lists.is_empty() {

@@ -3,8 +3,10 @@
 //! What a refusal looks like on the wire is decided in `edge::respond`, in one match.
 
 use super::proof::Claim;
+pub use all::ALL;
 pub use authority::AuthorityFault;
 
+mod all;
 mod authority;
 
 /// Why a request is refused. The variants stand by what they are about.

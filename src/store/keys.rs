@@ -179,6 +179,18 @@ impl KeyRing {
         &self.files
     }
 
+    /// Each kind with the time since which its newest key has been the one to use.
+    #[must_use]
+    pub fn newest(&self) -> Vec<(Kind, UnixTime)> {
+        let since = |kind: Kind| {
+            let of_kind =
+                self.infos.iter().filter(|info| info.kind == kind && info.retired.is_none());
+            let newest = of_kind.max_by_key(|info| info.version)?;
+            Some((kind, newest.activates.unwrap_or(newest.created)))
+        };
+        [Kind::Master, Kind::Envelope, Kind::Audit].into_iter().filter_map(since).collect()
+    }
+
     /// What is known of each key without its secret.
     #[must_use]
     pub fn infos(&self) -> &[KeyInfo] {

@@ -166,6 +166,12 @@ pub trait Nodes: Look {
     /// [`Fault`].
     async fn count(&self) -> Result<Vec<(Status, u64)>, Fault>;
 
+    /// How many nodes were quarantined after `since`.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    async fn quarantines(&self, since: UnixTime) -> Result<u32, Fault>;
+
     /// Decides about a node, and does what was decided. It is durable, with its audit lines, when this
     /// returns `Ok`.
     ///
@@ -243,6 +249,10 @@ impl Nodes for Registry {
 
     async fn count(&self) -> Result<Vec<(Status, u64)>, Fault> {
         self.read(|reader| reader.count()).await
+    }
+
+    async fn quarantines(&self, since: UnixTime) -> Result<u32, Fault> {
+        self.read(move |reader| reader.quarantines(since)).await
     }
 
     async fn commit(&self, about: About, mut decide: Box<Decide>) -> Result<(), Fault> {

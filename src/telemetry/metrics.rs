@@ -4,8 +4,12 @@
 //! Handles are resolved at start. Counting is an index and an atomic addition.
 
 mod capsules;
+mod configuration;
+mod connections;
+mod ends;
 mod families;
 mod labels;
+mod replay;
 mod spans;
 mod upstreams;
 
@@ -13,42 +17,49 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use capsules::CapsuleMetrics;
-pub use capsules::{CapsuleResult, StoreStatus, TelemetryResult};
+pub use capsules::{CapsuleResult, Quarantines, StoreStatus, TelemetryResult};
+use configuration::Configuration;
+use connections::ConnectionMetrics;
+pub use ends::{Ends, KeyTerm, Term, Use};
 use families::Families;
 pub use labels::{
     CertificateMiss, ConnectionLoss, IntrospectionResult, NonceMiss, SpanLoss, Stage, Tenant,
 };
 use prometheus::{
-    Encoder as _, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
-    IntGauge, IntGaugeVec, Opts, TextEncoder,
+    Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, TextEncoder,
 };
-use upstreams::upstream_up;
+use replay::ReplayMetrics;
+pub use replay::{ByMemory, ReplayMemory};
+use upstreams::UpstreamMetrics;
 
-use crate::policy::denial::{AuthorityFault, DpopResult};
+use crate::policy::denial::{self, AuthorityFault, Denial, DpopResult};
 use crate::policy::lifetime::Ending;
 use crate::policy::rule::{Role, TenantId};
 use crate::policy::time::UnixTime;
 
-/// What the labels range over.
-#[derive(Clone, Copy, Debug)]
+/// What the labels range over, and what is fixed while a configuration is in force.
+#[derive(Clone, Debug, Default)]
 pub struct Shape<'a> {
     /// The configured tenants, by index.
     pub tenants: &'a [&'a str],
-    /// The listeners' names, by index.
-    pub listeners: &'a [&'a str],
+    /// The listeners' names with the connections that each takes, by index.
+    pub listeners: &'a [(&'a str, usize)],
     /// The issuers (`iss`), by index.
     pub issuers: &'a [&'a str],
-    /// Live proofs that the replay log can hold.
-    pub replay_capacity: usize,
+    /// The upstreams' names, by index.
+    pub upstreams: &'a [&'a str],
+    /// Live proofs that can be remembered.
+    pub replay_capacity: ByMemory,
+    /// When certificates and keys end.
+    pub ends: Ends,
 }
 
 /// What is asked for when the metrics are.
 #[derive(Clone, Debug, Default)]
 pub struct Now {
-    /// Live proofs of resources.
-    pub live_proofs: usize,
-    /// Live proofs of token endpoints.
-    pub live_grants: usize,
+    /// Live proofs that are remembered.
+    pub live_proofs: ByMemory,
     /// Lines that the log has dropped since the start.
     pub log_suppressed: u64,
     /// Whether the temporary bypass is open.
@@ -93,21 +104,20 @@ pub struct Metrics {
     durations: Vec<Histogram>,
     streams_ended: Vec<IntCounter>,
     clock_skew: Histogram,
-    replay_live: IntGauge,
-    grants_live: IntGauge,
+    /// By [`denial::ALL`]: refused, observed.
+    denials: Vec<[IntCounter; 2]>,
+    replay: ReplayMetrics,
     bypass_active: IntGauge,
-    connections: Vec<IntGauge>,
-    /// By listener, reason.
-    losses: Vec<IntCounter>,
+    connections: ConnectionMetrics,
     /// By issuer; fetched, failed.
     jwks_refreshes: Vec<[IntCounter; 2]>,
     /// By issuer, result.
     introspections: Vec<IntCounter>,
-    certificate_expiry: GaugeVec,
-    log_suppressed: IntGauge,
+    upstreams: UpstreamMetrics,
+    ends: Ends,
+    log_suppressed: IntCounter,
     spans_dropped: Vec<IntCounter>,
-    /// Taken, refused.
-    reloads: [IntCounter; 2],
+    configuration: Configuration,
     capsules: CapsuleMetrics,
 }
 
@@ -117,7 +127,9 @@ impl Metrics {
     /// # Errors
     /// When a name is no metric's name.
     pub fn new(shape: &Shape<'_>) -> prometheus::Result<Self> {
-        Self::define(Arc::default(), shape)
+        let families = Arc::<Families>::default();
+        families.of_process()?;
+        Self::define(families, shape)
     }
 
     /// The same metrics for another configuration: series that both have go on from where they are,
@@ -131,10 +143,8 @@ impl Metrics {
 
     fn define(families: Arc<Families>, shape: &Shape<'_>) -> prometheus::Result<Self> {
         let define = Definer { families: &families };
-        define.constants(shape)?;
         let (dpop_requests, dpop_results) = define.dpop(shape)?;
         let responses = define.responses()?;
-        let (connections, losses) = define.connections(shape)?;
         Ok(Self {
             tenants: shape.tenants.len(),
             dpop_requests,
@@ -149,12 +159,12 @@ impl Metrics {
                 "Bound tokens shown without their certificate",
                 &CertificateMiss::ALL.map(CertificateMiss::name),
             )?,
-
             authority_alarms: define.reasons(
                 "holdfast_authority_alarms_total",
                 "Answers of authorization servers that were not passed on: unbound, bound to another, unread",
                 &AuthorityFault::ALARMS.map(AuthorityFault::code),
-            )?,            responses,
+            )?,
+            responses,
             durations: define.durations()?,
             streams_ended: define.reasons(
                 "holdfast_streams_ended_total",
@@ -162,30 +172,27 @@ impl Metrics {
                 &Ending::ALL.map(Ending::name),
             )?,
             clock_skew: define.clock_skew()?,
-            replay_live: define.gauge("holdfast_replay_entries", "Live proofs remembered")?,
-            grants_live: define.gauge(
-                "holdfast_token_replay_entries",
-                "Live proofs of token endpoints remembered",
-            )?,
+            denials: define.denials()?,
+            replay: ReplayMetrics::define(&define, shape)?,
             bypass_active: define.gauge(
                 "holdfast_bypass_active",
                 "Whether the temporary bypass lets tokens be issued without a proof",
             )?,
-            connections,
-            losses,
+            connections: ConnectionMetrics::define(&define, shape)?,
             jwks_refreshes: define.jwks(shape)?,
             introspections: define.introspections(shape)?,
-            certificate_expiry: define.certificates()?,
-            log_suppressed: define.gauge(
-                "holdfast_log_suppressed",
-                "Log lines dropped since the start because the queue was full",
+            upstreams: UpstreamMetrics::define(&define, shape)?,
+            ends: shape.ends.clone(),
+            log_suppressed: define.counter(
+                "holdfast_log_suppressed_total",
+                "Log lines dropped because the queue was full",
             )?,
             spans_dropped: define.reasons(
                 "holdfast_spans_dropped_total",
                 "Spans that did not come to the collector",
                 &SpanLoss::ALL.map(SpanLoss::name),
             )?,
-            reloads: define.reloads()?,
+            configuration: Configuration::define(&define)?,
             capsules: CapsuleMetrics::define(&define)?,
             families,
         })
@@ -210,10 +217,22 @@ impl Metrics {
 
     /// Counts an answer.
     pub fn response(&self, role: Option<Role>, status: u16) {
-        let class = usize::from(status / 100).checked_sub(1);
         let role = role.map_or(ROLES, role_index);
-        if let Some(class) = class.filter(|class| *class < CLASSES.len()) {
+        if let Some(class) = class(status) {
             count(&self.responses, role * CLASSES.len() + class);
+        }
+    }
+
+    /// Counts an upstream's answer by its status; `None` where there was none.
+    pub fn upstream_answered(&self, upstream: usize, status: Option<u16>) {
+        self.upstreams.answered(upstream, status);
+    }
+
+    /// Counts a refusal, or what one would have been but for `mode: observe`.
+    pub fn denied(&self, denial: Denial, refused: bool) {
+        let place = denial::ALL.iter().position(|known| *known == denial);
+        if let Some([refusals, observed]) = place.and_then(|place| self.denials.get(place)) {
+            if refused { refusals.inc() } else { observed.inc() }
         }
     }
 
@@ -240,21 +259,17 @@ impl Metrics {
 
     /// A connection of a listener opened.
     pub fn connection_opened(&self, listener: usize) {
-        if let Some(gauge) = self.connections.get(listener) {
-            gauge.inc();
-        }
+        self.connections.opened(listener);
     }
 
     /// A connection of a listener ended.
     pub fn connection_closed(&self, listener: usize) {
-        if let Some(gauge) = self.connections.get(listener) {
-            gauge.dec();
-        }
+        self.connections.closed(listener);
     }
 
     /// Counts a connection that came to nothing.
     pub fn connection_lost(&self, listener: usize, reason: ConnectionLoss) {
-        count(&self.losses, listener * ConnectionLoss::ALL.len() + reason as usize);
+        self.connections.lost(listener, reason);
     }
 
     /// Counts a fetch of an issuer's JWK set.
@@ -264,22 +279,19 @@ impl Metrics {
         }
     }
 
-    /// Counts a reload of the configuration.
-    pub fn config_reloaded(&self, succeeded: bool) {
-        let [ok, failed] = &self.reloads;
-        if succeeded { ok.inc() } else { failed.inc() }
+    /// The configuration that the process starts with has come into force.
+    pub fn config_started(&self, at: UnixTime) {
+        self.configuration.started(at);
+    }
+
+    /// Counts a reload of the configuration, which was taken at `taken`, or not.
+    pub fn config_reloaded(&self, taken: Option<UnixTime>) {
+        self.configuration.reloaded(taken);
     }
 
     /// Counts a question to an issuer about a token.
     pub fn introspected(&self, issuer: usize, result: IntrospectionResult) {
         count(&self.introspections, issuer * IntrospectionResult::ALL.len() + result as usize);
-    }
-
-    /// Sets when a listener's certificate ends.
-    pub fn certificate_expiry(&self, listener: &str, name: &str, not_after: UnixTime) {
-        #[expect(clippy::cast_precision_loss, reason = "seconds since 1970 fit an f64 exactly")]
-        let seconds = not_after.secs() as f64;
-        self.certificate_expiry.with_label_values(&[listener, name]).set(seconds);
     }
 
     /// The Prometheus text exposition format, 0.0.4, with the gauges as they are `now`, and the servers
@@ -289,15 +301,14 @@ impl Metrics {
         now: &Now,
         servers: impl IntoIterator<Item = (&'a str, &'a str, bool)>,
     ) -> Vec<u8> {
-        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-        self.replay_live.set(number(now.live_proofs));
-        self.grants_live.set(number(now.live_grants));
+        self.replay.set(now.live_proofs);
         self.bypass_active.set(now.bypass.into());
-        self.log_suppressed.set(i64::try_from(now.log_suppressed).unwrap_or(i64::MAX));
+        raise(&self.log_suppressed, now.log_suppressed);
         let store = now.store.as_ref();
         self.capsules.set(store, now.shared);
         let mut families = self.families.gather();
-        families.extend(upstream_up(servers));
+        families.extend(self.ends.collect());
+        families.extend(upstreams::up(servers));
         let mut text = Vec::new();
         if let Err(error) = TextEncoder::new().encode(&families, &mut text) {
             tracing::error!(%error, "metrics cannot be written");
@@ -334,6 +345,20 @@ fn role_index(role: Role) -> usize {
     Role::ALL.iter().position(|known| *known == role).unwrap_or_default()
 }
 
+/// The place of a status in [`CLASSES`].
+fn class(status: u16) -> Option<usize> {
+    usize::from(status / 100).checked_sub(1).filter(|class| *class < CLASSES.len())
+}
+
+fn number(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+/// Brings a counter up to what was counted elsewhere.
+fn raise(counter: &IntCounter, to: u64) {
+    counter.inc_by(to.saturating_sub(counter.get()));
+}
+
 fn count(counters: &[IntCounter], place: usize) {
     if let Some(counter) = counters.get(place) {
         counter.inc();
@@ -363,11 +388,20 @@ impl Definer<'_> {
         self.families.family(name, || IntGauge::new(name, help))
     }
 
-    fn constants(&self, shape: &Shape<'_>) -> prometheus::Result<()> {
-        let capacity =
-            self.gauge("holdfast_replay_capacity", "Live proofs that can be remembered")?;
-        capacity.set(i64::try_from(shape.replay_capacity).unwrap_or(i64::MAX));
-        Ok(())
+    fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
+        self.families.family(name, || IntCounter::new(name, help))
+    }
+
+    fn denials(&self) -> prometheus::Result<Vec<[IntCounter; 2]>> {
+        let counters = self.counters(
+            "holdfast_denials_total",
+            "Refusals by code: refused, or observed where mode: observe let them pass",
+            &["reason", "outcome"],
+        )?;
+        let pair = |denial: Denial| {
+            ["refused", "observed"].map(|end| counters.with_label_values(&[denial.code(), end]))
+        };
+        Ok(denial::ALL.into_iter().map(pair).collect())
     }
 
     fn dpop(&self, shape: &Shape<'_>) -> prometheus::Result<(Vec<IntCounter>, Vec<IntCounter>)> {
@@ -433,26 +467,6 @@ impl Definer<'_> {
         })
     }
 
-    fn connections(
-        &self,
-        shape: &Shape<'_>,
-    ) -> prometheus::Result<(Vec<IntGauge>, Vec<IntCounter>)> {
-        let name = "holdfast_connections";
-        let open = self.families.family(name, || {
-            IntGaugeVec::new(Opts::new(name, "Open connections"), &["listener"])
-        })?;
-        let lost = self.counters(
-            "holdfast_connections_lost_total",
-            "Connections that were ended before they brought a request",
-            &["listener", "reason"],
-        )?;
-        let gauges = shape.listeners.iter().map(|name| open.with_label_values(&[name])).collect();
-        let by_reason = |name: &&str| {
-            ConnectionLoss::ALL.map(|reason| lost.with_label_values(&[*name, reason.name()]))
-        };
-        Ok((gauges, shape.listeners.iter().flat_map(by_reason).collect()))
-    }
-
     fn jwks(&self, shape: &Shape<'_>) -> prometheus::Result<Vec<[IntCounter; 2]>> {
         let counters = self.counters(
             "holdfast_jwks_refreshes_total",
@@ -477,20 +491,6 @@ impl Definer<'_> {
         };
         Ok(shape.issuers.iter().flat_map(by_result).collect())
     }
-
-    fn certificates(&self) -> prometheus::Result<GaugeVec> {
-        let name = "holdfast_certificate_expiry_timestamp_seconds";
-        self.families.family(name, || {
-            let help = "When a server certificate or a revocation list ends, seconds since 1970";
-            GaugeVec::new(Opts::new(name, help), &["listener", "certificate"])
-        })
-    }
-
-    fn reloads(&self) -> prometheus::Result<[IntCounter; 2]> {
-        let help = "Reloads of the configuration, after SIGHUP or a change of a file";
-        let counters = self.counters("holdfast_config_reloads_total", help, &["result"])?;
-        Ok(["ok", "failed"].map(|result| counters.with_label_values(&[result])))
-    }
 }
 
 #[cfg(test)]
@@ -501,15 +501,27 @@ mod tests {
     fn metrics() -> Metrics {
         Metrics::new(&Shape {
             tenants: &["acme", "umbrella"],
-            listeners: &["public"],
+            listeners: &[("public", 100)],
             issuers: &["https://as.example"],
-            replay_capacity: 42,
+            upstreams: &["api"],
+            replay_capacity: ByMemory { resource: 42, token: 43, node: 44 },
+            ends: Ends {
+                files: vec![Term {
+                    used: Use::Server,
+                    owner: "public".to_owned(),
+                    file: "edge.pem".to_owned(),
+                    begins: UnixTime::from_secs(1_800_000_000),
+                    ends: UnixTime::from_secs(1_800_086_400),
+                }],
+                keys: vec![KeyTerm { kind: "master", ends: UnixTime::from_secs(1_900_000_000) }],
+            },
         })
         .unwrap()
     }
 
     fn text(metrics: &Metrics) -> String {
-        let now = Now { live_proofs: 3, ..Now::default() };
+        let live_proofs = ByMemory { resource: 3, token: 4, node: 5 };
+        let now = Now { live_proofs, log_suppressed: 6, ..Now::default() };
         String::from_utf8(metrics.render(&now, [("api", "10.0.0.1:80", false)])).unwrap()
     }
 
@@ -542,14 +554,25 @@ mod tests {
             "holdfast_clock_skew_seconds_count 0",
             "holdfast_request_duration_seconds_count{role=\"resource\",stage=\"decision\"} 0",
             "holdfast_request_duration_seconds_count{role=\"public\",stage=\"total\"} 0",
-            "holdfast_replay_entries 3",
-            "holdfast_replay_capacity 42",
+            "holdfast_replay_entries{log=\"resource\"} 3",
+            "holdfast_replay_entries{log=\"token\"} 4",
+            "holdfast_replay_entries{log=\"node\"} 5",
+            "holdfast_replay_capacity{log=\"resource\"} 42",
+            "holdfast_replay_capacity{log=\"token\"} 43",
+            "holdfast_replay_capacity{log=\"node\"} 44",
+            "holdfast_connections_limit{listener=\"public\"} 100",
+            "holdfast_denials_total{outcome=\"refused\",reason=\"proof_replayed\"} 0",
+            "holdfast_denials_total{outcome=\"observed\",reason=\"nonce_absent\"} 0",
+            "holdfast_upstream_responses_total{class=\"5xx\",upstream=\"api\"} 0",
+            "holdfast_upstream_responses_total{class=\"failed\",upstream=\"api\"} 0",
+            "holdfast_config_reloads_total{result=\"failed\"} 0",
+            "holdfast_fleet_quarantines 0",
             "holdfast_connections{listener=\"public\"} 0",
             "holdfast_connections_lost_total{listener=\"public\",reason=\"head-timeout\"} 0",
             "holdfast_jwks_refreshes_total{issuer=\"https://as.example\",result=\"failed\"} 0",
             "holdfast_introspection_total{issuer=\"https://as.example\",result=\"busy\"} 0",
             "holdfast_responses_total{class=\"4xx\",role=\"none\"} 0",
-            "holdfast_log_suppressed 0",
+            "holdfast_log_suppressed_total 6",
             "holdfast_capsule_decisions_total{reason=\"GRANTED\"} 0",
             "holdfast_capsule_decisions_total{reason=\"NETWORK_POLICY_VIOLATION\"} 0",
             "holdfast_capsule_risk_score_count 0",
@@ -558,7 +581,7 @@ mod tests {
             "holdfast_node_status{status=\"quarantined\"} 0",
             "holdfast_store_up{store=\"embedded\"} 1",
             "holdfast_store_up{store=\"redis\"} 1",
-            "holdfast_audit_suppressed 0",
+            "holdfast_audit_suppressed_total 0",
             "holdfast_upstream_up{server=\"10.0.0.1:80\",upstream=\"api\"} 0",
         ] {
             assert!(text.contains(&format!("{line}\n")), "{line}\n{text}");
@@ -580,6 +603,10 @@ mod tests {
         metrics.capsule(CapsuleResult::Granted, Some(20), false);
         metrics.capsule(CapsuleResult::Refused(Reason::Unavailable), None, true);
         metrics.node_telemetry(TelemetryResult::OtherBoot);
+        metrics.denied(Denial::Replayed, true);
+        metrics.denied(Denial::Replayed, false);
+        metrics.upstream_answered(0, Some(503));
+        metrics.upstream_answered(0, None);
         let text = text(&metrics);
         for line in [
             "holdfast_capsule_decisions_total{reason=\"GRANTED\"} 1",
@@ -597,6 +624,10 @@ mod tests {
             "holdfast_responses_total{class=\"2xx\",role=\"resource\"} 1",
             "holdfast_connections_lost_total{listener=\"public\",reason=\"handshake-timeout\"} 1",
             "holdfast_clock_skew_seconds_sum -1.5",
+            "holdfast_denials_total{outcome=\"refused\",reason=\"proof_replayed\"} 1",
+            "holdfast_denials_total{outcome=\"observed\",reason=\"proof_replayed\"} 1",
+            "holdfast_upstream_responses_total{class=\"5xx\",upstream=\"api\"} 1",
+            "holdfast_upstream_responses_total{class=\"failed\",upstream=\"api\"} 1",
         ] {
             assert!(text.contains(&format!("{line}\n")), "{line}\n{text}");
         }
@@ -609,6 +640,42 @@ mod tests {
             metrics.clock_skew(millis);
             let line = format!("holdfast_clock_skew_seconds_sum {expect}\n");
             assert!(text(&metrics).contains(&line), "{line}");
+        }
+    }
+
+    #[test]
+    fn ends_are_those_of_the_configuration_in_force() {
+        let before = metrics();
+        let after = before.reshaped(&Shape::default()).unwrap();
+        for (metrics, found) in [(&before, true), (&after, false)] {
+            let text = text(metrics);
+            for line in [
+                "holdfast_certificate_expiry_timestamp_seconds{certificate=\"edge.pem\",owner=\"public\",use=\"server\"} 1800086400",
+                "holdfast_certificate_lifetime_seconds{certificate=\"edge.pem\",owner=\"public\",use=\"server\"} 86400",
+                "holdfast_key_expiry_timestamp_seconds{kind=\"master\"} 1900000000",
+            ] {
+                assert_eq!(text.contains(&format!("{line}\n")), found, "{line}\n{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_last_reload_is_told_of_until_there_is_another() {
+        let (metrics, at) = (metrics(), UnixTime::from_secs);
+        metrics.config_started(at(1_800_000_000));
+        for (taken, succeeded, since) in [
+            (None, 0, 1_800_000_000),
+            (Some(at(1_800_000_100)), 1, 1_800_000_100),
+            (None, 0, 1_800_000_100),
+        ] {
+            metrics.config_reloaded(taken);
+            let text = text(&metrics);
+            for line in [
+                format!("holdfast_config_last_reload_successful {succeeded}\n"),
+                format!("holdfast_config_last_reload_success_timestamp_seconds {since}\n"),
+            ] {
+                assert!(text.contains(&line), "{line}\n{text}");
+            }
         }
     }
 }

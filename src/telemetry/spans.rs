@@ -318,7 +318,7 @@ mod tests {
     use crate::telemetry::metrics::{Now, Shape};
 
     fn metrics() -> Arc<Metrics> {
-        let shape = Shape { tenants: &[], listeners: &[], issuers: &[], replay_capacity: 1 };
+        let shape = Shape::default();
         Arc::new(Metrics::new(&shape).unwrap())
     }
 

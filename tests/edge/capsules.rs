@@ -710,7 +710,7 @@ async fn replays_and_mismatches_are_in_the_log_up_to_a_budget() {
     table.row("presented", expect_eq("key", &presented, &Some(json!(other.jkt()))));
     let text = serde_json::to_string(&lines).expect("JSON");
     table.row("token", expect_eq("holds a token", &text.contains(&token), &false));
-    let metric = world.metric("holdfast_audit_suppressed", &[]).await;
+    let metric = world.metric("holdfast_audit_suppressed_total", &[]).await;
     table.row("metric", expect_eq("suppressed", &metric, &4.0));
 }
 
@@ -756,7 +756,7 @@ async fn who_has_the_secret_alone_fills_nothing() {
         table.row("fail/fingerprint", is(refused, "403 FINGERPRINT_MISMATCH"));
     }
     table.row("lines", expect_eq("written", &(world.audit().len() - lines), &5));
-    let left_out = world.metric("holdfast_audit_suppressed", &[]).await;
+    let left_out = world.metric("holdfast_audit_suppressed_total", &[]).await;
     table.row("left out", expect_eq("counted", &(left_out >= 15.0), &true));
 }
 

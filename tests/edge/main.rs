@@ -9,6 +9,8 @@
 mod support;
 
 #[cfg(test)]
+mod admin;
+#[cfg(test)]
 mod admission;
 #[cfg(test)]
 mod authority;
@@ -66,6 +68,8 @@ mod parties;
 mod peers;
 #[cfg(test)]
 mod policies;
+#[cfg(test)]
+mod prometheus;
 #[cfg(test)]
 mod proof;
 #[cfg(test)]

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::support::Table;
 use super::support::client::Request;
 use super::support::keys::Key;
+use super::support::node;
 use super::support::proof::Proof;
 use super::support::world::{Expect, World, bearer, expect_eq, get};
 
@@ -17,7 +18,7 @@ const CERTIFICATES: &str = "authority_mtls_mismatch_total";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_series_is_there_from_the_start() {
-    let world = World::start_with(|config| {
+    let world = node::world(|config| {
         config["tenancy"] = json!({"claim": "tenant", "unknown": "default"});
         config["tenants"] = json!({"acme": {}});
     })
@@ -46,8 +47,153 @@ async fn every_series_is_there_from_the_start() {
     for reason in ["context-missing", "missing-certificate", "thumbprint-mismatch"] {
         there(CERTIFICATES, &[&format!("reason=\"{reason}\"")]);
     }
-    there("holdfast_clock_skew_seconds_count", &[]);
-    there("holdfast_request_duration_seconds_count", &["role=\"resource\""]);
+    for reason in CAPSULE_REASONS {
+        there("holdfast_capsule_decisions_total", &[&format!("reason=\"{reason}\"")]);
+    }
+    for status in ["active", "disabled", "quarantined", "revoked"] {
+        there("holdfast_node_status", &[&format!("status=\"{status}\"")]);
+    }
+    for result in ["ok", "failed"] {
+        there("holdfast_config_reloads_total", &[&format!("result=\"{result}\"")]);
+    }
+    for outcome in ["refused", "observed"] {
+        let outcome = format!("outcome=\"{outcome}\"");
+        for reason in ["proof_replayed", "replay_capacity", "store_down", "key_mismatch"] {
+            there("holdfast_denials_total", &[&format!("reason=\"{reason}\""), &outcome]);
+        }
+    }
+    for class in ["2xx", "5xx", "failed"] {
+        there("holdfast_upstream_responses_total", &[&format!("class=\"{class}\"")]);
+    }
+    for reason in ["answer_invalid", "issued_unbound", "issued_mismatch", "binding_conflict"] {
+        there("holdfast_authority_alarms_total", &[&format!("reason=\"{reason}\"")]);
+    }
+    for stage in ["decision", "upstream", "total"] {
+        let stage = format!("stage=\"{stage}\"");
+        there("holdfast_request_duration_seconds_count", &["role=\"resource\"", &stage]);
+    }
+    for log in ["resource", "token", "node"] {
+        there("holdfast_replay_entries", &[&format!("log=\"{log}\"")]);
+    }
+    for name in [
+        "holdfast_clock_skew_seconds_count",
+        "holdfast_capsule_risk_score_count",
+        "holdfast_capsule_held_total",
+        "holdfast_fleet_quarantines",
+        "holdfast_bypass_active",
+        "holdfast_audit_suppressed_total",
+        "holdfast_log_suppressed_total",
+    ] {
+        there(name, &[]);
+    }
+    // What is not 0 from the start.
+    for (name, labels, expect) in [
+        ("holdfast_store_up", "store=\"embedded\"", 1.0),
+        ("holdfast_store_up", "store=\"redis\"", 1.0),
+        ("holdfast_config_last_reload_successful", "", 1.0),
+        ("holdfast_build_info", "version=\"", 1.0),
+        ("holdfast_fleet_quarantines_limit", "", 10.0),
+        ("holdfast_connections_limit", "listener=\"main\"", 10_000.0),
+        ("holdfast_replay_capacity", "log=\"resource\"", 1_000_000.0),
+        ("holdfast_replay_capacity", "log=\"token\"", 100_000.0),
+        // A year after the keys were made, which is the default.
+        ("holdfast_key_expiry_timestamp_seconds", "kind=\"master\"", 1_831_536_000.0),
+        ("holdfast_key_expiry_timestamp_seconds", "kind=\"envelope\"", 1_831_536_000.0),
+        ("holdfast_key_expiry_timestamp_seconds", "kind=\"audit\"", 1_831_536_000.0),
+    ] {
+        let found = world.metric(name, &[labels]).await;
+        table.row(name, expect_eq(labels, &found, &expect));
+    }
+    for name in [
+        "holdfast_config_last_reload_success_timestamp_seconds",
+        "process_start_time_seconds",
+        "process_resident_memory_bytes",
+        "process_max_fds",
+    ] {
+        table.row(name, expect_eq("is there", &(world.metric(name, &[]).await > 0.0), &true));
+    }
+}
+
+const CAPSULE_REASONS: [&str; 17] = [
+    "GRANTED",
+    "AUTHENTICATION_FAILED",
+    "NODE_REVOKED",
+    "NODE_DISABLED",
+    "NODE_QUARANTINED",
+    "SENDER_MISMATCH",
+    "PROOF_NONCE_REQUIRED",
+    "FINGERPRINT_MISMATCH",
+    "FINGERPRINT_CONFLICT",
+    "NETWORK_POLICY_VIOLATION",
+    "NODE_VERSION_REQUIRED",
+    "KEY_VERSION_UNAVAILABLE",
+    "SEAL_REQUIRED",
+    "TELEMETRY_INVALID",
+    "TELEMETRY_OUT_OF_ORDER",
+    "RATE_LIMITED",
+    "UNAVAILABLE",
+];
+
+/// A file that the configuration no longer names does not go on ending, and so does not alert.
+#[tokio::test(flavor = "multi_thread")]
+async fn ends_are_those_of_the_files_in_use() {
+    let mut world = World::start().await;
+    let mut table = Table::default();
+    let (ends, lives) =
+        ("holdfast_certificate_expiry_timestamp_seconds", "holdfast_certificate_lifetime_seconds");
+    let now = f64::from(u32::try_from(super::support::now()).expect("a time before 2106"));
+    for (used, file) in [("server", "server.pem"), ("client-authority", "ca.pem")] {
+        let labels = ["owner=\"main\"".to_owned(), format!("use=\"{used}\""), format!("/{file}\"")];
+        let labels = labels.each_ref().map(String::as_str);
+        let (end, life) = (world.metric(ends, &labels).await, world.metric(lives, &labels).await);
+        table.row(file, expect_eq("ends", &(end > now), &true));
+        table.row(file, expect_eq("began before now", &(end - life < now), &true));
+    }
+    for extension in ["pem", "key"] {
+        let place = |name: &str| world.directory.path().join(format!("{name}.{extension}"));
+        std::fs::copy(place("server"), place("renewed")).expect("a copy");
+    }
+    world.config["edge"]["listeners"][0]["tls"]["certificates"] =
+        json!([{"certificate": "renewed.pem", "key": "renewed.key"}]);
+    assert!(world.reload().await, "{}", world.process.output());
+    for (file, expect) in [("renewed.pem", true), ("server.pem", false)] {
+        let end = world.metric(ends, &[&format!("/{file}\"")]).await;
+        table.row(file, expect_eq("ends after the reload", &(end > now), &expect));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_are_counted_by_code_and_upstreams_by_what_they_answer() {
+    let mut world = World::start().await;
+    let (token, mut table) = (world.bound(), Table::default());
+    let nonce = world.nonce().await;
+    let proof = || world.proof("GET", "/orders/1").token(&token).nonce(&nonce).sign();
+    let used = proof();
+    for _ in 0..2 {
+        world.send(&get("/orders/1", &token, &used)).await.expect("an answer");
+    }
+    const DENIALS: &str = "holdfast_denials_total";
+    const UPSTREAMS: &str = "holdfast_upstream_responses_total";
+    let replayed = "reason=\"proof_replayed\"";
+    let count = settled(&world, DENIALS, &[replayed, "outcome=\"refused\""], 1.0).await;
+    table.row("a replay", expect_eq("refused", &count, &1.0));
+    let count = settled(&world, UPSTREAMS, &["class=\"2xx\""], 1.0).await;
+    table.row("an answer", expect_eq("counted", &count, &1.0));
+
+    world.config["security"]["senderConstraints"]["mode"] = json!("observe");
+    // Nobody listens there.
+    let nobody = super::support::process::free_port();
+    world.config["upstreams"]["echo"]["servers"] = json!([format!("127.0.0.1:{nobody}")]);
+    assert!(world.reload().await, "{}", world.process.output());
+    let answer = world.send(&get("/orders/1", &token, &used)).await.expect("an answer");
+    table.row("observed", expect_eq("status", &answer.status(), &502));
+    for (outcome, expect) in [("observed", 1.0), ("refused", 1.0)] {
+        let labels = [replayed, &format!("outcome=\"{outcome}\"")];
+        let count = settled(&world, DENIALS, &labels, expect).await;
+        table.row("observed", expect_eq(outcome, &count, &expect));
+    }
+    let count = settled(&world, UPSTREAMS, &["class=\"failed\""], 1.0).await;
+    table.row("no answer", expect_eq("counted", &count, &1.0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

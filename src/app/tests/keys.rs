@@ -59,13 +59,7 @@ async fn a_set_is_handed_on_and_its_fetches_end() {
     };
     let (config, elsewhere) = (config(&url), config(&format!("{url}/other")));
     let metrics = Arc::new(
-        Metrics::new(&Shape {
-            tenants: &[],
-            listeners: &[],
-            issuers: &["https://as.example.com"],
-            replay_capacity: 1,
-        })
-        .unwrap(),
+        Metrics::new(&Shape { issuers: &["https://as.example.com"], ..Shape::default() }).unwrap(),
     );
     let handle = tokio::runtime::Handle::current();
     let log = Log::start(Box::new(std::io::sink()), tracing::Level::ERROR).unwrap();

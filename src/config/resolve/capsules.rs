@@ -52,7 +52,9 @@ pub(super) fn resolve(
     let own = own_origins(&section, origins);
     let policy = policy(&section);
     check_means(&section, policy.proof, means);
-    let keys = section.section("keys").required("directory").map(keys);
+    let keys_section = section.section("keys");
+    let key_max_age = keys_section.duration("maxAge", "365d", ["1d", "3650d"]);
+    let keys = keys_section.required("directory").map(keys);
     let networks = section.section("networks");
     let (asn, asn_text) = database(&networks, "asnDatabase");
     let (region, region_text) = database(&networks, "regionDatabase");
@@ -69,6 +71,7 @@ pub(super) fn resolve(
         origins: own,
         policy,
         keys: keys?,
+        key_max_age,
         asn_database: asn,
         region_database: region,
         failures,

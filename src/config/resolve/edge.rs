@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use crate::config::item::Text;
 use crate::config::section::Section;
-use crate::config::{Edge, Limits, Listener};
+use crate::config::{Edge, Limits, Listener, ListenerTls};
 use crate::policy::reach::Reach;
 
 use super::{Names, own_name, proxies, tls};
@@ -29,14 +29,14 @@ fn sockets(edge: &Section<'_>) -> Option<Edge> {
         .into_iter()
         .map(|item| listener(&item.section(), &mut names, &mut addresses))
         .collect();
-    let admin = admin(&edge.section("admin"), &mut addresses);
+    let (admin, admin_tls) = admin(&edge.section("admin"), &mut addresses);
     let limits = limits(&edge.section("limits"));
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let cores = u64::try_from(cores).unwrap_or(1).min(1024);
     let threads = edge.size("threads", cores, 1..=1024);
     let drain_timeout = edge.duration("drainTimeout", "30s", ["0s", "1h"]);
     let listeners = listeners.into_iter().collect::<Option<Vec<_>>>()?;
-    Some(Edge { listeners, admin, limits, threads, drain_timeout })
+    Some(Edge { listeners, admin, admin_tls, limits, threads, drain_timeout })
 }
 
 fn listener(section: &Section<'_>, names: &mut Names, addresses: &mut Names) -> Option<Listener> {
@@ -72,16 +72,16 @@ fn address(text: &Text<'_>, addresses: &mut Names) -> Option<SocketAddr> {
     Some(address)
 }
 
-fn admin(section: &Section<'_>, addresses: &mut Names) -> SocketAddr {
-    section.later(&["tls"]);
+fn admin(section: &Section<'_>, addresses: &mut Names) -> (SocketAddr, Option<ListenerTls>) {
+    let tls = section.item("tls").and_then(|tls| tls::admin(&tls.section()));
     let admin = section.text("address").and_then(|text| address(&text, addresses));
     let admin = admin.unwrap_or(ADMIN);
-    if !admin.ip().is_loopback() {
-        let message = "must be a loopback address, as in `127.0.0.1:9901`: others need TLS and client \
-                       certificates, which are not available in this version";
+    if !admin.ip().is_loopback() && !section.has("tls") {
+        let message = "must be a loopback address, as in `127.0.0.1:9901`: others need `tls`, with which \
+                       whoever asks must have a certificate";
         section.error("address", message);
     }
-    admin
+    (admin, tls)
 }
 
 fn limits(section: &Section<'_>) -> Limits {

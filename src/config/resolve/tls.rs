@@ -47,6 +47,26 @@ pub(super) fn listener(section: &Section<'_>) -> ListenerTls {
     tls
 }
 
+/// Resolves `tls` of the admin listener, where nobody is without a certificate.
+pub(super) fn admin(section: &Section<'_>) -> Option<ListenerTls> {
+    let files = files::certificate_files(section);
+    if section.lacks("clientAuthorities") {
+        let message = "is required: who may ask has a certificate from an authority named here";
+        section.error("clientAuthorities", message);
+    }
+    let authorities = section.texts("clientAuthorities", 64).unwrap_or_default();
+    Some(ListenerTls {
+        certificates: vec![files?],
+        client_certificates: ClientCertificates::Require,
+        client_authorities: files::authorities(authorities),
+        revocation: revocation(section, ClientCertificates::Require),
+        tls12: false,
+        h2: false,
+        handshake_timeout: std::time::Duration::ZERO,
+        policies: Vec::new(),
+    })
+}
+
 fn policy(section: &Section<'_>) -> ListenerTls {
     if section.lacks("certificates") {
         section.error("certificates", "at least one `certificate` with its `key` is needed");

@@ -235,6 +235,8 @@ impl Asked<'_> {
         let limit = self.parts.limits().authority_body_bytes;
         let (upstream, servers) = (&upstream.0, &*upstream.1);
         let answered = caller.call((upstream, servers), &request, body, limit, &ctx.id).await;
+        let status = answered.as_ref().ok().map(|answered| answered.head.status.as_u16());
+        self.parts.upstream_answered(ctx, status);
         let answered = answered.map_err(Stop::Failed)?;
         if call::is_plain(&answered.head) {
             Ok(answered)

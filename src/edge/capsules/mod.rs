@@ -27,11 +27,13 @@ use super::view::Target;
 use crate::config;
 use crate::policy::capsule::pipeline::Policy;
 use crate::policy::target::{Origin, split_authority};
+use crate::policy::time::UnixTime;
 use crate::store::failures::{Failures, Pace};
 use crate::store::keys::KeyRing;
 use crate::store::networks::Networks;
 use crate::store::nodes::Nodes;
 use crate::store::replay::ReplayLog;
+use crate::telemetry::metrics::Quarantines;
 
 pub(super) use answer::{From, send};
 pub(super) use tell::Told;
@@ -202,6 +204,19 @@ impl Capsules {
     #[must_use]
     pub fn masters(&self) -> Vec<u32> {
         self.ring.masters()
+    }
+
+    /// How far the fleet brake is at `now`.
+    pub async fn quarantines(&self, now: UnixTime) -> Quarantines {
+        let brake = self.policy.brake;
+        let recent = self.nodes().quarantines(now.minus(brake.window)).await;
+        Quarantines { recent: recent.unwrap_or_default(), most: brake.max_quarantines }
+    }
+
+    /// Proofs of nodes that are remembered in this process.
+    #[must_use]
+    pub fn live_proofs(&self) -> usize {
+        self.replay.live()
     }
 
     /// Whether the edge answers a request to `target` itself, and what it is for.

@@ -95,6 +95,7 @@ fn settings(directory: &std::path::Path) -> config::Capsules {
             brake: BrakePolicy { max_quarantines: 10, window: hour },
         },
         keys: directory.join("keys"),
+        key_max_age: hour,
         asn_database: None,
         region_database: None,
         failures: FailureLimits {

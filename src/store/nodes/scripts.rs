@@ -180,6 +180,11 @@ impl Names<'_> {
         since: Option<UnixTime>,
     ) {
         pipeline.cmd("HGET").arg(self.removed()).arg(id.as_str());
+        self.ask_quarantines(pipeline, since);
+    }
+
+    /// Asks for the number of quarantines after `since`, or of none: one answer.
+    pub(super) fn ask_quarantines(self, pipeline: &mut Pipeline, since: Option<UnixTime>) {
         let since =
             since.map_or_else(|| "(+inf".to_owned(), |since| format!("({}", since.millis()));
         pipeline.cmd("ZCOUNT").arg(self.quarantines()).arg(since).arg("+inf");

@@ -77,6 +77,7 @@ use crate::policy::audit::Draft;
 use crate::policy::capsule::node::{Node, NodeId, Status};
 use crate::policy::digest::Sha256;
 use crate::policy::lineage::{self, Mark};
+use crate::policy::time::UnixTime;
 use crate::store::clock::now;
 use crate::store::redis::Redis;
 use crate::store::registry::Registry;
@@ -363,6 +364,13 @@ impl Nodes for SharedNodes {
         let counts: [Value; Status::ALL.len()] = self.inner.send(&pipeline).await?;
         let counted = Status::ALL.into_iter().zip(&counts);
         counted.map(|(status, count)| Ok((status, scripts::count(count)?))).collect()
+    }
+
+    async fn quarantines(&self, since: UnixTime) -> Result<u32, Fault> {
+        let mut pipeline = Pipeline::new();
+        self.inner.names().ask_quarantines(&mut pipeline, Some(since));
+        let [count]: [Value; 1] = self.inner.send(&pipeline).await?;
+        scripts::count(&count)
     }
 
     async fn commit(&self, about: About, mut decide: Box<Decide>) -> Result<(), Fault> {

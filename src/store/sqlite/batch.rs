@@ -156,9 +156,7 @@ impl<'a> Batch<'a> {
     /// # Errors
     /// [`Fault::Failed`].
     pub fn quarantines(&self, since: UnixTime) -> Result<u32, Fault> {
-        let sql = "SELECT count(*) FROM quarantines WHERE at > ?1";
-        let mut statement = self.connection.prepare_cached(sql)?;
-        Ok(statement.query_row([since.millis()], |row| row.get(0))?)
+        quarantines(self.connection, since)
     }
 
     /// Adds a line to the audit chain.
@@ -302,6 +300,12 @@ pub(super) fn chain(connection: &Connection) -> Result<String, Fault> {
 }
 
 /// A stored record; one that is not to be read, or is another node's, is [`Fault::Malformed`].
+pub(super) fn quarantines(connection: &Connection, since: UnixTime) -> Result<u32, Fault> {
+    let sql = "SELECT count(*) FROM quarantines WHERE at > ?1";
+    let mut statement = connection.prepare_cached(sql)?;
+    Ok(statement.query_row([since.millis()], |row| row.get(0))?)
+}
+
 pub(super) fn node(connection: &Connection, id: &NodeId) -> Result<Option<Row>, Fault> {
     let sql = "SELECT revision, record, status, secret FROM nodes WHERE id = ?1";
     let found = connection

@@ -11,6 +11,7 @@ use super::writer::Writer;
 use super::{Fault, OpenError, connect};
 use crate::policy::capsule::node::{NodeId, Status};
 use crate::policy::digest::Sha256;
+use crate::policy::time::UnixTime;
 use crate::store::nodes::{Found, Listed, Row};
 
 /// Connections that are kept.
@@ -165,6 +166,14 @@ impl Reader {
             Ok((status, u64::try_from(count).unwrap_or_default()))
         };
         Status::ALL.into_iter().map(of).collect()
+    }
+
+    /// Quarantines after `since`.
+    ///
+    /// # Errors
+    /// [`Fault::Failed`].
+    pub fn quarantines(&self, since: UnixTime) -> Result<u32, Fault> {
+        batch::quarantines(&self.connection, since)
     }
 
     /// At most `limit` lines from number `from` on.

@@ -69,6 +69,17 @@ pub struct StoreStatus {
     pub nodes: Vec<(Status, u64)>,
     /// Refusals that were not written to the audit log since the start.
     pub suppressed: u64,
+    /// How far the fleet brake is.
+    pub quarantines: Quarantines,
+}
+
+/// The nodes that were quarantined within the fleet brake's window, and how many may be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quarantines {
+    /// How many were.
+    pub recent: u32,
+    /// From how many on nodes are held instead.
+    pub most: u32,
 }
 
 /// The series.
@@ -80,7 +91,9 @@ pub(super) struct CapsuleMetrics {
     telemetry: Vec<IntCounter>,
     nodes: Vec<IntGauge>,
     store_up: [IntGauge; 2],
-    suppressed: IntGauge,
+    suppressed: IntCounter,
+    /// Recent, most.
+    quarantines: [IntGauge; 2],
 }
 
 impl CapsuleMetrics {
@@ -109,18 +122,26 @@ impl CapsuleMetrics {
                 let opts = HistogramOpts::new(risk, "Risk of requests that were weighed");
                 Histogram::with_opts(opts.buckets(RISK_BUCKETS.to_vec()))
             })?,
-            held: define.families.family(held, || {
-                IntCounter::new(held, "Nodes that the fleet brake kept from being quarantined")
-            })?,
+            held: define.counter(held, "Nodes that the fleet brake kept from being quarantined")?,
             telemetry: TelemetryResult::ALL
                 .map(|result| results.with_label_values(&[result.name()]))
                 .into(),
             nodes: Status::ALL.map(|status| nodes.with_label_values(&[status.name()])).into(),
             store_up: ["embedded", "redis"].map(|store| up.with_label_values(&[store])),
-            suppressed: define.gauge(
-                "holdfast_audit_suppressed",
-                "Refusals that were counted but not written to the audit log since the start",
+            suppressed: define.counter(
+                "holdfast_audit_suppressed_total",
+                "Refusals that were counted but not written to the audit log",
             )?,
+            quarantines: [
+                define.gauge(
+                    "holdfast_fleet_quarantines",
+                    "Nodes that were quarantined within the fleet brake's window",
+                )?,
+                define.gauge(
+                    "holdfast_fleet_quarantines_limit",
+                    "Quarantines from which on nodes are held instead; 0 without capsules",
+                )?,
+            ],
         })
     }
 
@@ -146,7 +167,10 @@ impl CapsuleMetrics {
         embedded.set(store.is_none_or(|store| store.up).into());
         redis.set(shared.unwrap_or(true).into());
         let Some(store) = store else { return };
-        self.suppressed.set(i64::try_from(store.suppressed).unwrap_or(i64::MAX));
+        super::raise(&self.suppressed, store.suppressed);
+        let [recent, most] = &self.quarantines;
+        recent.set(store.quarantines.recent.into());
+        most.set(store.quarantines.most.into());
         for (status, count) in &store.nodes {
             let place = Status::ALL.iter().position(|known| known == status);
             if let Some(gauge) = place.and_then(|place| self.nodes.get(place)) {

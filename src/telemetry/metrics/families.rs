@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use prometheus::Registry;
 use prometheus::core::Collector;
+use prometheus::process_collector::ProcessCollector;
 use prometheus::proto::MetricFamily;
 
 /// The registry, and what is registered by name.
@@ -23,6 +24,11 @@ impl fmt::Debug for Families {
 }
 
 impl Families {
+    /// Registers what the system tells of the process: processor time, memory, descriptors, its start.
+    pub(super) fn of_process(&self) -> prometheus::Result<()> {
+        self.registry.register(Box::new(ProcessCollector::for_self()))
+    }
+
     /// Every series as it stands.
     pub(super) fn gather(&self) -> Vec<MetricFamily> {
         self.registry.gather()

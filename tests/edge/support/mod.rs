@@ -9,6 +9,7 @@ pub(crate) mod keys;
 pub(crate) mod node;
 pub(crate) mod pki;
 pub(crate) mod process;
+pub(crate) mod prometheus;
 pub(crate) mod proof;
 pub(crate) mod redis;
 pub(crate) mod relay;

@@ -1,0 +1,181 @@
+//! Who gets to the admin listener: on a loopback address everybody, with `edge.admin.tls` whoever has a
+//! certificate of an authority named there.
+//!
+//! Invariant: no byte of a request is read from a connection whose handshake was not held under the
+//! configuration in force. A reload ends the connections of before; whoever scrapes comes again.
+
+#![expect(clippy::disallowed_methods, reason = "a handshake holds up nobody but its client")]
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+/// Connections at once, handshakes included.
+const CONNECTIONS: usize = 256;
+/// The time of a handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long is waited after the system gave no connection.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// The TLS in force; none: in clear.
+pub type Tls = Arc<ArcSwapOption<ServerConfig>>;
+
+/// Gives out connections whose handshake is over.
+pub(super) struct Door {
+    address: SocketAddr,
+    ready: mpsc::Receiver<(Guest, SocketAddr)>,
+}
+
+impl Door {
+    /// Of `socket`, from now on. Not outside of a runtime.
+    ///
+    /// # Errors
+    /// When the socket has no address.
+    pub(super) fn open(socket: TcpListener, tls: Tls) -> io::Result<Self> {
+        let address = socket.local_addr()?;
+        let (let_in, ready) = mpsc::channel(1);
+        tokio::spawn(stand(socket, tls, let_in));
+        Ok(Self { address, ready })
+    }
+}
+
+impl axum::serve::Listener for Door {
+    type Addr = SocketAddr;
+    type Io = Guest;
+
+    async fn accept(&mut self) -> (Guest, SocketAddr) {
+        match self.ready.recv().await {
+            Some(guest) => guest,
+            // The runtime ends.
+            None => std::future::pending().await,
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(self.address)
+    }
+}
+
+async fn stand(socket: TcpListener, tls: Tls, let_in: mpsc::Sender<(Guest, SocketAddr)>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let (stream, address) = match socket.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::debug!(%error, "admin listener");
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        let (tls, let_in) = (Arc::clone(&tls), let_in.clone());
+        tokio::spawn(async move {
+            match tokio::time::timeout(HANDSHAKE, Guest::greet(stream, tls, place)).await {
+                Ok(Ok(guest)) => {
+                    let _ = let_in.send((guest, address)).await;
+                }
+                Ok(Err(error)) => tracing::debug!(%error, %address, "admin listener: no handshake"),
+                Err(_) => tracing::debug!(%address, "admin listener: the handshake took too long"),
+            }
+        });
+    }
+}
+
+/// A connection, and what its handshake was held under.
+pub(super) struct Guest {
+    stream: Stream,
+    under: Option<Arc<ServerConfig>>,
+    in_force: Tls,
+    _place: OwnedSemaphorePermit,
+}
+
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Guest {
+    async fn greet(
+        stream: TcpStream,
+        in_force: Tls,
+        place: OwnedSemaphorePermit,
+    ) -> io::Result<Self> {
+        let under = in_force.load_full();
+        let stream = match &under {
+            None => Stream::Plain(stream),
+            Some(config) => {
+                let accepted = TlsAcceptor::from(Arc::clone(config)).accept(stream).await?;
+                Stream::Tls(Box::new(accepted))
+            }
+        };
+        Ok(Self { stream, under, in_force, _place: place })
+    }
+
+    /// Whether what its handshake was held under is in force.
+    fn is_welcome(&self) -> bool {
+        let now = self.in_force.load();
+        match (&self.under, &*now) {
+            (None, None) => true,
+            (Some(then), Some(now)) => Arc::ptr_eq(then, now),
+            (None, Some(_)) | (Some(_), None) => false,
+        }
+    }
+}
+
+impl AsyncRead for Guest {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        };
+        if read.is_ready() && !self.is_welcome() {
+            // To whoever reads, the other side is done.
+            buf.set_filled(before);
+            return Poll::Ready(Ok(()));
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Guest {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
