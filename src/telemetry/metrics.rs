@@ -6,6 +6,7 @@
 mod capsules;
 mod families;
 mod labels;
+mod observed;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use capsules::CapsuleMetrics;
 pub use capsules::{CapsuleResult, StoreStatus, TelemetryResult};
 use families::Families;
+use labels::role_index;
 pub use labels::{CertificateMiss, ConnectionLoss, IntrospectionResult, NonceMiss, Stage, Tenant};
 use prometheus::core::Collector as _;
 use prometheus::proto::MetricFamily;
@@ -105,6 +107,7 @@ pub struct Metrics {
     /// Taken, refused.
     reloads: [IntCounter; 2],
     capsules: CapsuleMetrics,
+    observed: observed::Observed,
 }
 
 impl Metrics {
@@ -145,7 +148,6 @@ impl Metrics {
                 "Bound tokens shown without their certificate",
                 &CertificateMiss::ALL.map(CertificateMiss::name),
             )?,
-
             authority_alarms: define.reasons(
                 "holdfast_authority_alarms_total",
                 "Answers of authorization servers that were not passed on: unbound, bound to another, unread",
@@ -178,6 +180,7 @@ impl Metrics {
             )?,
             reloads: define.reloads()?,
             capsules: CapsuleMetrics::define(&define)?,
+            observed: observed::Observed::define(&define, shape)?,
             families,
         })
     }
@@ -332,10 +335,6 @@ fn upstream_up<'a>(
     }
     // The encoder takes no family without a series.
     gauges.collect().into_iter().filter(|family| !family.get_metric().is_empty()).collect()
-}
-
-fn role_index(role: Role) -> usize {
-    Role::ALL.iter().position(|known| *known == role).unwrap_or_default()
 }
 
 fn count(counters: &[IntCounter], place: usize) {
