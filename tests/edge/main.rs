@@ -11,6 +11,8 @@ mod support;
 #[cfg(test)]
 mod admission;
 #[cfg(test)]
+mod audit_files;
+#[cfg(test)]
 mod authority;
 #[cfg(test)]
 mod authority_emergency;
@@ -84,6 +86,8 @@ mod reload;
 mod replay;
 #[cfg(test)]
 mod resource_metadata;
+#[cfg(test)]
+mod rollout;
 #[cfg(test)]
 mod rules;
 #[cfg(test)]
