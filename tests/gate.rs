@@ -25,6 +25,7 @@ use holdfast::policy::request::{RequestView, Sender};
 use holdfast::policy::rule::{
     AuthorityRule, Demand, Mode, Requirement, Role, RouteRule, Rules, Scope, TenantId, TenantRule,
 };
+use holdfast::policy::share::Share;
 use holdfast::policy::step_up::StepUp;
 use holdfast::policy::target::Origin;
 use holdfast::policy::time::UnixTime;
