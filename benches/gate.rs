@@ -103,6 +103,7 @@ fn gate(issuer: &Jwk) -> Gate {
         tenants: Vec::new(),
         tenant_claim: None,
         unknown_tenant_allowed: false,
+        share_salt: String::new(),
     };
     let settings = Settings {
         rules,

@@ -32,7 +32,7 @@ use crate::policy::jose::AlgorithmSet;
 use crate::policy::nonce::NonceKeys;
 use crate::policy::proof::ProofRules;
 use crate::policy::request::RequestView;
-use crate::policy::rule::{Demand, Mode, Requirement, Role, RouteRule, Rules, TenantId};
+use crate::policy::rule::{Demand, Requirement, Role, RouteRule, Rules, TenantId};
 use crate::policy::target::Origin;
 use crate::policy::time::UnixTime;
 use crate::policy::token::{Confirmation, IssuerRules, KeySet, VerifiedToken};
@@ -302,6 +302,8 @@ impl Gate {
         token: Arc<VerifiedToken>,
         facts: &mut Facts,
     ) -> Result<Admitted, Denial> {
+        let enforced = self.rules.enforces(requirement.mode, token.client_or_subject());
+        facts.enforced = Some(enforced);
         let held = match self.sender(case, requirement, presented, &token, facts).await {
             Ok((by, proof)) => {
                 self.allows(case, &token)?;
@@ -314,11 +316,15 @@ impl Gate {
             Admitted { bound_by, token: Some(token), confirmation }
         };
         match held {
-            Ok(bound_by) => Ok(admitted(bound_by, token)),
-            Err(denial) if requirement.mode == Mode::Observe && denial.observable() => {
+            Ok(bound_by) => {
+                facts.bound_by = Some(bound_by);
+                Ok(admitted(bound_by, token))
+            }
+            Err(denial) if !enforced && denial.observable() => {
                 self.allows(case, &token)?;
                 let admitted = admitted(BoundBy::Observed, token);
                 facts.observed = Some(denial);
+                facts.bound_by = Some(BoundBy::Observed);
                 Ok(admitted)
             }
             Err(denial) => Err(denial),
@@ -405,10 +411,11 @@ impl Gate {
         self.stores.bindings.as_ref()
     }
 
-    /// Whether what is wrong with a sender is only recorded, where neither tenant nor route says.
+    /// Whether what is wrong with a sender whose token is `client`'s is only recorded, where neither tenant
+    /// nor route says.
     #[must_use]
-    pub fn observes(&self) -> bool {
-        self.rules.default.mode == Mode::Observe
+    pub fn observes(&self, client: Option<&str>) -> bool {
+        !self.rules.enforces(self.rules.default.mode, client)
     }
 
     /// Whether certificates that tokens are bound to are kept, for their successors.

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use holdfast::cli::{audit, capsule, check, explain, key, node, quickstart, request, run, store};
+use holdfast::cli::{
+    audit, capsule, check, explain, key, node, quickstart, request, rollout, run, store,
+};
 
 /// A request is some two hundred small allocations, most of them pingora's: `benches/README.md`.
 #[global_allocator]
@@ -27,6 +29,7 @@ enum Command {
     Node(Box<node::Args>),
     Key(key::Args),
     Audit(audit::Args),
+    Rollout(rollout::Args),
     Store(store::Args),
     Capsule(capsule::Args),
     /// Every error and warning of a configuration, with file, line and key path
@@ -54,6 +57,9 @@ enum Command {
         /// An audience of the token
         #[arg(long)]
         audience: Option<String>,
+        /// The client of the token: whether enforcePercent has it
+        #[arg(long)]
+        client: Option<String>,
         /// Write one JSON document
         #[arg(long)]
         json: bool,
@@ -75,6 +81,7 @@ fn main() -> ExitCode {
         Command::Key(args) => key::run(&args, &mut out, &mut io::stderr()),
         Command::Store(args) => store::run(&args, &mut out, &mut io::stderr()),
         Command::Audit(args) => audit::run(&args, &mut out, &mut io::stderr()),
+        Command::Rollout(args) => rollout::run(&args, &mut out, &mut io::stderr()),
         Command::Request(args) => request::run(&args, &mut out, &mut io::stderr()),
         Command::Capsule(args) => {
             let (out_is_terminal, mut errors) = (out.is_terminal(), io::stderr());
@@ -84,10 +91,12 @@ fn main() -> ExitCode {
             capsule::run(&args, &mut screen)
         }
         Command::Check { config, json } => status(check::run(&mut out, &config, json)),
-        Command::Explain { config, method, url, tenant, audience, json } => {
+        Command::Explain { config, method, url, tenant, audience, client, json } => {
             let (tenant, audience) = (tenant.as_deref(), audience.as_deref());
+            let client = client.as_deref();
             let (method, url) = (method.as_str(), url.as_str());
-            let query = explain::Query { config: &config, method, url, tenant, audience, json };
+            let query =
+                explain::Query { config: &config, method, url, tenant, audience, client, json };
             status(explain::run(&mut out, &query))
         }
     }

@@ -25,6 +25,7 @@ use holdfast::policy::request::{RequestView, Sender};
 use holdfast::policy::rule::{
     AuthorityRule, Demand, Mode, Requirement, Role, RouteRule, Rules, Scope, TenantId, TenantRule,
 };
+use holdfast::policy::share::Share;
 use holdfast::policy::step_up::StepUp;
 use holdfast::policy::target::Origin;
 use holdfast::policy::time::UnixTime;
@@ -99,6 +100,7 @@ fn world_over(epochs: Arc<dyn Epochs>, change: impl FnOnce(&mut Settings)) -> Wo
             tenants: Vec::new(),
             tenant_claim: None,
             unknown_tenant_allowed: false,
+            share_salt: String::new(),
         },
         issuers: vec![IssuerRules {
             issuer: "https://as.example".to_owned(),
@@ -499,7 +501,8 @@ async fn an_issuer_is_asked_only_where_the_sender_may_pass() {
 async fn no_tenant_is_asked_for_more_than_its_own() {
     let tenant = |scope: Scope| TenantRule { name: "lax".to_owned(), scope };
     let lax = Scope { nonce: Some(false), overrides: true, ..Scope::default() };
-    let observing = Scope { mode: Some(Mode::Observe), overrides: true, ..Scope::default() };
+    let observing =
+        Scope { mode: Some(Mode::Observe(Share::NONE)), overrides: true, ..Scope::default() };
     for (name, claim, scope, proofs, expect) in [
         ("a nonce is needed", None, lax.clone(), 1, Denial::NonceAbsent),
         ("perhaps not", Some("tenant"), lax, 1, Denial::IntrospectionUnavailable),
@@ -575,7 +578,7 @@ async fn a_word_is_for_one_token_and_a_short_time() {
 /// `observe` lets pass what lacks a sender, never what is no token.
 #[tokio::test]
 async fn observe_does_not_make_a_token_valid() {
-    let world = asking(|settings| settings.rules.default.mode = Mode::Observe);
+    let world = asking(|settings| settings.rules.default.mode = Mode::Observe(Share::NONE));
     let authorization = format!("DPoP {OPAQUE}");
     let decision = world.admit(&authorization, &[], Sender::NoCertificate, LATER).await;
     assert_eq!(outcome(&decision), Err(Denial::IntrospectionUnavailable));

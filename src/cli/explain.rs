@@ -11,8 +11,8 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use answer::{
-    Contribution, Explanation, IssuerShown, ListenerShown, Refused, RequirementShown, RouteShown,
-    TokenShown, UpstreamShown,
+    ClientShown, Contribution, Explanation, IssuerShown, ListenerShown, Refused, RequirementShown,
+    RouteShown, TokenShown, UpstreamShown,
 };
 
 use super::check;
@@ -25,7 +25,8 @@ use crate::edge::trust::ByName;
 use crate::policy::denial::Denial;
 use crate::policy::jose::AlgorithmSet;
 use crate::policy::presented::names_access_token;
-use crate::policy::rule::{Binding, Requirement, Role, Scope, TenantId};
+use crate::policy::rule::{Binding, Mode, Requirement, Role, Scope, TenantId};
+use crate::policy::share::bucket;
 use crate::policy::target::{Origin, normalise_path, split_authority};
 use crate::policy::token::IssuerRules;
 
@@ -42,6 +43,8 @@ pub struct Query<'a> {
     pub tenant: Option<&'a str>,
     /// An audience (`aud`) of the token.
     pub audience: Option<&'a str>,
+    /// The client (`client_id`) that asks, to tell whether it is enforced.
+    pub client: Option<&'a str>,
     /// Whether the answer is one JSON document.
     pub json: bool,
 }
@@ -306,6 +309,8 @@ fn rule(
     shown.requirement = Some(RequirementShown {
         require: requirement.demand.name(),
         mode: requirement.mode.name(),
+        enforce_percent: share(requirement.mode),
+        client: query.client.map(|client| share_of(config, requirement.mode, client)),
         nonce: requirement.nonce,
         algorithms: names(requirement.algorithms),
     });
@@ -405,7 +410,10 @@ fn audience_said(config: &Config, query: &Query<'_>) -> [Option<Contribution>; 2
 fn contribution(name: String, scope: &Scope) -> Contribution {
     let says = [
         scope.require.map(|demand| format!("require {}", demand.name())),
-        scope.mode.map(|mode| format!("mode {}", mode.name())),
+        scope.mode.map(|mode| match share(mode) {
+            Some(percent) => format!("mode observe, enforcePercent {percent}"),
+            None => format!("mode {}", mode.name()),
+        }),
         scope.nonce.map(|nonce| format!("nonce {nonce}")),
         scope.algorithms.map(|set| format!("allowedAlgorithms {}", names(set).join(" "))),
     ];
@@ -413,6 +421,20 @@ fn contribution(name: String, scope: &Scope) -> Contribution {
         scope: name,
         says: says.into_iter().flatten().collect(),
         overrides: scope.overrides,
+    }
+}
+
+/// The percentage of clients that are enforced, where it is neither none nor all.
+fn share(mode: Mode) -> Option<u8> {
+    Some(mode.share().percent()).filter(|percent| (1..100).contains(percent))
+}
+
+/// Whether a client is enforced, and from which percentage on it would be.
+fn share_of(config: &Config, mode: Mode, client: &str) -> ClientShown {
+    ClientShown {
+        id: client.to_owned(),
+        enforced: config.rules.enforces(mode, Some(client)),
+        enforced_from_percent: bucket(&config.rules.share_salt, client) + 1,
     }
 }
 

@@ -9,6 +9,7 @@ pub mod key;
 pub mod node;
 pub mod quickstart;
 pub mod request;
+pub mod rollout;
 pub mod run;
 pub(crate) mod site;
 pub mod store;

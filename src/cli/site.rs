@@ -255,6 +255,33 @@ pub(super) fn parse_reason(text: &str) -> Result<String, String> {
     }
 }
 
+/// A time that a command is told: so long ago, or a time of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum When {
+    /// So long ago.
+    Ago(Duration),
+    /// At this time.
+    At(UnixTime),
+}
+
+impl When {
+    /// The time that is meant.
+    pub(super) fn at(self, now: UnixTime) -> UnixTime {
+        match self {
+            Self::Ago(ago) => now.minus(ago),
+            Self::At(at) => at,
+        }
+    }
+}
+
+/// A duration as the configuration writes it, which means so long ago, or a time of RFC 3339.
+pub(super) fn parse_when(text: &str) -> Result<When, String> {
+    let when = config::duration(text).map(When::Ago);
+    when.or_else(|| UnixTime::from_rfc3339(text).map(When::At)).ok_or_else(|| {
+        "a duration (24h, 7d) or a time (2026-11-26T17:00:00Z) is expected".to_owned()
+    })
+}
+
 /// A duration as the configuration writes it.
 pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
     config::duration(text).ok_or_else(|| "a duration is expected, as in 90s, 24h or 7d".to_owned())

@@ -57,16 +57,7 @@ pub(super) fn resolve(root: Section<'_>) -> Option<Config> {
     issuers::check_use(&root, &issuers, reads_tokens, asks);
     upstreams::check_use(root.sink(), &upstreams, &drafts);
     tenants::check_use(&tenancy, &issuers, reads_tokens, asks);
-    let rules = Rules {
-        default: security.default,
-        dpop_enabled: security.dpop_enabled,
-        mtls_enabled: security.mtls_enabled,
-        certificate_audiences: security.certificate_audiences.clone(),
-        nonce_audiences: security.nonce_audiences.clone(),
-        tenants: tenancy.tenants.iter().map(|(tenant, _)| tenant.clone()).collect(),
-        tenant_claim: tenancy.claim.clone(),
-        unknown_tenant_allowed: tenancy.unknown_allowed,
-    };
+    let rules = rules(&security, &tenancy);
     demands::check(&demands::Demands {
         rules: &rules,
         security: &security,
@@ -97,6 +88,21 @@ pub(super) fn resolve(root: Section<'_>) -> Option<Config> {
         audit,
         telemetry,
     })
+}
+
+/// What default, tenants and audiences demand.
+fn rules(security: &security::Security<'_>, tenancy: &tenants::Tenancy<'_>) -> Rules {
+    Rules {
+        default: security.default,
+        dpop_enabled: security.dpop_enabled,
+        mtls_enabled: security.mtls_enabled,
+        certificate_audiences: security.certificate_audiences.clone(),
+        nonce_audiences: security.nonce_audiences.clone(),
+        tenants: tenancy.tenants.iter().map(|(tenant, _)| tenant.clone()).collect(),
+        tenant_claim: tenancy.claim.clone(),
+        unknown_tenant_allowed: tenancy.unknown_allowed,
+        share_salt: security.share_salt.clone(),
+    }
 }
 
 /// Says of each name that came before that it is taken.

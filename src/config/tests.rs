@@ -137,6 +137,26 @@ fn the_reference_loads_without_a_finding() {
     assert_eq!(config.edge.limits.replay_entries, 1_000_000);
 }
 
+/// The stages of a roll-out, each with what `check` must warn of, and nothing else.
+#[test]
+fn the_stages_of_a_rollout_are_accepted() {
+    let passes = "their senders' proof or certificate";
+    for (name, text, warnings) in [
+        ("1", include_str!("../../deploy/rollout/1-telemetry.yaml"), vec!["allowUnbound", "mode"]),
+        ("2", include_str!("../../deploy/rollout/2-observe.yaml"), vec!["mode"]),
+        ("3", include_str!("../../deploy/rollout/3-tenants.yaml"), vec!["mode"]),
+        ("4", include_str!("../../deploy/rollout/4-percentage.yaml"), vec![passes]),
+        ("5", include_str!("../../deploy/rollout/5-enforce.yaml"), vec![]),
+    ] {
+        let loaded = load_str(text, site().path());
+        assert!(loaded.config.is_some(), "{name}: {:?}", loaded.findings);
+        let found: Vec<_> = loaded.findings.iter().map(ToString::to_string).collect();
+        let expected = found.len() == warnings.len()
+            && warnings.iter().all(|part| found.iter().any(|finding| finding.contains(part)));
+        assert!(expected, "{name}: {found:?}");
+    }
+}
+
 #[test]
 fn the_reference_has_every_key() {
     let site = site();

@@ -391,6 +391,7 @@ impl Parts {
         }
         let facts = ctx.facts.as_ref();
         let told = Told {
+            route: self.route(ctx).map(|route| route.name.as_str()),
             role,
             refused: ctx.refused,
             facts,

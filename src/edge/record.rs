@@ -6,7 +6,9 @@ use std::time::Duration;
 use super::audit::Audit;
 use crate::gate::{Facts, NonceStatus};
 use crate::policy::audit::{Draft, Kind};
-use crate::policy::denial::{Denial, DpopResult};
+use crate::policy::binding::BoundBy;
+use crate::policy::clock::Hint;
+use crate::policy::denial::{Denial, DpopResult, Lack};
 use crate::policy::rule::Role;
 use crate::policy::time::UnixTime;
 use crate::policy::trace::TraceId;
@@ -16,7 +18,9 @@ use crate::telemetry::metrics::{CertificateMiss, Metrics, NonceMiss, Tenant};
 /// What is told of a decision.
 #[derive(Clone, Copy, Debug)]
 pub struct Told<'a> {
-    /// Role of the route; `None` where no route was found.
+    /// Name of the route; `None` where no route was found.
+    pub route: Option<&'a str>,
+    /// Its role.
     pub role: Option<Role>,
     /// Why it was refused.
     pub refused: Option<Denial>,
@@ -95,13 +99,18 @@ pub(super) fn audit(told: &Told<'_>, audit: &Audit, client: Option<IpAddr>, now:
 }
 
 fn count(role: Role, facts: &Facts, fault: Option<Denial>, result: DpopResult, metrics: &Metrics) {
+    let tenant = match facts.tenant {
+        Some(tenant) => Tenant::Known(tenant),
+        None if fault == Some(Denial::TenantUnknown) => Tenant::Other,
+        None => Tenant::Default,
+    };
     if facts.dpop || facts.bypass.is_some() {
-        let tenant = match facts.tenant {
-            Some(tenant) => Tenant::Known(tenant),
-            None if fault == Some(Denial::TenantUnknown) => Tenant::Other,
-            None => Tenant::Default,
-        };
         metrics.dpop(tenant, role, result);
+    }
+    if let Some(lack) =
+        facts.observed.filter(|_| result == DpopResult::Observe).and_then(Denial::lack)
+    {
+        metrics.observed(tenant, lack);
     }
     if let Some(millis) = facts.clock_offset_ms {
         metrics.clock_skew(millis);
@@ -151,15 +160,38 @@ fn request<'a>(told: &Told<'a>, fault: Option<Denial>, result: DpopResult) -> Re
     RequestRecord {
         tenant: told.tenant,
         client: token.and_then(|token| token.client()).or(client),
+        route: told.route,
         role: told.role.map(Role::name),
+        mode: facts.and_then(|facts| facts.enforced).map(mode),
+        admitted: facts.and_then(|facts| facts.bound_by).and_then(BoundBy::result_header),
         cnf_jkt: facts.and_then(|facts| facts.confirmation.jkt).map(|jkt| Thumbprint(jkt.0)),
         nonce_status: nonce_status(facts.map_or(NonceStatus::NotChecked, |facts| facts.nonce)),
         result: result.name(),
         reason: fault.map(Denial::code),
+        lacks: fault.and_then(Denial::lack).map(Lack::name),
+        clock_offset_ms: facts.and_then(|facts| facts.clock_offset_ms),
+        clock_hint: facts.zip(fault).and_then(|(facts, fault)| clock_hint(facts, fault)),
         decision_id: told.id,
         latency_us: u64::try_from(told.took.as_micros()).unwrap_or(u64::MAX),
         trace_id: told.trace,
+        ok_sample: (told.ok_sample < 1.0).then_some(told.ok_sample),
     }
+}
+
+fn mode(enforced: bool) -> &'static str {
+    if enforced { "enforce" } else { "observe" }
+}
+
+fn clock_hint(facts: &Facts, fault: Denial) -> Option<Hint> {
+    let nonce_age = match facts.nonce {
+        NonceStatus::Fresh { age, .. } => Some(age),
+        NonceStatus::NotChecked
+        | NonceStatus::Absent
+        | NonceStatus::Expired
+        | NonceStatus::Unknown
+        | NonceStatus::Spent => None,
+    };
+    Hint::of(fault, facts.clock_offset_ms, nonce_age)
 }
 
 fn nonce_status(nonce: NonceStatus) -> &'static str {
@@ -247,6 +279,8 @@ mod tests {
             carried_nonce: false,
             clock_offset_ms: Some(250),
             observed,
+            enforced: Some(observed.is_none()),
+            bound_by: None,
             wants_nonce: false,
             issuer: None,
             challenge: Challenge { dpop: true, bearer: false, algorithms },
@@ -255,6 +289,7 @@ mod tests {
 
     fn told<'a>(refused: Option<Denial>, facts: &'a Facts) -> Told<'a> {
         Told {
+            route: Some("orders"),
             role: Some(Role::Resource),
             refused,
             facts: Some(facts),
@@ -304,6 +339,25 @@ mod tests {
         let told = told(None, &facts);
         let record = request(&told, facts.observed, DpopResult::Observe);
         assert_eq!((record.result, record.reason), ("observe", Some("nonce_absent")));
-        assert_eq!(record.nonce_status, "absent");
+        assert_eq!((record.lacks, record.mode), (Some("nonce"), Some("observe")));
+        assert_eq!((record.nonce_status, record.route), ("absent", Some("orders")));
+        assert_eq!((record.ok_sample, record.clock_hint), (Some(0.0), None));
+    }
+
+    #[test]
+    fn the_clock_is_told_of_where_iat_is_the_fault() {
+        let mut facts = facts(None);
+        facts.clock_offset_ms = Some(200_000);
+        let hint = |facts: &Facts| {
+            request(
+                &told(Some(Denial::ProofStale), facts),
+                Some(Denial::ProofStale),
+                DpopResult::Invalid,
+            )
+            .clock_hint
+        };
+        assert_eq!(hint(&facts), Some(Hint::BehindOrOld(200)));
+        facts.nonce = NonceStatus::Fresh { age: Duration::from_secs(20), superseded: false };
+        assert_eq!(hint(&facts), Some(Hint::Behind { behind: 200, nonce_age: 20 }));
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::policy::binding::BoundBy;
 use crate::policy::certificate::SenderCertificate;
 use crate::policy::denial::Denial;
 use crate::policy::digest::{Jkt, X5tS256};
@@ -68,6 +69,10 @@ pub struct Facts {
     pub clock_offset_ms: Option<i64>,
     /// What would have been refused under `enforce`.
     pub observed: Option<Denial>,
+    /// Whether what is wrong with this sender is refused, once it is known whose request it is.
+    pub enforced: Option<bool>,
+    /// What the admission rests on.
+    pub bound_by: Option<BoundBy>,
     /// Whether the answer must bring a `DPoP-Nonce`: the client needs one, or its own soon ends.
     pub wants_nonce: bool,
     /// Index into the configured issuers of the token's `iss`, verified or not.
@@ -96,6 +101,8 @@ impl Facts {
             carried_nonce: false,
             clock_offset_ms: None,
             observed: None,
+            enforced: None,
+            bound_by: None,
             wants_nonce: false,
             issuer: None,
             challenge,

@@ -16,7 +16,7 @@ use crate::policy::form::Form;
 use crate::policy::grant::{self, BindBy, Inherited, RecordKey, RetrofitRules, ShownBy, TokenKind};
 use crate::policy::proof::{self, VerifiedProof};
 use crate::policy::request::{RequestView, Sender};
-use crate::policy::rule::{Binding, Demand, Mode, Requirement, Role, RouteRule, TenantId};
+use crate::policy::rule::{Binding, Demand, Requirement, Role, RouteRule, TenantId};
 use crate::policy::time::UnixTime;
 use crate::policy::token::{Confirmation, IssuerRules};
 
@@ -189,6 +189,9 @@ impl Gate {
 
     /// Holds what was shown against the rule; `observe` lets pass what it may.
     async fn weigh(&self, matter: Matter<'_>, facts: &mut Facts) -> Result<Granted, Denial> {
+        let client = matter.asker.id.as_deref();
+        let enforced = self.rules.enforces(matter.requirement.mode, client);
+        facts.enforced = Some(enforced);
         let weighed = match self.terms(&matter, facts).await {
             Ok(weighed) => {
                 let (log, proof) = (&*self.stores.grants, weighed.proof.clone());
@@ -203,11 +206,13 @@ impl Gate {
                     None => BoundBy::proven(shown.jkt.is_some(), shown.x5t.is_some()),
                 };
                 facts.bypass.clone_from(&bypass);
+                facts.bound_by = Some(by);
                 Ok(matter.granted(terms, by, bypass))
             }
-            Err(denial) if matter.requirement.mode == Mode::Observe && denial.observable() => {
+            Err(denial) if !enforced && denial.observable() => {
                 self.stands(&matter, facts).await?;
                 facts.observed = Some(denial);
+                facts.bound_by = Some(BoundBy::Observed);
                 let route = matter.case.route;
                 let binds = route.authority.binding == Binding::Retrofit;
                 let kept = binds && route.role == Role::Token;

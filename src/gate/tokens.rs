@@ -11,7 +11,7 @@ use crate::policy::introspection;
 use crate::policy::presented::{self, Credentials, Scheme};
 use crate::policy::proof;
 use crate::policy::request::Sender;
-use crate::policy::rule::{Mode, Requirement};
+use crate::policy::rule::Requirement;
 use crate::policy::time::UnixTime;
 use crate::policy::token::{self, IssuerRules, Reading, VerifiedToken};
 
@@ -184,7 +184,7 @@ impl Gate {
         };
         match shown {
             // It may yet pass, and then the token's validity is what must not be taken for granted.
-            Err(denial) if least.mode == Mode::Observe && denial.observable() => Ok(()),
+            Err(denial) if least.mode.observes() && denial.observable() => Ok(()),
             Ok(()) | Err(_) => shown,
         }
     }

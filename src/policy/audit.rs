@@ -9,8 +9,12 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
+pub use excerpt::{Preface, Rotated};
+
 use super::digest::Sha256;
 use super::time::UnixTime;
+
+mod excerpt;
 
 /// The hash before the first line.
 pub const BEGINNING: Sha256 = Sha256([0; 32]);
@@ -39,6 +43,9 @@ pub enum Kind {
     /// An operator moved a store, or put a backup in its place.
     #[serde(rename = "store.change")]
     StoreChange,
+    /// The oldest lines were moved into a file.
+    #[serde(rename = "audit.rotate")]
+    Rotation,
     /// A proof was used again.
     #[serde(rename = "dpop.replay")]
     Replay,
@@ -79,6 +86,7 @@ impl Kind {
             Self::NodeChange => "node.change",
             Self::KeyChange => "key.change",
             Self::StoreChange => "store.change",
+            Self::Rotation => "audit.rotate",
             Self::Replay => "dpop.replay",
             Self::Mismatch => "sender.mismatch",
             Self::Bypass => "dpop.bypass",
@@ -167,7 +175,8 @@ pub struct Line {
 }
 
 /// The head of a chain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Head {
     /// The last line's number; 0 before the first.
     pub seq: u64,

@@ -5,9 +5,11 @@
 use super::proof::Claim;
 pub use all::ALL;
 pub use authority::AuthorityFault;
+pub use lack::Lack;
 
 mod all;
 mod authority;
+mod lack;
 
 /// Why a request is refused. The variants stand by what they are about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -303,72 +305,7 @@ impl Denial {
     /// A replay log that is full or down is counted in observe mode, not refused.
     #[must_use]
     pub fn observable(self) -> bool {
-        match self {
-            Self::Authority(fault) => fault.observable(),
-            Self::NonceAbsent | Self::NonceExpired | Self::NonceUnknown | Self::NonceSpent => true,
-            Self::ProofMissing
-            | Self::ProofRepeated
-            | Self::ProofTooLarge
-            | Self::ProofMalformed
-            | Self::ProofCritical
-            | Self::ProofClaim(_)
-            | Self::ProofType
-            | Self::ProofAlgorithm
-            | Self::ProofKey
-            | Self::ProofSignature
-            | Self::ProofPrivateKey
-            | Self::ProofMethod
-            | Self::ProofTarget
-            | Self::ProofStale
-            | Self::ProofFuture
-            | Self::ProofBeforeStart
-            | Self::ProofTokenHash
-            | Self::Downgrade
-            | Self::TokenUnbound
-            | Self::BindingTooWeak
-            | Self::DpopDisabled
-            | Self::MtlsDisabled
-            | Self::KeyMismatch
-            | Self::CertificateContextMissing
-            | Self::CertificateMissing
-            | Self::CertificateMismatch
-            | Self::Replayed
-            | Self::ReplayCapacity
-            | Self::StoreDown => true,
-            Self::HeadTooLarge
-            | Self::HostInvalid
-            | Self::PathInvalid
-            | Self::ForwardedInvalid
-            | Self::ClientCertInvalid
-            | Self::OriginScheme
-            | Self::Misdirected
-            | Self::RouteUnknown
-            | Self::MethodNotAllowed
-            | Self::OriginRefused
-            | Self::TokenInQuery
-            | Self::TokenMissing
-            | Self::AuthorizationRepeated
-            | Self::AuthorizationMalformed
-            | Self::TokenMalformed
-            | Self::TokenType
-            | Self::TokenAlgorithm
-            | Self::TokenCritical
-            | Self::TokenIssuer
-            | Self::TokenKeyUnknown
-            | Self::TokenSignature
-            | Self::TokenClaim
-            | Self::TokenAudience
-            | Self::TokenExpired
-            | Self::TokenNotYetValid
-            | Self::TokenConfirmation
-            | Self::TokenInactive
-            | Self::IntrospectionUnavailable
-            | Self::TenantUnknown
-            | Self::RouteAudience
-            | Self::ScopeMissing
-            | Self::AuthenticationStale
-            | Self::AcrInsufficient => false,
-        }
+        self.lack().is_some()
     }
 
     /// Whether a fresh nonce is all that is needed.

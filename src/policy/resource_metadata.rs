@@ -7,7 +7,7 @@
 use serde::Serialize;
 
 use super::jose::AlgorithmSet;
-use super::rule::{Demand, Mode, Requirement, RouteRule, Rules};
+use super::rule::{Demand, Requirement, RouteRule, Rules};
 use super::target::Origin;
 use super::token::IssuerRules;
 
@@ -132,7 +132,7 @@ fn requirements(rule: &RouteRule, grounds: &Grounds<'_>) -> Vec<Requirement> {
 
 /// Whether nothing passes that is not bound to a key. `observe` lets anything pass.
 fn always_dpop(requirement: &Requirement) -> bool {
-    requirement.mode == Mode::Enforce && !requirement.demand.met_by(false, true)
+    !requirement.mode.observes() && !requirement.demand.met_by(false, true)
 }
 
 /// The issuers whose identifier is one of an authorization server (RFC 8414 section 2), `http` taken

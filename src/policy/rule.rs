@@ -1,6 +1,7 @@
 //! What a request must present. Demands of default, tenant, audience and route add up.
 
 use super::jose::AlgorithmSet;
+use super::share::Share;
 use super::step_up::StepUp;
 
 /// What a token must be bound to, at least: `none` < `any` < `dpop`, `mtls` < `both`.
@@ -84,17 +85,46 @@ impl Demand {
 pub enum Mode {
     /// Refuse.
     Enforce,
-    /// Let pass what lacks proof, nonce, binding or freshness, and record it.
-    Observe,
+    /// Let pass what lacks proof, nonce, binding or freshness, and record it; but refuse it of the
+    /// clients that belong to this share.
+    Observe(Share),
 }
 
 impl Mode {
-    /// The word for it in configuration.
+    /// The share of clients whose misdeeds are refused.
+    #[must_use]
+    pub fn share(self) -> Share {
+        match self {
+            Self::Enforce => Share::ALL,
+            Self::Observe(share) => share,
+        }
+    }
+
+    /// Whether it lets pass anybody.
+    #[must_use]
+    pub fn observes(self) -> bool {
+        self.share() != Share::ALL
+    }
+
+    /// What refuses whatever either refuses: all shares are cut by the same hash, so that the larger one
+    /// has the smaller one in it.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        if other.share() > self.share() { other } else { self }
+    }
+
+    /// What refuses only what both refuse.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        if other.share() < self.share() { other } else { self }
+    }
+
+    /// The word for it in configuration, its share left out.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Enforce => "enforce",
-            Self::Observe => "observe",
+            Self::Observe(_) => "observe",
         }
     }
 }
@@ -128,16 +158,15 @@ pub struct Requirement {
 }
 
 impl Requirement {
-    /// Adds what `scope` says: demands join, algorithms intersect, `enforce` and a demanded nonce
-    /// win; unless the scope overrides, then its words replace.
+    /// Adds what `scope` says: demands join, algorithms intersect, the larger share that is enforced
+    /// and a demanded nonce win; unless the scope overrides, then its words replace.
     #[must_use]
     pub fn with(mut self, scope: &Scope) -> Self {
         if let Some(require) = scope.require {
             self.demand = if scope.overrides { require } else { self.demand.and(require) };
         }
         if let Some(mode) = scope.mode {
-            let stays = self.mode == Mode::Enforce && !scope.overrides;
-            self.mode = if stays { Mode::Enforce } else { mode };
+            self.mode = if scope.overrides { mode } else { self.mode.and(mode) };
         }
         if let Some(algorithms) = scope.algorithms {
             self.algorithms =
@@ -152,10 +181,9 @@ impl Requirement {
     /// What meets this meets both requirements.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
-        let enforce = self.mode == Mode::Enforce || other.mode == Mode::Enforce;
         Self {
             demand: self.demand.and(other.demand),
-            mode: if enforce { Mode::Enforce } else { Mode::Observe },
+            mode: self.mode.and(other.mode),
             algorithms: self.algorithms.intersection(other.algorithms),
             nonce: self.nonce || other.nonce,
         }
@@ -164,10 +192,9 @@ impl Requirement {
     /// What meets either of two requirements need not meet more than this.
     #[must_use]
     pub fn or(self, other: Self) -> Self {
-        let observe = self.mode == Mode::Observe || other.mode == Mode::Observe;
         Self {
             demand: self.demand.or(other.demand),
-            mode: if observe { Mode::Observe } else { Mode::Enforce },
+            mode: self.mode.or(other.mode),
             algorithms: self.algorithms.union(other.algorithms),
             nonce: self.nonce && other.nonce,
         }
@@ -347,6 +374,8 @@ pub struct Rules {
     pub tenant_claim: Option<String>,
     /// Whether a token whose tenant is not configured is served under the default rule.
     pub unknown_tenant_allowed: bool,
+    /// By which clients are told into shares (`enforceSalt`).
+    pub share_salt: String,
 }
 
 /// A tenant by its place in [`Rules::tenants`].
@@ -358,6 +387,13 @@ impl Rules {
     #[must_use]
     pub fn tenant_named(&self, name: &str) -> Option<TenantId> {
         self.tenants.iter().position(|tenant| tenant.name == name).map(TenantId)
+    }
+
+    /// Whether what is wrong with a sender is refused where `client` asks: the `client_id` of a verified
+    /// token or of who asks for one. One without a name counts as enforced as soon as anybody is.
+    #[must_use]
+    pub fn enforces(&self, mode: Mode, client: Option<&str>) -> bool {
+        mode.share().has(&self.share_salt, client)
     }
 
     /// Adds up default, tenant, the token's audiences and route.

@@ -149,10 +149,16 @@ impl VerifiedToken {
         self.subject.as_deref()
     }
 
-    /// `client_id`.
+    /// `client_id` (RFC 9068), or `azp` where an issuer says it that way.
     #[must_use]
     pub fn client(&self) -> Option<&str> {
         self.client.as_deref()
+    }
+
+    /// By what it is told into a share of clients: its client, or its `sub` where it names none.
+    #[must_use]
+    pub fn client_or_subject(&self) -> Option<&str> {
+        self.client().or(self.subject())
     }
 
     /// The configured tenant that it belongs to.
@@ -387,7 +393,10 @@ pub(super) fn claims(
         issuer: told.issuer,
         vouched: told.vouched,
         subject: text("sub")?,
-        client: text("client_id")?,
+        client: match text("client_id")? {
+            Some(client) => Some(client),
+            None => text("azp")?,
+        },
         tenant: tenant(claims, entry, rules)?,
         audiences,
         scopes: scope.split(' ').filter(|name| !name.is_empty()).map(str::to_owned).collect(),

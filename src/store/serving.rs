@@ -65,9 +65,22 @@ pub fn alone(path: &Path) -> io::Result<Option<Lock>> {
     lock(path, FlockOperation::NonBlockingLockExclusive)
 }
 
+/// The lock of who moves lines of the audit log of the store at `path` into files, beside edges that serve;
+/// `None` while somebody has it.
+///
+/// # Errors
+/// What the system says.
+pub fn rotate(path: &Path) -> io::Result<Option<Lock>> {
+    lock_file(path, ".rotate", FlockOperation::NonBlockingLockExclusive)
+}
+
 fn lock(path: &Path, how: FlockOperation) -> io::Result<Option<Lock>> {
+    lock_file(path, ".lock", how)
+}
+
+fn lock_file(path: &Path, suffix: &str, how: FlockOperation) -> io::Result<Option<Lock>> {
     let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
+    name.push(suffix);
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
     let file = options.open(PathBuf::from(name))?;

@@ -21,6 +21,7 @@ use serde::Serialize;
 use tracing::subscriber::Interest;
 use tracing::{Level, Metadata, field};
 
+use crate::policy::clock::Hint;
 use crate::policy::digest::Sha256;
 use crate::policy::time::UnixTime;
 use crate::policy::trace::TraceId;
@@ -64,8 +65,15 @@ pub struct RequestRecord<'a> {
     /// `client_id` of the token, once verified.
     #[serde(serialize_with = "cut")]
     pub client: Option<&'a str>,
+    /// The route's name; absent where no route was found.
+    pub route: Option<&'a str>,
     /// The route's role; absent where no route was found.
     pub role: Option<&'a str>,
+    /// `enforce` or `observe`: what held for this client; absent where it was not known yet whose request
+    /// it was.
+    pub mode: Option<&'a str>,
+    /// What the admission rests on, as `X-Holdfast-Result` has it; absent where there was none.
+    pub admitted: Option<&'a str>,
     /// The key that the token is bound to, once it is verified.
     pub cnf_jkt: Option<Thumbprint>,
     /// How the proof's nonce stood.
@@ -74,6 +82,14 @@ pub struct RequestRecord<'a> {
     pub result: &'a str,
     /// The denial's code; absent on `ok`.
     pub reason: Option<&'a str>,
+    /// What the sender lacks that is or would be refused for what `mode: observe` lets pass: a value of
+    /// the `reason` label of `holdfast_observed_refusals_total`.
+    pub lacks: Option<&'a str>,
+    /// now − `iat` of the proof in milliseconds, once its signature holds.
+    pub clock_offset_ms: Option<i64>,
+    /// What that says of the client's clock, where `iat` is why the proof does not hold.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "in_words")]
+    pub clock_hint: Option<Hint>,
     /// What the answer called `X-Request-Id`.
     pub decision_id: &'a str,
     /// Time of the decision, microseconds.
@@ -81,6 +97,9 @@ pub struct RequestRecord<'a> {
     /// The trace that has its spans, where there is one.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "shown")]
     pub trace_id: Option<TraceId>,
+    /// The share of `ok` records that is written; absent where all are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ok_sample: Option<f64>,
 }
 
 /// `authority.dpop.proof.bypass`: a token was asked for without a proof while the temporary bypass lasts.
@@ -160,6 +179,13 @@ impl Serialize for Thumbprint {
 fn shown<S: serde::Serializer>(id: &Option<TraceId>, serializer: S) -> Result<S::Ok, S::Error> {
     match id {
         Some(id) => serializer.collect_str(id),
+        None => serializer.serialize_none(),
+    }
+}
+
+fn in_words<S: serde::Serializer>(hint: &Option<Hint>, serializer: S) -> Result<S::Ok, S::Error> {
+    match hint {
+        Some(hint) => serializer.collect_str(hint),
         None => serializer.serialize_none(),
     }
 }
@@ -484,14 +510,21 @@ mod tests {
         RequestRecord {
             tenant: None,
             client: Some(client),
+            route: Some("orders"),
             role: Some("resource"),
+            mode: Some("enforce"),
+            admitted: Some("dpop"),
             cnf_jkt: Some(Thumbprint(Sha256::of(b"key"))),
             nonce_status: "fresh",
             result: "ok",
             reason: None,
+            lacks: None,
+            clock_offset_ms: Some(250),
+            clock_hint: None,
             decision_id: "00ff",
             latency_us: 7,
             trace_id: None,
+            ok_sample: None,
         }
     }
 

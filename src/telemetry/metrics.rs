@@ -9,6 +9,7 @@ mod connections;
 mod ends;
 mod families;
 mod labels;
+mod observed;
 mod replay;
 mod spans;
 mod upstreams;
@@ -22,6 +23,7 @@ use configuration::Configuration;
 use connections::ConnectionMetrics;
 pub use ends::{Ends, KeyTerm, Term, Use};
 use families::Families;
+use labels::role_index;
 pub use labels::{
     CertificateMiss, ConnectionLoss, IntrospectionResult, NonceMiss, SpanLoss, Stage, Tenant,
 };
@@ -119,6 +121,7 @@ pub struct Metrics {
     spans_dropped: Vec<IntCounter>,
     configuration: Configuration,
     capsules: CapsuleMetrics,
+    observed: observed::Observed,
 }
 
 impl Metrics {
@@ -194,6 +197,7 @@ impl Metrics {
             )?,
             configuration: Configuration::define(&define)?,
             capsules: CapsuleMetrics::define(&define)?,
+            observed: observed::Observed::define(&define, shape)?,
             families,
         })
     }
@@ -339,10 +343,6 @@ impl Metrics {
             Tenant::Other | Tenant::Known(_) => self.tenants + 1,
         }
     }
-}
-
-fn role_index(role: Role) -> usize {
-    Role::ALL.iter().position(|known| *known == role).unwrap_or_default()
 }
 
 /// The place of a status in [`CLASSES`].

@@ -13,6 +13,8 @@ mod admin;
 #[cfg(test)]
 mod admission;
 #[cfg(test)]
+mod audit_files;
+#[cfg(test)]
 mod authority;
 #[cfg(test)]
 mod authority_emergency;
@@ -88,6 +90,8 @@ mod reload;
 mod replay;
 #[cfg(test)]
 mod resource_metadata;
+#[cfg(test)]
+mod rollout;
 #[cfg(test)]
 mod rules;
 #[cfg(test)]

@@ -2,6 +2,10 @@
 
 #![expect(clippy::disallowed_methods, reason = "long work shows its progress, and reads a file")]
 
+mod chain;
+mod export;
+mod files;
+mod rotate;
 mod verify;
 mod words;
 
@@ -12,7 +16,7 @@ use std::time::Duration;
 
 use clap::Subcommand;
 
-use super::site::{self, CommandError};
+use super::site::{self, CommandError, When};
 use crate::policy::audit::{Kind, Line};
 use crate::policy::digest::Sha256;
 use crate::store::sqlite::Fault;
@@ -33,10 +37,20 @@ pub struct Args {
 #[derive(Clone, Debug, Subcommand)]
 enum Command {
     /// Follow the chain from its first line and check every checkpoint
-    #[command(after_help = "Exit status: 0 when the log is whole, 1 when it is not.")]
+    #[command(
+        after_help = "With files, as `export` and `rotate` write them, their lines come first, in their \
+        order; then those of the store, if one is named. Files alone need --jwks, the keys that signed.\n\nExit \
+        status: 0 when the log, or the part of it that was looked at, is whole, 1 when it is not."
+    )]
     Verify {
-        #[command(flatten)]
-        site: Site,
+        /// Files with parts of the log
+        files: Vec<PathBuf>,
+        /// The configuration file
+        #[arg(long, value_name = "FILE", required_unless_present_any = ["store", "files"])]
+        config: Option<PathBuf>,
+        /// The store's file, or a copy of it, without a configuration
+        #[arg(long, value_name = "FILE", conflicts_with = "config")]
+        store: Option<PathBuf>,
         /// A line that must be there, as the edge's log told of it: NUMBER:HASH
         #[arg(long, value_name = "NUMBER:HASH", value_parser = parse_seen)]
         seen: Vec<(u64, Sha256)>,
@@ -67,6 +81,51 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Lines of the log as JSON lines, which can be verified by themselves
+    #[command(
+        after_help = "The first line says of which chain the others are a part, and what they follow; the \
+        last is the checkpoint that covers those asked for, where there is one yet."
+    )]
+    Export {
+        #[command(flatten)]
+        site: Site,
+        /// From then on: so long ago (24h, 7d), or a time (RFC 3339) [default: all]
+        #[arg(long, value_name = "WHEN", value_parser = site::parse_when)]
+        since: Option<When>,
+        /// Up to then [default: now]
+        #[arg(long, value_name = "WHEN", value_parser = site::parse_when)]
+        until: Option<When>,
+        /// Into a file that is made new, instead of standard output
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+    /// Move the oldest lines into a file, beside a running edge
+    #[command(
+        after_help = "What is moved ends with a signed checkpoint and is taken out of the store only when the \
+        file is on the disk and was read again. The log says so in a line of its own, and `audit verify FILE… \
+        --config F` follows it through all files into the store. A log that is not whole is left as it is. Run it \
+        again after it was cut off. The store's file keeps its size: what is free in it is used anew."
+    )]
+    Rotate {
+        /// The configuration file
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// What stays in the store: lines that are younger (90d), or after a time (RFC 3339)
+        #[arg(long, value_name = "WHEN", value_parser = site::parse_when)]
+        keep: When,
+        /// The directory for the file
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
+        /// Why, for the audit log
+        #[arg(long, default_value = "retention", value_parser = site::parse_reason)]
+        reason: String,
+        /// Move lines that no checkpoint covers, where the edge has no keys to sign with
+        #[arg(long)]
+        unsigned: bool,
+        /// Write one JSON document
+        #[arg(long)]
+        json: bool,
+    },
     /// One decision or change in words
     Show {
         #[command(flatten)]
@@ -91,6 +150,11 @@ struct Site {
 }
 
 impl Site {
+    /// Whether there is a store to look at.
+    fn is_named(&self) -> bool {
+        self.config.is_some() || self.store.is_some()
+    }
+
     fn open(&self) -> Result<Reader, CommandError> {
         let path = match (&self.config, &self.store) {
             (Some(config), _) => site::store_path(&site::load(config)?, config)?.to_owned(),
@@ -109,13 +173,24 @@ impl Site {
 /// or was not read.
 pub fn run(args: &Args, out: &mut dyn Write, errors: &mut dyn Write) -> ExitCode {
     let done = match &args.command {
-        Command::Verify { site, seen, jwks, json } => {
-            let asked = verify::Asked { site, seen, jwks: jwks.as_deref(), json: *json };
+        Command::Verify { files, config, store, seen, jwks, json } => {
+            let site = &Site { config: config.clone(), store: store.clone() };
+            let asked = verify::Asked { files, site, seen, jwks: jwks.as_deref(), json: *json };
             verify::run(&asked, out, errors)
         }
         Command::Tail { site, lines, follow, node, kind, json } => {
             let wanted = |stored: &Stored| is_wanted(stored, node.as_deref(), *kind);
             tail(site, *lines, *follow, &wanted, *json, out).map(|()| true)
+        }
+        Command::Export { site, since, until, out: file } => {
+            let (since, until) = (*since, *until);
+            let asked = export::Asked { site, since, until, out: file.as_deref() };
+            export::run(&asked, out, errors).map(|()| true)
+        }
+        Command::Rotate { config, keep, to, reason, unsigned, json } => {
+            let (keep, unsigned, json) = (*keep, *unsigned, *json);
+            let asked = rotate::Asked { config, keep, to, reason, unsigned, json };
+            rotate::run(&asked, out, errors)
         }
         Command::Show { site, id, json } => show(site, id, *json, out).map(|()| true),
     };
@@ -210,8 +285,12 @@ fn show(site: &Site, id: &str, as_json: bool, out: &mut dyn Write) -> Result<(),
         Ok(_) | Err(_) => reader.lines_of(id)?,
     };
     if lines.is_empty() {
+        let moved = match reader.audit_base()?.seq {
+            0 => String::new(),
+            last => format!("; lines 1 to {last} are in files"),
+        };
         let text = format!(
-            "nothing is written down of {id}: refusals past a client's budget are only counted"
+            "nothing is written down of {id}: refusals past a client's budget are only counted{moved}"
         );
         return Err(CommandError::Other(text));
     }

@@ -1,22 +1,23 @@
-//! The chain, followed from its first line.
+//! The chain, followed through files and the store.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use super::chain::Chain;
+use super::files::{self, File};
 use super::{PAGE, Site, is_watched};
 use crate::cli::site::{self, CommandError};
-use crate::policy::audit::{CHECKPOINT_TYPE, Checkpoint, Head, Kind, Line};
+use crate::policy::audit::{Head, Line};
 use crate::policy::digest::Sha256;
-use crate::policy::jose::{CompactJws, PublicKey};
-use crate::policy::json::{self, Object};
 use crate::store::keys::KeyRing;
 use crate::store::sqlite::reader::{Reader, Stored};
 
 /// What is asked.
 pub(super) struct Asked<'a> {
+    pub(super) files: &'a [PathBuf],
     pub(super) site: &'a Site,
     pub(super) seen: &'a [(u64, Sha256)],
     pub(super) jwks: Option<&'a Path>,
@@ -24,18 +25,12 @@ pub(super) struct Asked<'a> {
 }
 
 /// What was found.
-#[derive(Debug, Default)]
 struct Found {
-    chain: String,
-    head: Head,
-    checkpoints: u64,
-    /// The last line that a checkpoint covers.
-    signed: u64,
-    /// Checkpoints whose signature was not looked at.
-    unchecked: u64,
-    unseen: Vec<u64>,
-    /// How many lines there may be without a checkpoint.
-    most_unsigned: u64,
+    chain: Chain,
+    /// The lines to be seen that were not met yet.
+    unseen: Vec<(u64, Sha256)>,
+    /// Whether the store was looked at.
+    store: bool,
 }
 
 /// Whether the log is whole.
@@ -44,64 +39,116 @@ pub(super) fn run(
     out: &mut dyn Write,
     errors: &mut dyn Write,
 ) -> Result<bool, CommandError> {
-    let reader = asked.site.open()?;
-    let keys = keys(asked)?;
-    let mut found =
-        Found { chain: reader.chain()?, most_unsigned: most_unsigned(asked)?, ..Found::default() };
-    found.unseen = asked.seen.iter().map(|(seq, _)| *seq).collect();
-    let broken = follow(&reader, asked, keys.as_deref(), &mut found, errors)?;
-    let broken = broken.or_else(|| unsigned(&found, keys.is_some()));
+    let keys = keys(asked.jwks, asked.site.config.as_deref())?;
+    let chain = Chain::new(keys, most_unsigned(asked.site.config.as_deref())?);
+    let mut found = Found { chain, unseen: asked.seen.to_vec(), store: asked.site.is_named() };
+    let broken = follow_all(asked, &mut found, errors)?;
+    let broken = broken.or_else(|| found.chain.unvouched());
     let broken = broken.or_else(|| {
-        let seq = found.unseen.first()?;
+        let (seq, _) = found.unseen.first()?;
         Some(format!("line {seq} is not there any more: the log was cut off or is another one"))
     });
     report(asked, &found, broken.as_deref(), out)?;
     Ok(broken.is_none())
 }
 
-fn follow(
-    reader: &Reader,
+fn follow_all(
     asked: &Asked<'_>,
-    keys: Option<&[Value]>,
     found: &mut Found,
     errors: &mut dyn Write,
 ) -> Result<Option<String>, CommandError> {
-    let (began, last) = (Instant::now(), reader.last()?);
+    let mut files =
+        asked.files.iter().map(|path| File::open(path)).collect::<Result<Vec<_>, _>>()?;
+    files.sort_by_key(|file| file.before.seq);
+    for file in files {
+        let name = file.name.clone();
+        let seen = &mut found.unseen;
+        if let Err(wrong) = file.follow(&mut found.chain, |line, head| met(seen, line, head))? {
+            return Ok(Some(format!("{name}: {wrong}")));
+        }
+    }
+    if !asked.site.is_named() {
+        return Ok(None);
+    }
+    let reader = asked.site.open()?;
+    let (chain, seen) = (&mut found.chain, &mut found.unseen);
+    follow(&reader, chain, &mut |line, head| met(seen, line, head), errors)
+}
+
+/// Whether a line that was met is not the one that was seen.
+fn met(unseen: &mut Vec<(u64, Sha256)>, line: &Line, head: &Head) -> Result<(), String> {
+    let wrong = unseen.iter().any(|(seq, hash)| *seq == head.seq && *hash != head.hash);
+    unseen.retain(|(seq, _)| *seq != head.seq);
+    if wrong { Err(format!("line {} is not the one that was seen", line.seq)) } else { Ok(()) }
+}
+
+/// Follows the chain through the store, from where it is, or else from where it begins there. What is
+/// wrong with it.
+pub(super) fn follow(
+    reader: &Reader,
+    chain: &mut Chain,
+    met: &mut dyn FnMut(&Line, &Head) -> Result<(), String>,
+    errors: &mut dyn Write,
+) -> Result<Option<String>, CommandError> {
+    let (began, last, base) = (Instant::now(), reader.last()?, reader.audit_base()?);
+    if let Err(wrong) = enter(reader, chain, base)? {
+        return Ok(Some(wrong));
+    }
     let mut told = 0;
     loop {
-        let page = reader.lines(found.head.seq + 1, PAGE)?;
+        let page = reader.lines(chain.head.seq + 1, PAGE)?;
         if page.is_empty() {
-            return Ok(None);
+            break;
         }
         for stored in &page {
-            let before = found.head;
-            let (head, line) = match before.follow(&stored.line) {
-                Ok(followed) => followed,
-                Err(broken) => return Ok(Some(broken.to_string())),
+            let found_by = |line: &Line, hash: &Sha256| {
+                let wrong = || {
+                    format!("line {} is not what it is found by: a column was changed", line.seq)
+                };
+                if is_found_by(stored, line, hash) { Ok(()) } else { Err(wrong()) }
             };
-            found.head = head;
-            if !is_found_by(stored, &line, &head.hash) {
-                let seq = line.seq;
-                let wrong = format!("line {seq} is not what it is found by: a column was changed");
+            let line = match chain.take_if(&stored.line, found_by) {
+                Ok(line) => line,
+                Err(wrong) => return Ok(Some(wrong)),
+            };
+            if let Err(wrong) = met(&line, &chain.head) {
                 return Ok(Some(wrong));
-            }
-            if let Some(wrong) = look(&line, before, keys, found) {
-                return Ok(Some(wrong));
-            }
-            for (seq, hash) in asked.seen.iter().filter(|(seq, _)| *seq == head.seq) {
-                if *hash != head.hash {
-                    return Ok(Some(format!("line {seq} is not the one that was seen")));
-                }
-                found.unseen.retain(|unseen| unseen != seq);
             }
         }
         let seconds = began.elapsed().as_secs();
         if is_watched() && seconds > told {
             told = seconds;
-            write!(errors, "\r{} of {last} lines", found.head.seq)?;
+            write!(errors, "\r{} of {last} lines", chain.head.seq)?;
             errors.flush()?;
         }
     }
+    let vouched = chain.rotated.as_ref().map(|rotated| rotated.last);
+    if base.seq > 0 && vouched != Some(base) {
+        return Ok(Some(format!(
+            "it begins after line {}, and no line in it says that what was before was moved into a file",
+            base.seq
+        )));
+    }
+    Ok(None)
+}
+
+/// Goes from files, or from nowhere, into the store, whose lines begin after `base`.
+fn enter(
+    reader: &Reader,
+    chain: &mut Chain,
+    base: Head,
+) -> Result<Result<(), String>, CommandError> {
+    if let Err(wrong) = chain.is_of(&reader.chain()?) {
+        return Ok(Err(wrong));
+    }
+    let (Some(_), head) = (chain.before, chain.head) else { return Ok(chain.begin(base)) };
+    if head.seq <= base.seq {
+        return Ok(chain.begin(base));
+    }
+    // Files that have lines of the store as well: it goes on where they end.
+    let there = reader.line_hash(head.seq)?.is_some_and(|hash| chain.is_at(head.seq, &hash));
+    let wrong = || format!("line {} is not in the store, or another one", head.seq);
+    Ok(if there { Ok(()) } else { Err(wrong()) })
 }
 
 /// Whether the columns say what the line does.
@@ -115,97 +162,23 @@ fn is_found_by(stored: &Stored, line: &Line, hash: &Sha256) -> bool {
 
 /// How many lines the edge leaves without a checkpoint, and some that a command may have added
 /// meanwhile.
-fn most_unsigned(asked: &Asked<'_>) -> Result<u64, CommandError> {
+pub(super) fn most_unsigned(config: Option<&Path>) -> Result<u64, CommandError> {
     const DEFAULT: u64 = 1000;
     const MEANWHILE: u64 = 2000;
-    let lines = match &asked.site.config {
+    let lines = match config {
         Some(config) => site::load(config)?.audit.checkpoint_lines,
         None => DEFAULT,
     };
     Ok(lines.saturating_add(MEANWHILE))
 }
 
-/// What keeps a log from vouching for itself: whoever can write the file can write all of it anew, but
-/// for the signatures.
-fn unsigned(found: &Found, keys: bool) -> Option<String> {
-    if found.head.seq == 0 {
-        return Some("it has no line at all".to_owned());
-    }
-    if !keys {
-        let text = "no keys are at hand (--jwks): its lines follow each other, and all of them could \
-                    have been written anew";
-        return Some(text.to_owned());
-    }
-    if found.checkpoints == 0 {
-        let text = "it has no checkpoint: the edge signs one as soon as it runs";
-        return Some(text.to_owned());
-    }
-    let after = found.head.seq - found.signed;
-    (after > found.most_unsigned).then(|| {
-        format!("the last {after} lines have no checkpoint: the edge would have signed them")
-    })
-}
-
-/// Looks at what is in a line. What is wrong with it.
-fn look(line: &Line, before: Head, keys: Option<&[Value]>, found: &mut Found) -> Option<String> {
-    let seq = line.seq;
-    let begins = line.kind == Kind::Begin;
-    if begins != (seq == 1) {
-        return Some(format!("line {seq}: a chain begins with its id, and only it does"));
-    }
-    let chain = line.data.get("chain").and_then(Value::as_str);
-    if begins && chain != Some(&found.chain) {
-        return Some(format!("line {seq}: it is the beginning of another chain"));
-    }
-    if line.kind != Kind::Checkpoint {
-        return None;
-    }
-    let checkpoint: Option<Checkpoint> =
-        line.data.get("checkpoint").cloned().and_then(|it| serde_json::from_value(it).ok());
-    let Some(checkpoint) = checkpoint else {
-        return Some(format!("line {seq}: a checkpoint that cannot be read"));
-    };
-    if checkpoint.chain != found.chain
-        || checkpoint.seq != before.seq
-        || checkpoint.hash != before.hash
-    {
-        return Some(format!("line {seq}: a checkpoint of something else"));
-    }
-    let jws = line.data.get("jws").and_then(Value::as_str).unwrap_or_default();
-    match keys {
-        None => found.unchecked += 1,
-        Some(keys) if is_signed(jws, &checkpoint, keys) => {}
-        Some(_) => return Some(format!("line {seq}: a checkpoint that none of the keys signed")),
-    }
-    let between = before.seq.saturating_sub(found.signed);
-    if between > found.most_unsigned {
-        return Some(format!("line {seq}: {between} lines before it have no checkpoint"));
-    }
-    found.checkpoints += 1;
-    found.signed = before.seq;
-    None
-}
-
-/// Whether `jws` is a signature over `checkpoint` by the key of the set that it names.
-fn is_signed(jws: &str, checkpoint: &Checkpoint, keys: &[Value]) -> bool {
-    let signed = || {
-        let jws = CompactJws::parse(jws)?;
-        let typ = json::string(&jws.header, "typ").ok()??;
-        let kid = json::string(&jws.header, "kid").ok()??;
-        let payload: Value = serde_json::to_value(&jws.payload).ok()?;
-        let jwk = keys.iter().find(|jwk| jwk.get("kid").and_then(Value::as_str) == Some(kid))?;
-        let key = PublicKey::from_jwk(&Object::from(jwk.as_object()?)).ok()?;
-        let algorithm = jws.algorithm().filter(|algorithm| key.fits(*algorithm))?;
-        let same = serde_json::from_value::<Checkpoint>(payload).ok()? == *checkpoint;
-        Some(typ == CHECKPOINT_TYPE && same && jws.verified_by(&key, algorithm))
-    };
-    signed().unwrap_or(false)
-}
-
 /// The keys that checkpoints are verified with; `None` where none are at hand.
-fn keys(asked: &Asked<'_>) -> Result<Option<Vec<Value>>, CommandError> {
+pub(super) fn keys(
+    jwks: Option<&Path>,
+    config: Option<&Path>,
+) -> Result<Option<Vec<Value>>, CommandError> {
     let other = |text: String| CommandError::Other(text);
-    let set: Value = match (asked.jwks, &asked.site.config) {
+    let set: Value = match (jwks, config) {
         (Some(path), _) => {
             let named =
                 |error: &dyn std::fmt::Display| other(format!("{}: {error}", path.display()));
@@ -232,33 +205,57 @@ fn report(
     broken: Option<&str>,
     out: &mut dyn Write,
 ) -> Result<(), CommandError> {
-    let (seq, after) = (found.head.seq, found.head.seq.saturating_sub(found.signed));
-    // The last checkpoint's own line is covered by nothing but the next one.
-    let after = if found.checkpoints > 0 { after.saturating_sub(1) } else { after };
+    let chain = &found.chain;
+    let (head, after) = (chain.head, chain.unsigned());
+    let first = chain.before.map_or(0, |before| before.seq) + 1;
+    let lines = (head.seq + 1).saturating_sub(first);
     if asked.json {
         let told = json!({
             "ok": broken.is_none(),
             "error": broken,
-            "chain": found.chain,
-            "lines": seq,
-            "head": found.head.hash.to_string(),
-            "checkpoints": found.checkpoints,
-            "signaturesNotChecked": found.unchecked,
+            "chain": chain.id,
+            "lines": lines,
+            "firstLine": first,
+            "rotated": chain.rotated,
+            "head": head.hash.to_string(),
+            "checkpoints": chain.checkpoints,
+            "signaturesNotChecked": chain.unchecked,
             "linesAfterTheLastCheckpoint": after,
         });
         writeln!(out, "{told:#}")?;
         return Ok(());
     }
-    writeln!(out, "chain {}: {seq} lines follow each other", found.chain)?;
-    let signatures = match (found.checkpoints, found.unchecked) {
+    let name = chain.id.as_deref().unwrap_or("of no known id");
+    if first > 1 {
+        writeln!(out, "chain {name}: lines {first} to {} follow each other", head.seq)?;
+    } else {
+        writeln!(out, "chain {name}: {lines} lines follow each other")?;
+    }
+    let signatures = match (chain.checkpoints, chain.unchecked) {
         (0, _) => "no checkpoints".to_owned(),
         (count, 0) => format!("{count} checkpoints, each with a good signature"),
         (count, _) => format!("{count} checkpoints, whose signatures were not checked: say --jwks"),
     };
     writeln!(out, "{signatures}; {after} lines after the last one")?;
-    writeln!(out, "head: {seq}:{}", found.head.hash)?;
+    writeln!(out, "head: {}:{}", head.seq, head.hash)?;
+    if first > 1 {
+        match (&chain.rotated, found.store) {
+            (Some(rotated), true) if rotated.last.seq + 1 == first => {
+                let (to, file) = (first - 1, files::shown(&rotated.file));
+                writeln!(
+                    out,
+                    "lines 1 to {to} are in files, the last of them {file}, and were not looked at"
+                )?;
+            }
+            _ => writeln!(out, "it is an excerpt: lines 1 to {} were not looked at", first - 1)?,
+        }
+    }
     match broken {
-        None => writeln!(out, "the log is whole")?,
+        None if first > 1 => {
+            writeln!(out, "the log is whole from line {first} to line {}", head.seq)?
+        }
+        None if found.store => writeln!(out, "the log is whole")?,
+        None => writeln!(out, "the log is whole up to line {}", head.seq)?,
         Some(broken) => writeln!(out, "THE LOG IS NOT WHOLE: {broken}")?,
     }
     Ok(())

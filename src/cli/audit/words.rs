@@ -20,7 +20,7 @@ pub(super) fn one_line(text: &str) -> String {
     let node = line.node.as_deref().unwrap_or("-");
     let what = match line.kind {
         Kind::Capsule | Kind::Telemetry => verdict(&line.data),
-        Kind::NodeChange | Kind::KeyChange | Kind::StoreChange => {
+        Kind::NodeChange | Kind::KeyChange | Kind::StoreChange | Kind::Rotation => {
             let text = |name: &str| line.data.get(name).and_then(Value::as_str).unwrap_or("?");
             format!("{} ({})", text("action"), text("reason"))
         }
@@ -88,6 +88,7 @@ pub(super) fn explain(line: &Line, out: &mut dyn Write) -> io::Result<()> {
         Kind::NodeChange
         | Kind::KeyChange
         | Kind::StoreChange
+        | Kind::Rotation
         | Kind::Suppressed
         | Kind::Checkpoint
         | Kind::Begin
@@ -163,7 +164,10 @@ fn stage(outcome: &Outcome, record: &CapsuleRecord) -> String {
                 Proof::Absent => "no proof".to_owned(),
                 Proof::Holds { jkt } => format!("a proof by key {jkt}"),
                 Proof::NeedsNonce { code } => format!("a proof without a good nonce ({code})"),
-                Proof::Faulty { code, .. } => format!("a proof that does not hold ({code})"),
+                Proof::Faulty { code, clock, .. } => {
+                    let clock = clock.as_ref().map(|clock| format!("; {}", clean(clock)));
+                    format!("a proof that does not hold ({code}{})", clock.unwrap_or_default())
+                }
             };
             let x5t = facts.sender.x5t.map(|x5t| format!(" and certificate {x5t}"));
             let bound = node.and_then(|node| node.jkt).map(|jkt| format!(", bound to key {jkt}"));

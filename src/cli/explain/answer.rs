@@ -121,8 +121,24 @@ pub(super) struct Contribution {
 pub(super) struct RequirementShown {
     pub(super) require: &'static str,
     pub(super) mode: &'static str,
+    /// The percentage of clients that are enforced all the same, where it is neither none nor all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) enforce_percent: Option<u8>,
+    /// The client that was asked about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) client: Option<ClientShown>,
     pub(super) nonce: bool,
     pub(super) algorithms: Vec<&'static str>,
+}
+
+/// Whether a client is among those that are enforced.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ClientShown {
+    pub(super) id: String,
+    pub(super) enforced: bool,
+    /// From which `enforcePercent` on it is enforced, where the mode is `observe`.
+    pub(super) enforced_from_percent: u8,
 }
 
 /// What a token must say.

@@ -4,7 +4,7 @@ use super::answer::{Explanation, Present, ProofShown};
 use super::{Query, grant, names};
 use crate::config::{Config, Route, show_duration};
 use crate::policy::proof::ProofRules;
-use crate::policy::rule::{Demand, Mode, Requirement, TenantId};
+use crate::policy::rule::{Demand, Requirement, TenantId};
 
 /// The ways in that the demand leaves open.
 pub(super) fn present(
@@ -30,7 +30,7 @@ pub(super) fn present(
     } else {
         ways(config, route, requirement, proof, certificates)
     };
-    shown.notes.extend(present_notes(config, route, requirement, shown));
+    shown.notes.extend(present_notes(config, query, route, requirement, shown));
 }
 
 /// With a token.
@@ -77,6 +77,7 @@ fn iat(times: &ProofRules, requirement: &Requirement) -> String {
 
 fn present_notes(
     config: &Config,
+    query: &Query<'_>,
     route: &Route,
     requirement: &Requirement,
     shown: &Explanation,
@@ -85,8 +86,12 @@ fn present_notes(
     let all =
         |word: &str| shown.listeners.iter().all(|listener| listener.client_certificates == word);
     let certificate = config.rules.mtls_enabled && requirement.demand != Demand::Dpop;
+    let observes = match query.client {
+        Some(client) => !config.rules.enforces(requirement.mode, Some(client)),
+        None => requirement.mode.observes(),
+    };
     let notes = [
-        (requirement.mode == Mode::Observe)
+        observes
             .then_some("observe: what lacks any of this goes on as received, marked and recorded"),
         (certificate && all("off"))
             .then_some("a certificate cannot be shown on this listener: it asks for none"),

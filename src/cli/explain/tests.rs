@@ -56,6 +56,7 @@ fn ask(config: &str, question: &str, json: bool) -> (u8, String) {
         url: word().unwrap(),
         tenant: word(),
         audience: word(),
+        client: word(),
         json,
     };
     let mut out = Vec::new();
@@ -75,6 +76,29 @@ fn a_host_with_a_tls_policy() {
     let line =
         "listener   public (127.0.0.1:8443, TLS policy strict, client certificates: require)";
     assert!(text.contains(line), "{text}");
+}
+
+#[test]
+fn a_share_of_clients_and_whether_one_belongs_to_it() {
+    let rule = "issuers:\n".to_owned();
+    let security = "security:\n  senderConstraints: {mode: observe, enforcePercent: 50, enforceSalt: '2026'}\n";
+    let config = SMALL.replace("issuers:\n", &(security.to_owned() + &rule));
+    for (client, stands, observed) in
+        [("mobile", "observed", true), ("client-8", "enforced", false)]
+    {
+        let question = format!("GET https://localhost:8443/orders/1 - - {client}");
+        let (_, text) = ask(&config, &question, false);
+        let from = bucket("2026", client) + 1;
+        assert_eq!(from > 50, observed, "{client} {from}");
+        for line in [
+            "mode observe but for 50 % of clients, nonce true",
+            "default       require any, mode observe, enforcePercent 50, nonce true",
+            &format!("client     {client} is {stands}; enforcePercent has it from {from} on"),
+        ] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+        assert_eq!(text.contains("goes on as received"), observed, "{text}");
+    }
 }
 
 /// A question and its answer a block.

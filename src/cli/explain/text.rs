@@ -114,11 +114,21 @@ fn write_rule(out: &mut impl Write, shown: &Explanation) -> io::Result<()> {
     if let Some(all) = &shown.requirement {
         let algorithms = all.algorithms.join(" ");
         let nonce = all.nonce;
+        let share = all.enforce_percent.map(|percent| format!(" but for {percent} % of clients"));
         writeln!(
             out,
-            "{:10} {:width$}  require {}, mode {}, nonce {nonce}, allowedAlgorithms {algorithms}",
-            "", "in all", all.require, all.mode
+            "{:10} {:width$}  require {}, mode {}{}, nonce {nonce}, allowedAlgorithms {algorithms}",
+            "",
+            "in all",
+            all.require,
+            all.mode,
+            share.unwrap_or_default()
         )?;
+        if let Some(client) = &all.client {
+            let (id, from) = (&client.id, client.enforced_from_percent);
+            let stands = if client.enforced { "enforced" } else { "observed" };
+            writeln!(out, "client     {id} is {stands}; enforcePercent has it from {from} on")?;
+        }
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ use crate::config::section::Section;
 use crate::config::{ClientCertificates, Edge, Issuer, ListenerTls};
 use crate::policy::jose::AlgorithmSet;
 use crate::policy::rule::{Demand, Mode, Requirement, Role, Rules, Scope, TenantId};
+use crate::policy::share::Share;
 
 use super::routes::Draft;
 use super::security::Security;
@@ -103,8 +104,10 @@ fn idle(scope: &Scope, base: &Requirement) -> Vec<(&'static str, String, String)
     {
         idle.push(("require", word(require.name()), word(base.demand.name())));
     }
-    if scope.mode == Some(Mode::Observe) && base.mode == Mode::Enforce {
-        idle.push(("mode", word(Mode::Observe.name()), word(Mode::Enforce.name())));
+    if let Some(mode) = scope.mode
+        && mode.share() < base.mode.share()
+    {
+        idle.push((mode_key(mode), said(mode), said(base.mode)));
     }
     if scope.nonce == Some(false) && base.nonce {
         idle.push(("nonce", word("false"), word("true")));
@@ -133,9 +136,10 @@ fn check_overrides(scope: &Scope, section: &Section<'_>, bases: &[(String, Requi
             (from.and(to) != to).then(|| format!("`{}` instead of `{}`", to.name(), from.name()))
         });
     }
-    if scope.mode == Some(Mode::Observe) {
-        warn("mode", &|base| {
-            (base.mode == Mode::Enforce).then(|| "`observe` instead of `enforce`".to_owned())
+    if let Some(mode) = scope.mode {
+        warn(mode_key(mode), &|base| {
+            let weaker = mode.share() < base.mode.share();
+            weaker.then(|| format!("{} instead of {}", said(mode), said(base.mode)))
         });
     }
     if scope.nonce == Some(false) {
@@ -243,6 +247,21 @@ fn beyond(algorithms: AlgorithmSet, base: AlgorithmSet) -> Option<String> {
 
 fn names(algorithms: AlgorithmSet) -> String {
     algorithms.iter().map(|algorithm| algorithm.name()).collect::<Vec<_>>().join(", ")
+}
+
+/// The key that says a mode's share.
+fn mode_key(mode: Mode) -> &'static str {
+    if mode.share() == Share::NONE { "mode" } else { "enforcePercent" }
+}
+
+/// A mode with its share.
+fn said(mode: Mode) -> String {
+    match mode {
+        Mode::Observe(share) if share != Share::NONE => {
+            format!("`observe` for all but {} % of the clients", share.percent())
+        }
+        Mode::Enforce | Mode::Observe(_) => word(mode.name()),
+    }
 }
 
 fn word(word: &str) -> String {

@@ -4,9 +4,10 @@ use crate::config::item::{Item, Words};
 use crate::config::section::Section;
 use crate::policy::jose::{Algorithm, AlgorithmSet};
 use crate::policy::rule::{Demand, Mode, Scope};
+use crate::policy::share::Share;
 
 /// The words of `mode`.
-pub(super) const MODES: Words<Mode> = &[("enforce", Mode::Enforce), ("observe", Mode::Observe)];
+const MODES: Words<Mode> = &[("enforce", Mode::Enforce), ("observe", Mode::Observe(Share::NONE))];
 
 /// The words of `require`.
 pub(super) const DEMANDS: Words<Demand> = &[
@@ -18,14 +19,32 @@ pub(super) const DEMANDS: Words<Demand> = &[
 ];
 
 /// The keys that [`scope`] reads.
-pub(super) const SCOPE_KEYS: [&str; 5] =
-    ["require", "mode", "allowedAlgorithms", "nonce", "overrides"];
+pub(super) const SCOPE_KEYS: [&str; 6] =
+    ["require", "mode", "enforcePercent", "allowedAlgorithms", "nonce", "overrides"];
+
+/// Reads `mode` and `enforcePercent`, which by itself says `observe` for all others. `None` where neither
+/// is there.
+pub(super) fn mode(section: &Section<'_>) -> Option<Mode> {
+    let mode = section.word("mode", MODES);
+    if !section.has("enforcePercent") {
+        return mode;
+    }
+    let percent = section.number("enforcePercent", 100, 0..=100);
+    if mode == Some(Mode::Enforce) {
+        if percent != 100 {
+            section.error("enforcePercent", "needs `mode: observe`: `enforce` is for every client");
+        }
+        return mode;
+    }
+    let share = u8::try_from(percent).ok().and_then(Share::of_percent);
+    share.map(Mode::Observe)
+}
 
 /// Reads what a tenant or route adds; `nonce` is its `nonce`.
 pub(super) fn scope(section: &Section<'_>, nonce: Option<bool>) -> Scope {
     Scope {
         require: section.word("require", DEMANDS),
-        mode: section.word("mode", MODES),
+        mode: mode(section),
         algorithms: section.item("allowedAlgorithms").and_then(algorithms),
         nonce,
         overrides: section.flag("overrides").unwrap_or(false),

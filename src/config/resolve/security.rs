@@ -12,12 +12,15 @@ use crate::policy::proof::ProofRules;
 use crate::policy::rule::{Demand, Mode, Requirement};
 
 use super::authority;
-use super::scope::{DEMANDS, MODES, algorithms};
+use super::scope::{self, DEMANDS, algorithms};
 use super::tenants::Tenancy;
 
 /// The algorithms allowed where the file names none.
 const ALGORITHMS: [Algorithm; 5] =
     [Algorithm::Es256, Algorithm::Es384, Algorithm::EdDsa, Algorithm::Ed25519, Algorithm::Ps256];
+
+/// The most bytes of `enforceSalt`.
+const SALT_BYTES: usize = 256;
 
 const REPLAY_STATUSES: Words<u16> = &[("400", 400), ("401", 401)];
 const REPLAY_STORES: Words<ReplayStore> =
@@ -33,6 +36,8 @@ const NONCE_STORES: Words<NonceStore> = &[
 pub(super) struct Security<'a> {
     /// The default.
     pub(super) default: Requirement,
+    /// `enforceSalt`.
+    pub(super) share_salt: String,
     /// `dpop.enabled`.
     pub(super) dpop_enabled: bool,
     /// `mtls.enabled`.
@@ -75,18 +80,14 @@ pub(super) fn resolve<'a>(root: &Section<'a>, tenancy: &Tenancy<'_>) -> Security
     let mtls = section.section("mtls");
     let default = Requirement {
         demand: section.word("require", DEMANDS).unwrap_or(Demand::Any),
-        mode: section.word("mode", MODES).unwrap_or(Mode::Enforce),
+        mode: mode(&section),
         algorithms: dpop
             .item("allowedAlgorithms")
             .and_then(algorithms)
             .unwrap_or_else(|| AlgorithmSet::of(&ALGORITHMS)),
         nonce: nonces,
     };
-    if default.mode == Mode::Observe {
-        let message = "`observe`: a token passes without its sender's proof or certificate, unless a \
-                       tenant or route says `enforce`";
-        section.warn("mode", message);
-    }
+    let share_salt = salt(&section);
     let mtls_enabled = mtls.flag("enabled").unwrap_or(true);
     let rotation_grace = mtls.duration("rotationGrace", "0s", ["0s", "90d"]);
     let certificate_audiences = audiences(&mtls, "enforceForAudiences");
@@ -97,6 +98,7 @@ pub(super) fn resolve<'a>(root: &Section<'a>, tenancy: &Tenancy<'_>) -> Security
     }
     Security {
         default,
+        share_salt,
         dpop_enabled: dpop.flag("enabled").unwrap_or(true),
         mtls_enabled,
         certificate_audiences,
@@ -112,6 +114,43 @@ pub(super) fn resolve<'a>(root: &Section<'a>, tenancy: &Tenancy<'_>) -> Security
         mtls,
         nonce,
     }
+}
+
+/// The mode that holds before any tenant or route says another.
+fn mode(section: &Section<'_>) -> Mode {
+    let said = scope::mode(section);
+    let mode = said.unwrap_or(Mode::Enforce);
+    if mode.observes() && !section.has("mode") {
+        section
+            .error("enforcePercent", "needs `mode: observe` beside it: the default is `enforce`");
+        return Mode::Enforce;
+    }
+    match mode.share().percent() {
+        100 if mode == Mode::Enforce => {}
+        100 => section.warn("enforcePercent", "100 is `mode: enforce`: say that"),
+        0 => {
+            let message = "`observe`: a token passes without its sender's proof or certificate, unless a \
+                           tenant or route says `enforce`";
+            section.warn("mode", message);
+        }
+        percent => {
+            let message = format!(
+                "`observe` for the clients outside {percent} %: their tokens pass without their senders' \
+                 proof or certificate, stolen ones too, unless a tenant or route says `enforce`"
+            );
+            section.warn("mode", message);
+        }
+    }
+    mode
+}
+
+/// `enforceSalt`.
+fn salt(section: &Section<'_>) -> String {
+    let Some(text) = section.text("enforceSalt") else { return String::new() };
+    if text.value.len() > SALT_BYTES {
+        text.error(format!("at most {SALT_BYTES} bytes are expected"));
+    }
+    text.value
 }
 
 /// A list of `aud` values.

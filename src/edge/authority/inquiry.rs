@@ -66,6 +66,9 @@ impl Asked<'_> {
         if !authority::is_active(&told)? {
             return Ok(Reply::of(answered));
         }
+        if let Some(facts) = &mut ctx.facts {
+            facts.enforced = Some(!self.observes(&told));
+        }
         match self.vouched(session, ctx, &told).await {
             Ok((confirmation, kind)) => {
                 Ok(match authority::with_confirmation(&told, confirmation, kind) {
@@ -73,7 +76,7 @@ impl Asked<'_> {
                     None => Reply::of(answered),
                 })
             }
-            Err(denial) if self.parts.common().gate.observes() && denial.observable() => {
+            Err(denial) if denial.observable() && self.observes(&told) => {
                 if let Some(facts) = &mut ctx.facts {
                     facts.observed = Some(denial);
                 }
@@ -85,6 +88,12 @@ impl Asked<'_> {
             }
             Err(denial) => Err(denial.into()),
         }
+    }
+
+    /// Whether what is wrong with a token is only recorded: that of the client that the server names.
+    fn observes(&self, told: &json::Object) -> bool {
+        let client = json::string(told, "client_id").ok().flatten();
+        self.parts.common().gate.observes(client)
     }
 
     /// Whether a token is answered `inactive`; why stays with the edge.

@@ -9,6 +9,7 @@ use crate::policy::capsule::facts::{Facts, Proof, Seal, SenderFacts};
 use crate::policy::capsule::node::{Node, NodeId};
 use crate::policy::capsule::pipeline::{self, Ids, Policy};
 use crate::policy::capsule::record::CapsuleRecord;
+use crate::policy::clock::Hint;
 use crate::policy::denial::Denial;
 use crate::policy::digest::Sha256;
 use crate::policy::nonce::FreshNonce;
@@ -187,7 +188,10 @@ impl Capsules {
     ) -> Result<Proved, &'static str> {
         if shown.scheme != Some(Scheme::Dpop) {
             let (proof, seal) = if proof::is_presented(asking.view.headers) {
-                (Proof::Faulty { code: "proof_with_bearer".to_owned(), jkt: None }, None)
+                (
+                    Proof::Faulty { code: "proof_with_bearer".to_owned(), jkt: None, clock: None },
+                    None,
+                )
             } else {
                 (Proof::Absent, asking.sender().x5t.and_then(|_| asking.seal_field()))
             };
@@ -201,7 +205,10 @@ impl Capsules {
             let proof = if denial.is_about_nonce() {
                 Proof::NeedsNonce { code }
             } else {
-                Proof::Faulty { code, jkt: seen.jkt }
+                let age = seen.nonce.map(|nonce| nonce.age);
+                let clock =
+                    Hint::of(denial, seen.clock_offset_ms, age).map(|hint| hint.to_string());
+                Proof::Faulty { code, jkt: seen.jkt, clock }
             };
             Proved { proof, denial: Some(denial), seal: None, nonce: None }
         };

@@ -41,6 +41,7 @@ fn gate(origin: Origin) -> Gate {
             tenants: Vec::new(),
             tenant_claim: None,
             unknown_tenant_allowed: false,
+            share_salt: String::new(),
         },
         issuers: Vec::new(),
         origins: vec![origin],

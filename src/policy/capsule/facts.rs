@@ -66,6 +66,10 @@ pub enum Proof {
         code: String,
         /// The thumbprint of its key, where its signature verified.
         jkt: Option<Jkt>,
+        /// What its `iat` says of the node's clock ([`Hint`](crate::policy::clock::Hint)), where that is
+        /// the fault.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        clock: Option<String>,
     },
 }
 

@@ -1,5 +1,7 @@
 //! Refusals at an authorization server.
 
+use super::Lack;
+
 /// Why a request to an authorization server is refused, or its answer not passed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AuthorityFault {
@@ -79,19 +81,15 @@ impl AuthorityFault {
         }
     }
 
-    /// Whether `mode: observe` lets it pass.
-    #[must_use]
-    pub(super) fn observable(self) -> bool {
+    /// What the sender lacks, where `mode: observe` lets it pass.
+    pub(super) fn lack(self) -> Option<Lack> {
         match self {
-            Self::ThumbprintParameter
-            | Self::PkceMissing
-            | Self::GrantUnknown
-            | Self::GrantClient
-            | Self::ProofRate
-            | Self::IssuedUnbound
-            | Self::IssuedMismatch
-            | Self::BindingConflict
-            | Self::RecordMissing => true,
+            Self::ThumbprintParameter => Some(Lack::Key),
+            Self::PkceMissing => Some(Lack::Pkce),
+            Self::GrantUnknown | Self::GrantClient => Some(Lack::RefreshToken),
+            Self::IssuedUnbound | Self::RecordMissing => Some(Lack::Bound),
+            Self::IssuedMismatch | Self::BindingConflict => Some(Lack::Authority),
+            Self::ProofRate => Some(Lack::Edge),
             Self::BodyTooLarge
             | Self::FormInvalid
             | Self::ParameterRepeated
@@ -101,7 +99,7 @@ impl AuthorityFault {
             | Self::ClientsDiffer
             | Self::GrantRevoked
             | Self::AnswerInvalid
-            | Self::TokenRevoked => false,
+            | Self::TokenRevoked => None,
         }
     }
 }

@@ -24,6 +24,7 @@ fn rules() -> Rules {
         tenants: Vec::new(),
         tenant_claim: None,
         unknown_tenant_allowed: false,
+        share_salt: String::new(),
     }
 }
 

@@ -4,7 +4,9 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::policy::jose::Algorithm::{self, EdDsa, Es256, Es384};
+use crate::policy::rule::Mode;
 use crate::policy::rule::{AuthorityRule, Role, Scope, TenantId, TenantRule};
+use crate::policy::share::Share;
 use crate::policy::step_up::StepUp;
 use crate::policy::token::TokenType;
 
@@ -23,6 +25,7 @@ fn rules(demand: Demand) -> Rules {
         tenants: Vec::new(),
         tenant_claim: None,
         unknown_tenant_allowed: false,
+        share_salt: String::new(),
     }
 }
 
@@ -122,7 +125,11 @@ fn a_whole_document() {
 
 #[test]
 fn a_key_is_always_needed_or_it_is_not_promised() {
-    let observed = Scope { mode: Some(Mode::Observe), overrides: true, ..demanding(Demand::Dpop) };
+    let observed = Scope {
+        mode: Some(Mode::Observe(Share::NONE)),
+        overrides: true,
+        ..demanding(Demand::Dpop)
+    };
     let weaker = Scope { overrides: true, ..demanding(Demand::Any) };
     let unbound = RouteRule { allow_unbound: true, ..route(Scope::default(), &[]) };
     let one = |scope: Scope| vec![route(scope, &[])];

@@ -11,6 +11,7 @@ mod bindings;
 pub mod copies;
 mod marks;
 pub mod reader;
+mod rotation;
 pub mod rows;
 mod tail;
 pub mod tombstones;
@@ -367,7 +368,11 @@ impl Database {
         let found = self.connection.query_row(sql, [seq], |row| row.get::<_, [u8; 32]>(0));
         let found =
             found.optional().map_err(|error| OpenError::Sqlite { path: path.clone(), error })?;
-        if found == Some(head.hash.0) {
+        let rotated = rotation::base(&self.connection);
+        let rotated = rotated
+            .map_err(|fault| OpenError::Damaged { path: path.clone(), what: fault.to_string() });
+        // What was moved out of it has been in it.
+        if found == Some(head.hash.0) || rotated?.seq >= head.seq {
             Ok(())
         } else {
             Err(OpenError::Behind { path, mark: name, seq: head.seq })

@@ -1,6 +1,11 @@
 //! What labels range over.
 
-use crate::policy::rule::TenantId;
+use crate::policy::rule::{Role, TenantId};
+
+/// The place of a role in label order.
+pub(super) fn role_index(role: Role) -> usize {
+    Role::ALL.iter().position(|known| *known == role).unwrap_or_default()
+}
 
 /// The tenant label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

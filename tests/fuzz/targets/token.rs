@@ -132,5 +132,6 @@ fn rules() -> Rules {
         tenants: vec![TenantRule { name: "acme".to_owned(), scope: Default::default() }],
         tenant_claim: Some("tenant".to_owned()),
         unknown_tenant_allowed: true,
+        share_salt: String::new(),
     }
 }

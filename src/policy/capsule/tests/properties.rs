@@ -120,7 +120,7 @@ fn proofs() -> impl Strategy<Value = Proof> {
         2 => Just(Proof::Absent),
         16 => hash().prop_map(|hash| Proof::Holds { jkt: Jkt(hash) }),
         1 => Just(Proof::NeedsNonce { code: code() }),
-        1 => option::of(hash()).prop_map(move |jkt| Proof::Faulty { code: code(), jkt: jkt.map(Jkt) }),
+        1 => option::of(hash()).prop_map(move |jkt| Proof::Faulty { code: code(), jkt: jkt.map(Jkt), clock: None }),
     ]
 }
 

@@ -142,8 +142,12 @@ fn facts_and_policies() {
     for proof in [
         Proof::Absent,
         Proof::NeedsNonce { code: code() },
-        Proof::Faulty { code: code(), jkt: None },
-        Proof::Faulty { code: code(), jkt: Some(jkt("key")) },
+        Proof::Faulty { code: code(), jkt: None, clock: None },
+        Proof::Faulty {
+            code: code(),
+            jkt: Some(jkt("key")),
+            clock: Some("client clock is 47 s ahead".into()),
+        },
     ] {
         let sender = SenderFacts { proof, x5t: Some(x5t("certificate")) };
         let text = serde_json::to_string(&sender).unwrap();

@@ -111,7 +111,7 @@ fn proofs() {
             "fail/faulty proof, of the key",
             |case| {
                 let (code, jkt) = ("proof_replayed".to_owned(), Some(jkt("key")));
-                case.facts.sender.proof = Proof::Faulty { code, jkt };
+                case.facts.sender.proof = Proof::Faulty { code, jkt, clock: None };
             },
             "4 proof_replayed SENDER_MISMATCH",
         ),
@@ -121,7 +121,7 @@ fn proofs() {
                 case.policy.proof = ProofDemand::None;
                 case.node().jkt = None;
                 let code = "proof_signature".to_owned();
-                case.facts.sender.proof = Proof::Faulty { code, jkt: None };
+                case.facts.sender.proof = Proof::Faulty { code, jkt: None, clock: None };
             },
             "4 proof_signature SENDER_MISMATCH",
         ),
