@@ -131,8 +131,10 @@ fn gate(issuer: &Jwk) -> Gate {
         rotation_grace: Duration::ZERO,
     };
     let replay = MemoryReplay::new(&SECRET, settings.proof.replay_window, 100_000_000);
-    let gate =
-        Gate::new(settings, Stores::of_resources(Arc::new(replay), Arc::new(OfProcess(reign()))));
+    let gate = Gate::new(
+        settings,
+        Stores::of_resources(Arc::new(replay), Arc::new(OfProcess::new(reign()))),
+    );
     let mut jwk = issuer.to_public_key().unwrap();
     jwk.set_key_id("k1");
     let set = format!(r#"{{"keys":[{jwk}]}}"#);

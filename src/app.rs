@@ -6,29 +6,25 @@
 #![expect(clippy::disallowed_methods, reason = "the root draws keys and reads the clock")]
 
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::IntoRawFd as _;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use pingora::apps::HttpServerOptions;
-use pingora::listeners::ListenerConfig;
 use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::configuration::ServerConf;
-use pingora::server::{Fds, ListenFds, ShutdownWatch};
-use pingora::services::Service as _;
-use pingora::services::listening::Service;
-use rustls::crypto::CryptoProvider;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
 use crate::config::{Config, Listener, NonceStore, ReplayStore};
 use crate::edge::accept::{InFront, Limits, Serving};
-use crate::edge::admin;
 use crate::edge::calls::Timed;
 use crate::edge::jwks::JwksError;
-use crate::edge::listener::{Front, Occupancy};
+use crate::edge::leaving::Leaving;
+use crate::edge::listener::Occupancy;
 use crate::edge::outgoing::OutgoingError;
 use crate::edge::parts::Parts;
 use crate::edge::proxy::Edge;
@@ -38,10 +34,10 @@ use crate::edge::upstream::{MAX_ATTEMPTS, Servers, UpstreamError};
 use crate::gate::{Gate, Settings, Stores, Withdrawn};
 use crate::policy::bypass::Bypass;
 use crate::policy::time::UnixTime;
+use crate::store::epoch::OfProcess;
 use crate::store::keys::KeysError;
 use crate::store::sqlite::{Fault, OpenError};
 use crate::telemetry::log::Log;
-use crate::telemetry::metrics::Metrics;
 
 /// Idle connections to upstreams that are kept, a worker thread.
 const UPSTREAM_POOL: usize = 128;
@@ -112,6 +108,17 @@ pub enum StartError {
     /// A database of networks cannot be used.
     #[error("capsules.networks: {0}")]
     Networks(String),
+    /// Sockets were given for which there is no listener.
+    #[error("no listener has the address of the socket that was passed as {0}")]
+    Sockets(String),
+    /// It would begin to serve without what it needs.
+    #[error("not ready within {limit:?}: {report}")]
+    Unready {
+        /// How long was waited.
+        limit: Duration,
+        /// What `/readyz` would say.
+        report: String,
+    },
     /// The system gives no threads.
     #[error("runtime: {0}")]
     Runtime(std::io::Error),
@@ -127,6 +134,10 @@ pub struct Running {
     shutdown: watch::Sender<bool>,
     listeners: Vec<(SocketAddr, Arc<Occupancy>)>,
     admin: SocketAddr,
+    /// Ends the admin listener when it is dropped.
+    admin_serves: Mutex<Option<watch::Sender<()>>>,
+    /// Each once more, by name, to be handed to another process.
+    sockets: Mutex<Vec<(String, TcpListener)>>,
     site: Site,
 }
 
@@ -158,10 +169,49 @@ impl Running {
         self.site.told.reload_failed(error);
     }
 
+    /// Whether the threads that serve still take up work, within `limit`.
+    pub async fn is_alive(&self, limit: Duration) -> bool {
+        let Some(runtime) = &self.runtime else { return false };
+        matches!(tokio::time::timeout(limit, runtime.spawn(async {})).await, Ok(Ok(())))
+    }
+
+    /// Where the next process waits for its sockets ([`handover`]), by the configuration in force.
+    #[must_use]
+    pub fn upgrade_socket(&self) -> PathBuf {
+        self.site.in_force().config.edge.upgrade_socket.clone()
+    }
+
+    /// The sockets that it listens on, by name, and the memory of proofs that another process takes the
+    /// place of: what that one needs to go on where this one ends.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn estate(&self) -> std::io::Result<Estate> {
+        let sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        let again = |(name, socket): &(String, TcpListener)| {
+            Ok((name.clone(), OwnedFd::from(socket.try_clone()?)))
+        };
+        let sockets = sockets.iter().map(again).collect::<std::io::Result<_>>()?;
+        Ok(Estate { sockets, memory: self.site.lasting.memory.clone() })
+    }
+
     /// Stops accepting, and waits until the last connection has ended, at most `drainTimeout`.
-    /// Idle connections are closed, those with a request under way after it.
+    /// Idle connections are closed soon, those with a request under way after it.
     pub async fn drain(&self) {
+        self.leave(false).await;
+    }
+
+    /// The same where another process accepts from the sockets already. Nobody waits for the end of this
+    /// one, so that idle connections may live on until `drainTimeout`.
+    pub async fn give_way(&self) {
+        *self.admin_serves.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.leave(true).await;
+    }
+
+    async fn leave(&self, succeeded: bool) {
+        self.site.lasting.leaving.begin(succeeded);
         let _ = self.shutdown.send(true);
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner).clear();
         let ended = async {
             while self.listeners.iter().any(|(_, it)| it.accepting() || it.live() > 0) {
                 tokio::time::sleep(POLL).await;
@@ -169,7 +219,7 @@ impl Running {
         };
         let limit = self.site.in_force().config.edge.drain_timeout;
         if tokio::time::timeout(limit, ended).await.is_err() {
-            tracing::warn!("requests are cut off: drainTimeout has passed");
+            tracing::warn!("connections are cut off: drainTimeout has passed");
         }
     }
 
@@ -194,53 +244,22 @@ impl Drop for Running {
     }
 }
 
+/// What one process leaves to the next.
+#[derive(Debug)]
+pub struct Estate {
+    /// Each listener's socket, by its name.
+    pub sockets: Vec<(String, OwnedFd)>,
+    /// The memory of proofs, where it is this process's own.
+    pub memory: Option<Arc<OfProcess>>,
+}
+
 /// Binds every address, reads every file, and serves. When it returns the listeners accept; key
 /// sets that are fetched may still be under way, which `/readyz` says.
 ///
 /// # Errors
 /// When a part cannot be made; then nothing is left running.
 pub fn start(config: &Config, log: &Log) -> Result<Running, StartError> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    // pingora and reqwest take the process's; when somebody was first, it is theirs.
-    let _ = CryptoProvider::clone(&provider).install_default();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(config.edge.threads.max(1))
-        .thread_name("edge")
-        .enable_all()
-        .build()
-        .map_err(StartError::Runtime)?;
-    let lasting = Lasting::new(config, log, provider, runtime.handle())?;
-    let made = make(config, &lasting, None, FIRST)?;
-    lasting.sign_with(made.ring);
-    let current = Arc::new(ArcSwap::from(Arc::clone(&made.parts)));
-    let (socket, admin) = bind("admin", config.edge.admin)?;
-    let mut fronts = Vec::new();
-    for (index, (listener, tls)) in config.edge.listeners.iter().zip(made.tls).enumerate() {
-        let serving =
-            ArcSwap::from_pointee(serving(config, &current, index, listener, tls, Arc::default()));
-        fronts.push(front(index, listener, Arc::new(serving), &made.parts.common().metrics)?);
-    }
-
-    let (shutdown, watch) = watch::channel(false);
-    let told = fronts.iter().map(|front| (front.name.clone(), Arc::clone(&front.occupancy)));
-    let told = admin::Told::new(Arc::clone(&current), told.collect(), lasting.started);
-    told.speak(made.admin_tls);
-    let told = Arc::new(told);
-    runtime.spawn(serve_admin(socket, Arc::clone(&told)));
-    made.parts.start(runtime.handle());
-    let site = Site {
-        lasting,
-        current,
-        serving: fronts.iter().map(|front| Arc::clone(&front.serving)).collect(),
-        told,
-        in_force: Mutex::new(Arc::new(InForce { config: config.clone(), generation: FIRST })),
-    };
-    let mut listeners = Vec::new();
-    for front in fronts {
-        listeners.push((front.socket.1, Arc::clone(&front.occupancy)));
-        runtime.spawn(serve(front, watch.clone()));
-    }
-    Ok(Running { runtime: Some(runtime), shutdown, listeners, admin, site })
+    Ok(Prepared::new(config, log)?.bind(config, Given::default())?.serve())
 }
 
 /// The servers of each upstream, which are not watched yet.
@@ -314,38 +333,21 @@ fn random() -> Result<[u8; 32], StartError> {
     Ok(bytes)
 }
 
-fn now() -> UnixTime {
+/// The time.
+pub(crate) fn now() -> UnixTime {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     UnixTime::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
-/// A listener that is bound and ready to accept.
-struct Bound {
-    name: String,
-    socket: (TcpListener, SocketAddr),
-    app: Front,
-    serving: Arc<ArcSwap<Serving>>,
-    occupancy: Arc<Occupancy>,
-}
-
-fn front(
-    index: usize,
-    listener: &Listener,
-    serving: Arc<ArcSwap<Serving>>,
-    metrics: &Arc<Metrics>,
-) -> Result<Bound, StartError> {
-    let name = listener.name.clone();
-    let socket = bind(&name, listener.address)?;
-    let app = Front::new(index, Arc::clone(&serving), Arc::clone(metrics));
-    Ok(Bound { name, socket, occupancy: app.occupancy(), serving, app })
-}
+/// Where the parts are that requests meet, and which listener's requests.
+type Place<'a> = (&'a Arc<ArcSwap<Parts>>, usize);
 
 fn serving(
     config: &Config,
-    current: &Arc<ArcSwap<Parts>>,
-    index: usize,
+    place: Place<'_>,
     listener: &Listener,
     tls: ServerTls,
+    leaving: &Arc<Leaving>,
     live: Arc<Live>,
 ) -> Serving {
     let limits = Limits {
@@ -355,23 +357,14 @@ fn serving(
     };
     let in_front =
         InFront { proxies: listener.proxies.clone(), proxy_protocol: listener.proxy_protocol };
-    Serving::new(tls, in_front, proxy(config, current, index, listener), limits, live)
-}
-
-fn bind(name: &str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
-    let bound = TcpListener::bind(address).and_then(|socket| {
-        socket.set_nonblocking(true)?;
-        let address = socket.local_addr()?;
-        Ok((socket, address))
-    });
-    bound.map_err(|error| StartError::Bind { name: name.to_owned(), address, error })
+    Serving::new(tls, in_front, proxy(config, place, listener, leaving), limits, live)
 }
 
 fn proxy(
     config: &Config,
-    parts: &Arc<ArcSwap<Parts>>,
-    index: usize,
+    (parts, index): Place<'_>,
     listener: &Listener,
+    leaving: &Arc<Leaving>,
 ) -> HttpProxy<Edge> {
     let conf = ServerConf {
         threads: config.edge.threads,
@@ -382,7 +375,8 @@ fn proxy(
         ca_file: Some("/dev/null".to_owned()),
         ..ServerConf::default()
     };
-    let mut proxy = http_proxy(&Arc::new(conf), Edge::new(Arc::clone(parts), index));
+    let mut proxy =
+        http_proxy(&Arc::new(conf), Edge::new(Arc::clone(parts), index, Arc::clone(leaving)));
     let mut options = HttpServerOptions::default();
     options.keepalive_request_limit = Some(listener.keepalive_requests);
     options.h2_idle_timeout = Some(listener.keepalive_timeout);
@@ -394,35 +388,17 @@ fn proxy(
     proxy
 }
 
-async fn serve(front: Bound, shutdown: ShutdownWatch) {
-    let Bound { name, socket: (socket, address), app, .. } = front;
-    tracing::info!(listener = name, %address, "listening");
-    let key = address.to_string();
-    let mut service = Service::new(name, app);
-    service.add_listener(ListenerConfig::tcp(key.clone()));
-    // Bound before, so that a start that fails says so instead of trying again for half a minute.
-    let mut fds = Fds::new();
-    fds.add(key, socket.into_raw_fd());
-    let fds: ListenFds = Arc::new(fds.into());
-    service.start_service(Some(fds), shutdown, 1).await;
-}
-
-async fn serve_admin(socket: TcpListener, told: Arc<admin::Told>) {
-    let served = match tokio::net::TcpListener::from_std(socket) {
-        Ok(socket) => admin::serve(socket, told).await,
-        Err(error) => Err(error),
-    };
-    if let Err(error) = served {
-        tracing::error!(%error, "the admin listener has ended");
-    }
-}
-
 mod bypass;
+pub mod handover;
 mod metrics;
 mod site;
+pub mod sockets;
+mod start;
 
 pub use site::ReloadError;
-use site::{FIRST, InForce, Lasting, Site, make};
+use site::{Lasting, Site};
+use sockets::Given;
+pub use start::{Prepared, Ready};
 
 #[cfg(test)]
 mod tests;

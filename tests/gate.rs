@@ -84,7 +84,7 @@ impl Epochs for Gone {
 
 fn world(change: impl FnOnce(&mut Settings)) -> World {
     let reign = Reign::of_process([4; 32], UnixTime::from_millis(START));
-    world_over(Arc::new(OfProcess(reign)), change)
+    world_over(Arc::new(OfProcess::new(reign)), change)
 }
 
 fn world_over(epochs: Arc<dyn Epochs>, change: impl FnOnce(&mut Settings)) -> World {
@@ -262,7 +262,7 @@ async fn a_client_without_a_clock_is_sent_a_nonce() {
 #[tokio::test]
 async fn nobody_is_sent_for_a_nonce_that_is_not_to_be_had() {
     let known = || -> Arc<dyn Epochs> {
-        Arc::new(OfProcess(Reign::of_process([4; 32], UnixTime::from_millis(START))))
+        Arc::new(OfProcess::new(Reign::of_process([4; 32], UnixTime::from_millis(START))))
     };
     let gone = || -> Arc<dyn Epochs> { Arc::new(Gone) };
     for (name, epochs, nonces, theirs, expect) in [

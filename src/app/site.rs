@@ -18,6 +18,7 @@ use crate::edge::capsules::{self, Capsules};
 use crate::edge::exporter::Traces;
 use crate::edge::introspect::Introspectors;
 use crate::edge::jwks::KeySets;
+use crate::edge::leaving::Leaving;
 use crate::edge::parts::{Common, Parts};
 use crate::edge::tls::{self, ServerTls, TlsError};
 use crate::policy::epoch::Reign;
@@ -76,6 +77,10 @@ pub(super) struct Lasting {
     pub(super) nonces: Option<Arc<dyn SpentNonces>>,
     /// Which memory of proofs it is.
     pub(super) epochs: Arc<dyn Epochs>,
+    /// The same where it is this process's own.
+    pub(super) memory: Option<Arc<OfProcess>>,
+    /// Of all listeners, one configuration after another.
+    pub(super) leaving: Arc<Leaving>,
     /// What edges share.
     pub(super) redis: Option<Redis>,
     /// Notes the bypass of the last configuration, where Redis did not answer.
@@ -141,9 +146,10 @@ impl Lasting {
         let shared = redis.clone().filter(|_| config.replay_store == ReplayStore::Redis);
         let log_of = |partition, entries| replay(config, shared.as_ref(), partition, entries);
         let started = now();
+        let memory = Arc::new(OfProcess::new(Reign::of_process(random()?, started)));
         let epochs: Arc<dyn Epochs> = match shared.clone() {
             Some(redis) => Arc::new(redis),
-            None => Arc::new(OfProcess(Reign::of_process(random()?, started))),
+            None => Arc::clone(&memory) as Arc<dyn Epochs>,
         };
         let nodes = log_of(Partition::Nodes, limits.replay_entries)?;
         let store = config.store.as_ref();
@@ -156,6 +162,8 @@ impl Lasting {
             grants: log_of(Partition::Grants, limits.token_replay_entries)?,
             nonces: spent_nonces(config, redis.as_ref())?,
             epochs,
+            memory: shared.is_none().then_some(memory),
+            leaving: Arc::default(),
             store,
             _serving: serving,
             _presence: presence(redis.as_ref(), runtime)?,
@@ -421,7 +429,8 @@ impl Site {
         let listeners = config.edge.listeners.iter().zip(&self.serving).zip(made.tls);
         for (index, ((listener, place), tls)) in listeners.enumerate() {
             let (live, trust) = (Arc::clone(place.load().live()), Arc::clone(&tls.trust));
-            let serving = serving(config, &self.current, index, listener, tls, Arc::clone(&live));
+            let (at, leaving) = ((&self.current, index), &self.lasting.leaving);
+            let serving = serving(config, at, listener, tls, leaving, Arc::clone(&live));
             place.store(Arc::new(serving));
             live.review(&trust, listener, now());
         }

@@ -454,6 +454,7 @@ async fn a_drain_ends_idle_connections_and_waits_for_the_others() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_address_in_use_is_said_at_once() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let error = bind("public", taken.local_addr().unwrap()).unwrap_err().to_string();
+    let error =
+        Given::default().take("public", taken.local_addr().unwrap()).unwrap_err().to_string();
     assert!(error.starts_with("public: cannot listen on 127.0.0.1:"), "{error}");
 }

@@ -3,38 +3,50 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Interval;
 
+mod manager;
+mod upgrade;
 mod watch;
 
+use upgrade::{Attempt, TakeOverError};
 use watch::Watch;
 
-use crate::app::{self, Running};
+use crate::app::handover::Next;
+use crate::app::{self, Prepared, Running};
 use crate::config::{self, Config, Severity};
 use crate::telemetry::log::Log;
 
 /// Serve
 #[derive(Clone, Debug, clap::Args)]
 #[command(
-    after_help = "SIGHUP or a change of a file reloads, SIGTERM drains, SIGINT ends at once. The log goes to \
-                  stdout as JSON lines."
+    after_help = "SIGHUP or a change of a file reloads, SIGTERM drains, SIGINT ends at once. SIGQUIT hands the \
+                  sockets to another process: the one that waits with --upgrade, or this program started once \
+                  more. The log goes to stdout as JSON lines."
 )]
 pub struct Args {
     /// The configuration file
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
+    /// Take the sockets over from the process that serves, once that one gets SIGQUIT
+    #[arg(long)]
+    pub upgrade: bool,
 }
 
 /// Serves until SIGTERM or SIGINT. Gives 0, or 1 when the edge cannot start; why goes to `errors`,
 /// one cause a line.
 pub fn run(args: &Args, errors: &mut dyn Write) -> ExitCode {
     let loaded = config::load(&args.config);
+    let watch = Watch::new(loaded.files);
     for finding in &loaded.findings {
         let _ = writeln!(errors, "{finding}");
     }
     let Some(config) = loaded.config else { return ExitCode::FAILURE };
-    match serve(&config, &args.config, loaded.files) {
+    match serve(&config, args, watch) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Where this cannot be written either, the exit status alone tells.
@@ -48,31 +60,65 @@ pub fn run(args: &Args, errors: &mut dyn Write) -> ExitCode {
 enum RunError {
     #[error(transparent)]
     Start(#[from] app::StartError),
+    #[error(transparent)]
+    TakeOver(#[from] TakeOverError),
     #[error("{0}")]
     System(#[from] io::Error),
 }
 
-fn serve(config: &Config, path: &Path, files: Vec<PathBuf>) -> Result<(), RunError> {
+fn serve(config: &Config, args: &Args, watch: Watch) -> Result<(), RunError> {
+    // Before there are threads: it changes the environment.
+    let given = manager::sockets()?;
     let log = Log::start(Box::new(io::stdout()), config.telemetry.level)?;
     log.install();
     let waiting = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let signals = {
+    let mut signals = {
         let _context = waiting.enter();
         Signals::new()?
     };
-    let running = app::start(config, &log)?;
+    let prepared = Prepared::new(config, &log)?;
+    let running = if args.upgrade {
+        waiting.block_on(taken_over(prepared, config, &mut signals))?
+    } else {
+        prepared.bind(config, given)?.with_all_sockets()?.serve()
+    };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "started");
-    waiting.block_on(until_told(&running, signals, path, Watch::new(files)));
+    manager::ready("serving");
+    waiting.block_on(until_told(&running, signals, &args.config, watch));
+    // What still waits for another process ends by itself.
+    waiting.shutdown_background();
     running.stop();
     tracing::info!("stopped");
     log.flush();
     Ok(())
 }
 
+/// Takes over from the process that serves, unless a signal ends this one before.
+async fn taken_over(
+    prepared: Prepared,
+    config: &Config,
+    signals: &mut Signals,
+) -> Result<Running, TakeOverError> {
+    let called_off = AtomicBool::new(false);
+    let (config, asked) = (config.clone(), std::sync::Arc::new(called_off));
+    let ask = std::sync::Arc::clone(&asked);
+    let mut taking =
+        tokio::task::spawn_blocking(move || upgrade::take_over(prepared, &config, &ask));
+    let taken = tokio::select! {
+        taken = &mut taking => taken,
+        _ = signals.end() => {
+            asked.store(true, Ordering::Relaxed);
+            taking.await
+        }
+    };
+    taken.map_err(io::Error::other)?
+}
+
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    quit: Signal,
 }
 
 impl Signals {
@@ -81,6 +127,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            quit: signal(SignalKind::quit())?,
         })
     }
 
@@ -93,30 +140,136 @@ impl Signals {
     }
 }
 
+/// How serving ends.
+enum End {
+    /// At once.
+    Now,
+    /// When what is under way is done.
+    Drain,
+    /// The same, and another process serves already.
+    Succeeded,
+}
+
 /// SIGHUP and a change of a file reload; SIGTERM drains, a second signal cuts that short; SIGINT ends
-/// at once.
+/// at once; SIGQUIT hands over.
 async fn until_told(running: &Running, mut signals: Signals, path: &Path, mut watch: Watch) {
-    let drain = loop {
+    let mut watchdog = manager::watchdog().map(tokio::time::interval);
+    let mut attempt: Option<Attempt> = None;
+    let end = loop {
         tokio::select! {
-            _ = signals.terminate.recv() => break true,
-            _ = signals.interrupt.recv() => break false,
+            _ = signals.terminate.recv() => break End::Drain,
+            _ = signals.interrupt.recv() => break End::Now,
             _ = signals.hangup.recv() => reload(running, path, &mut watch, "SIGHUP"),
             () = watch.changed() => reload(running, path, &mut watch, "a file has changed"),
+            _ = signals.quit.recv() => begin(&mut attempt, running, path),
+            next = outcome(&mut attempt) => {
+                if hand_over(next) {
+                    break End::Succeeded;
+                }
+            }
+            () = due(&mut watchdog) => well(running).await,
         }
     };
-    if drain {
-        tracing::info!("draining");
-        tokio::select! {
-            () = running.drain() => {}
-            _ = signals.end() => {}
+    drop(attempt);
+    let drained = async {
+        match end {
+            End::Now => {}
+            End::Drain => {
+                tracing::info!("draining");
+                manager::stopping();
+                running.drain().await;
+            }
+            End::Succeeded => running.give_way().await,
+        }
+    };
+    tokio::select! {
+        () = drained => {}
+        _ = signals.end() => {}
+    }
+}
+
+async fn due(interval: &mut Option<Interval>) {
+    match interval {
+        Some(interval) => {
+            interval.tick().await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// How long the threads that serve may take to take up some work that is nothing.
+const LIVELY: Duration = Duration::from_secs(1);
+
+/// Tells the service manager that all is well, if it is.
+async fn well(running: &Running) {
+    if running.is_alive(LIVELY).await {
+        manager::alive();
+    } else {
+        tracing::error!(
+            "the threads that serve are stuck: the service manager is not told otherwise"
+        );
+    }
+}
+
+/// Begins to hand over, unless that is under way.
+fn begin(attempt: &mut Option<Attempt>, running: &Running, path: &Path) {
+    if attempt.is_some() {
+        tracing::warn!("SIGQUIT again: sockets are being handed over already");
+        return;
+    }
+    match running.estate() {
+        Ok(estate) => {
+            *attempt = Some(Attempt::begin(&running.upgrade_socket(), path, estate));
+        }
+        Err(error) => tracing::error!(%error, "sockets not handed over: this process goes on"),
+    }
+}
+
+/// What comes of an attempt, which is then over.
+async fn outcome(attempt: &mut Option<Attempt>) -> Result<Next, String> {
+    let Some(under_way) = attempt else { return std::future::pending().await };
+    let outcome = (&mut under_way.outcome).await;
+    *attempt = None;
+    outcome.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+}
+
+/// Leaves the sockets to the next process. Whether it has them.
+fn hand_over(next: Result<Next, String>) -> bool {
+    let given = next.and_then(|next| {
+        let pid = next.pid();
+        // Before the next process tells the service manager anything.
+        manager::main_process(pid, "sockets handed over");
+        next.theirs().map(|()| pid).map_err(|error| {
+            manager::main_process(std::process::id(), "serving; the sockets were not handed over");
+            error.to_string()
+        })
+    });
+    match given {
+        Ok(pid) => {
+            tracing::info!(to = pid, "sockets handed over: draining");
+            true
+        }
+        Err(error) => {
+            tracing::error!(error, "sockets not handed over: this process goes on");
+            false
         }
     }
 }
 
 /// Loads the file again and takes it, or says why not: then the configuration before stays in force.
 fn reload(running: &Running, path: &Path, watch: &mut Watch, cause: &str) {
-    let loaded = config::load(path);
-    watch.follow(loaded.files);
+    manager::reloading();
+    let taken = take(running, path, watch, cause);
+    manager::ready(if taken { "serving" } else { "serving; the configuration was not reloaded" });
+}
+
+/// Whether the configuration was taken.
+fn take(running: &Running, path: &Path, watch: &mut Watch, cause: &str) -> bool {
+    let loaded = watch.load(|| {
+        let mut loaded = config::load(path);
+        let files = std::mem::take(&mut loaded.files);
+        (loaded, files)
+    });
     let mut errors = Vec::new();
     for finding in &loaded.findings {
         let finding_text = finding.to_string();
@@ -128,7 +281,7 @@ fn reload(running: &Running, path: &Path, watch: &mut Watch, cause: &str) {
     let failed = match loaded.config.as_ref().map(|config| running.reload(config)) {
         Some(Ok(())) => {
             tracing::info!(cause, "configuration reloaded");
-            return;
+            return true;
         }
         Some(Err(error)) => vec![error.to_string()],
         None => errors,
@@ -137,4 +290,5 @@ fn reload(running: &Running, path: &Path, watch: &mut Watch, cause: &str) {
         tracing::error!(cause, error, "configuration not reloaded: the one before stays in force");
     }
     running.reload_failed(failed.join("; "));
+    false
 }

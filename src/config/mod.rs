@@ -195,8 +195,10 @@ pub struct Edge {
     pub limits: Limits,
     /// Worker threads of the proxy.
     pub threads: usize,
-    /// How long requests under way may go on after SIGTERM.
+    /// How long requests under way may go on after SIGTERM, or after another process took over.
     pub drain_timeout: Duration,
+    /// The Unix socket over which sockets are handed to the next process.
+    pub upgrade_socket: PathBuf,
 }
 
 /// One listener.

@@ -12,6 +12,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use super::jwks::KeyStatus;
 use super::listener::Occupancy;
@@ -79,13 +80,18 @@ impl Told {
     }
 }
 
-/// Serves until the runtime ends.
+/// Serves until the other end of `ends` is gone, or the runtime.
 ///
 /// # Errors
 /// When the socket fails.
-pub async fn serve(socket: tokio::net::TcpListener, told: Arc<Told>) -> std::io::Result<()> {
+pub async fn serve(
+    socket: tokio::net::TcpListener,
+    told: Arc<Told>,
+    mut ends: watch::Receiver<()>,
+) -> std::io::Result<()> {
     let door = Door::open(socket, Arc::clone(&told.tls))?;
-    axum::serve(door, router(told)).await
+    let ended = async move { while ends.changed().await.is_ok() {} };
+    axum::serve(door, router(told)).with_graceful_shutdown(ended).await
 }
 
 fn router(told: Arc<Told>) -> Router {
@@ -144,7 +150,9 @@ async fn ready(State(told): State<Arc<Told>>) -> Response {
 }
 
 /// Each part with whether it can do its work.
-fn report(told: &Told) -> (bool, Value) {
+/// Whether the edge is ready, and each part of that.
+#[must_use]
+pub fn report(told: &Told) -> (bool, Value) {
     let edge = told.edge.load();
     let Common { gate, .. } = edge.common();
     let mut ready = true;

@@ -2,6 +2,7 @@
 //! [`accept`](super::accept): the connection limit, who may connect, the handshake under its time
 //! limit, and the guard that bounds the time of a request head.
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -13,6 +14,7 @@ use pingora::protocols::l4::stream::Stream as L4Stream;
 use pingora::server::ShutdownWatch;
 
 use super::accept::{Lost, Serving};
+use super::leaving::{Leaving, SILENCE};
 use super::stream::Bounded;
 use crate::telemetry::metrics::{ConnectionLoss, Metrics};
 
@@ -44,15 +46,21 @@ pub struct Front {
     /// Proxies of earlier configurations, for as long as connections of theirs live.
     earlier: Mutex<Vec<Weak<Bounded>>>,
     occupancy: Arc<Occupancy>,
+    leaving: Arc<Leaving>,
     metrics: Arc<Metrics>,
 }
 
 impl Front {
     /// A front for the listener at `index`; what `serving` holds may be replaced.
     #[must_use]
-    pub fn new(index: usize, serving: Arc<ArcSwap<Serving>>, metrics: Arc<Metrics>) -> Self {
+    pub fn new(
+        index: usize,
+        serving: Arc<ArcSwap<Serving>>,
+        leaving: Arc<Leaving>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let earlier = Mutex::default();
-        Self { index, serving, earlier, occupancy: Arc::default(), metrics }
+        Self { index, serving, earlier, occupancy: Arc::default(), leaving, metrics }
     }
 
     /// How full the listener is.
@@ -100,6 +108,12 @@ impl Drop for Place<'_> {
     }
 }
 
+impl fmt::Debug for Front {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Front").field("index", &self.index).finish_non_exhaustive()
+    }
+}
+
 #[async_trait]
 impl ServerApp for Front {
     async fn process_new(
@@ -113,12 +127,11 @@ impl ServerApp for Front {
             return None;
         };
         let mut socket = stream.into_any().downcast::<L4Stream>().ok()?;
-        let mut stopping = shutdown.clone();
         let begun = tokio::select! {
             biased;
             begun = serving.begun(&mut socket) => begun,
-            // One that has said nothing yet keeps nobody from stopping.
-            _ = stopping.wait_for(|stopping| *stopping) => return None,
+            // One that says nothing keeps nobody from stopping.
+            () = stopped(shutdown.clone()) => return None,
         };
         let accepted = match begun {
             Ok(deadline) => serving.accept(*socket, deadline).await,
@@ -141,6 +154,8 @@ impl ServerApp for Front {
 
     async fn cleanup(&self) {
         self.occupancy.closed.store(true, Ordering::Release);
+        let Some(idle) = self.leaving.idle() else { return };
+        tokio::time::sleep(idle).await;
         let proxies: Vec<_> = {
             let earlier = self.earlier.lock().unwrap_or_else(PoisonError::into_inner);
             earlier.iter().filter_map(Weak::upgrade).collect()
@@ -149,4 +164,10 @@ impl ServerApp for Front {
             ServerApp::cleanup(&*proxy).await;
         }
     }
+}
+
+/// Waits until nothing is accepted any more, and what was sent before has come.
+async fn stopped(mut shutdown: ShutdownWatch) {
+    let _ = shutdown.wait_for(|stopping| *stopping).await;
+    tokio::time::sleep(SILENCE).await;
 }

@@ -23,6 +23,7 @@ pub mod headers;
 mod hello;
 pub mod introspect;
 pub mod jwks;
+pub mod leaving;
 pub mod listener;
 pub mod outgoing;
 pub mod parts;

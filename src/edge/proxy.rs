@@ -34,6 +34,7 @@ use super::connection;
 use super::cors;
 use super::ctx::Ctx;
 use super::headers;
+use super::leaving::Leaving;
 use super::parts::{Parts, Permit};
 use super::respond::{self, Answer, ErrorCode};
 use super::spans;
@@ -49,13 +50,22 @@ use crate::policy::denial::Denial;
 pub struct Edge {
     current: Arc<ArcSwap<Parts>>,
     listener: usize,
+    leaving: Arc<Leaving>,
 }
 
 impl Edge {
     /// The logic of the listener at this place in the configuration.
     #[must_use]
-    pub fn new(current: Arc<ArcSwap<Parts>>, listener: usize) -> Self {
-        Self { current, listener }
+    pub fn new(current: Arc<ArcSwap<Parts>>, listener: usize, leaving: Arc<Leaving>) -> Self {
+        Self { current, listener, leaving }
+    }
+
+    /// Has the answer say that it is the last of its connection, when the listeners stop. What came before
+    /// that knows nothing of it yet.
+    fn take_leave(&self, session: &mut Session) {
+        if self.leaving.has_begun() {
+            session.set_keepalive(None);
+        }
     }
 }
 
@@ -94,6 +104,7 @@ impl ProxyHttp for Edge {
             Some(calls) => calls.watch(parts.decide(session, ctx)).await,
         };
         ctx.decided = ctx.started.elapsed();
+        self.take_leave(session);
         match verdict {
             Ok(Permit::Preflight(grant)) => {
                 if let Cors::Edge(rules) = parts.cors(ctx) {
@@ -270,6 +281,7 @@ impl ProxyHttp for Edge {
             headers::informational_response(response, issues);
             return Ok(());
         }
+        self.take_leave(session);
         ctx.answered = Some(ctx.started.elapsed());
         if let Some(line) = &ctx.line {
             line.head_came();

@@ -274,11 +274,11 @@ fn error_of(denial: Denial, nonce: bool) -> ErrorCode {
         | Denial::ProofStale
         | Denial::ProofFuture
         | Denial::ProofBeforeStart
+        | Denial::ProofAfterHandover
         | Denial::ProofTokenHash
         | Denial::Replayed => ErrorCode::InvalidDpopProof,
-        Denial::IntrospectionUnavailable | Denial::ReplayCapacity | Denial::StoreDown => {
-            ErrorCode::TemporarilyUnavailable
-        }
+        Denial::IntrospectionUnavailable => ErrorCode::TemporarilyUnavailable,
+        Denial::ReplayCapacity | Denial::StoreDown => ErrorCode::TemporarilyUnavailable,
     }
 }
 
@@ -536,6 +536,7 @@ mod tests {
         (Denial::ProofStale, 401, "invalid_dpop_proof"),
         (Denial::ProofFuture, 401, "invalid_dpop_proof"),
         (Denial::ProofBeforeStart, 401, "invalid_dpop_proof"),
+        (Denial::ProofAfterHandover, 401, "invalid_dpop_proof"),
         (Denial::ProofTokenHash, 401, "invalid_dpop_proof"),
         (Denial::Downgrade, 401, "invalid_token"),
         (Denial::TokenUnbound, 401, "invalid_token"),

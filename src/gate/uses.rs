@@ -29,13 +29,16 @@ impl Gate {
     ///
     /// # Errors
     /// [`Denial::Replayed`], [`Denial::NonceSpent`] for a new proof with a nonce that another has used
-    /// up, [`Denial::ReplayCapacity`] and [`Denial::StoreDown`].
+    /// up, [`Denial::ProofAfterHandover`], [`Denial::ReplayCapacity`] and [`Denial::StoreDown`].
     pub async fn use_up(
         &self,
         log: &dyn ReplayLog,
         proof: &VerifiedProof,
         now: UnixTime,
     ) -> Result<(), Denial> {
+        if proof.dated().is_some_and(|issued| !self.stores.epochs.takes(issued)) {
+            return Err(Denial::ProofAfterHandover);
+        }
         let noted = async {
             let noted = log.check_and_insert(Use::of(proof), now).await;
             noted.map_err(|fault| match fault {

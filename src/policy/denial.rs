@@ -133,6 +133,8 @@ pub enum Denial {
     /// 11: issued before the memory of proofs began that it would be held against: this process's, or
     /// the epoch of a shared store.
     ProofBeforeStart,
+    /// 11: issued after another process took this one's place, in whose memory it is looked for.
+    ProofAfterHandover,
     /// 12a: `ath` is not the hash of the token.
     ProofTokenHash,
 
@@ -276,6 +278,7 @@ impl Denial {
             Self::ProofStale => "proof_iat_old",
             Self::ProofFuture => "proof_iat_ahead",
             Self::ProofBeforeStart => "proof_before_start",
+            Self::ProofAfterHandover => "proof_after_handover",
             Self::ProofTokenHash => "proof_ath",
             Self::Downgrade => "bound_token_as_bearer",
             Self::TokenUnbound => "unbound_token_as_dpop",

@@ -112,6 +112,7 @@ pub struct VerifiedProof {
     jti: String,
     nonce: Option<Sha256>,
     epoch: Epoch,
+    dated: Option<UnixTime>,
     enc_jwk: Option<Box<json::Value>>,
 }
 
@@ -138,6 +139,13 @@ impl VerifiedProof {
     #[must_use]
     pub fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    /// When it was issued by its own word, where no nonce ties it to its memory: then nothing but the
+    /// time tells one memory's from the next one's.
+    #[must_use]
+    pub fn dated(&self) -> Option<UnixTime> {
+        self.dated
     }
 
     /// Its `enc_jwk`, whatever it is: the ephemeral key that a node wants its capsule sealed to.
@@ -180,7 +188,8 @@ pub fn verify(
     let nonce = claims.nonce.filter(|_| seen.nonce.is_some() && expected.rules.nonce_single_use);
     let nonce = nonce.map(|nonce| Sha256::of(nonce.as_bytes()));
     let (jkt, jti, epoch) = (key.jkt(), claims.jti.to_owned(), expected.reign.epoch);
-    Ok(VerifiedProof { jkt, jti, nonce, epoch, enc_jwk })
+    let dated = seen.nonce.is_none().then_some(claims.issued);
+    Ok(VerifiedProof { jkt, jti, nonce, epoch, dated, enc_jwk })
 }
 
 /// Whether a `DPoP` field is there at all.

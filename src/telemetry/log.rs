@@ -31,8 +31,9 @@ const QUEUE_LINES: usize = 8192;
 /// How long the writer rests after lines were written, so that those that come meanwhile are one
 /// write, and who logs them has nobody to wake. A line after a pause is written at once.
 const GATHER: Duration = Duration::from_millis(5);
-/// Bytes of one write.
-const WRITE_BYTES: usize = 64 * 1024;
+/// Bytes of one write: what a pipe takes as a whole, so that the lines of two processes that share one
+/// during an upgrade stay lines.
+const WRITE_BYTES: usize = 4096;
 /// How often a count of dropped lines is looked for when nothing else is written.
 const IDLE: Duration = Duration::from_secs(1);
 /// Longest value of a field that a client has a say in, bytes.
@@ -525,6 +526,36 @@ mod tests {
             latency_us: 7,
             trace_id: None,
             ok_sample: None,
+        }
+    }
+
+    /// Remembers each write.
+    #[derive(Clone, Default)]
+    struct Writes(Arc<Mutex<Vec<Vec<u8>>>>);
+
+    impl Write for Writes {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().push(bytes.to_vec());
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn each_write_is_whole_lines_and_no_more_than_a_pipe_takes_at_once() {
+        let writes = Writes::default();
+        let log = Log::start(Box::new(writes.clone()), Level::INFO).unwrap();
+        for _ in 0..500 {
+            log.request(&record("a client"));
+        }
+        log.flush();
+        let writes = writes.0.lock().unwrap();
+        assert!(writes.len() > 1);
+        for write in writes.iter() {
+            assert!(write.len() <= 4096 && write.ends_with(b"\n"), "{}", write.len());
         }
     }
 

@@ -107,6 +107,8 @@ mod store_memory;
 #[cfg(test)]
 mod streams;
 #[cfg(test)]
+mod systemd;
+#[cfg(test)]
 mod target;
 #[cfg(test)]
 mod terminator;
@@ -116,6 +118,8 @@ mod terminators;
 mod token;
 #[cfg(test)]
 mod traces;
+#[cfg(test)]
+mod upgrade;
 #[cfg(test)]
 mod upstream_tls;
 #[cfg(test)]

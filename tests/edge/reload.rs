@@ -2,12 +2,17 @@
 
 use std::time::Duration;
 
+use holdfast::store::networks::sample::{Entry, database};
 use rustls::HandshakeKind;
 use serde_json::{Value, json};
 
 use super::support::Table;
 use super::support::client::Request;
-use super::support::world::{Expect, World, bearer, expect_eq, get};
+use super::support::keys::Key;
+use super::support::node::with_capsules;
+use super::support::pki::Pki;
+use super::support::token::{ALGORITHMS, Token};
+use super::support::world::{Expect, World, bearer, expect_eq, get, write_keys};
 
 use Expect::{Admitted, Public, Refused};
 
@@ -119,7 +124,7 @@ async fn lists_fail_closed() {
         ("fail/no list of the issuer, leaf", json!({"check": "leaf"}), FAR, true, false),
     ] {
         let world = World::start_in(|directory, pki, config| {
-            let other = super::support::pki::Pki::new();
+            let other = Pki::new();
             let list = if foreign { &other } else { pki }.revocation_list(&[], next_update);
             std::fs::write(directory.join(LIST), list).expect("a list");
             let mut revocation = extra.clone();
@@ -266,4 +271,131 @@ async fn a_nonce_outlives_the_turn_of_its_key() {
     world.restart().await;
     let answer = world.send(&with(&world, &new)).await;
     table.row("fail/after a restart", world.judge(answer, Refused("nonce_unknown")).await);
+}
+
+/// A row for a file that is no good: nothing is taken of it.
+async fn broken(world: &World, table: &mut Table, name: &str, text: &str) {
+    let path = world.directory.path().join(name);
+    let good = std::fs::read(&path).expect("a file");
+    world.write(name, text);
+    table.row(name, expect_eq("broken, taken", &world.told_to_reload().await, &false));
+    std::fs::write(&path, good).expect("a writable directory");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_lists_and_key_sets_are_taken_anew_or_not_at_all() {
+    let world = world_with_list(|_| {}).await;
+    let mut table = Table::default();
+    let (alice, bob) = (&world.pki.alice, &world.pki.bob);
+    let public = Request::new("GET", "/public/1");
+
+    // Revocation lists.
+    world.write(LIST, &world.pki.revocation_list(&[alice], FAR));
+    table.row(LIST, expect_eq("taken", &world.told_to_reload().await, &true));
+    broken(&world, &mut table, LIST, "nonsense").await;
+    for (who, passes) in [(alice, false), (bob, true)] {
+        let answer = world.send_as(who, &public).await;
+        table.row(LIST, expect_eq("passes", &answer.is_ok(), &passes));
+    }
+    table.row(LIST, expect_eq("mended", &world.told_to_reload().await, &true));
+
+    // The issuer's keys.
+    let token = world.bound();
+    let issuer: Vec<Key> = ALGORITHMS.iter().map(|name| Key::new(name)).collect();
+    write_keys(world.directory.path(), &issuer);
+    table.row("jwks.json", expect_eq("taken", &world.told_to_reload().await, &true));
+    broken(&world, &mut table, "jwks.json", "nonsense").await;
+    let fresh = Token::new(&issuer[0], "ES256").jkt(&world.key.jkt()).sign();
+    for (name, token, status) in [("old key", token, 401), ("new key", fresh, 200)] {
+        let proof = world.proof("GET", "/orders/1").token(&token);
+        let challenge = world.send(&get("/orders/1", &token, &proof.sign())).await;
+        let challenge = challenge.expect("an answer");
+        let proof = match challenge.one("dpop-nonce") {
+            Some(nonce) => world.proof("GET", "/orders/1").token(&token).nonce(nonce),
+            None => world.proof("GET", "/orders/1").token(&token),
+        };
+        let answer = world.send(&get("/orders/1", &token, &proof.sign())).await;
+        table.row(name, expect_eq("status", &answer.map(|it| it.status()), &Ok(status)));
+    }
+    table.row("jwks.json", expect_eq("mended", &world.told_to_reload().await, &true));
+
+    // What the edge shows, and whom it believes.
+    broken(&world, &mut table, "server.pem", "nonsense").await;
+    table.row("server.pem", expect_eq("mended", &world.told_to_reload().await, &true));
+    broken(&world, &mut table, "server.key", "nonsense").await;
+    let shown = world.client.connect(None).await.expect("a connection");
+    let shown = shown.tls().peer_certificates().expect("a certificate")[0].to_vec();
+    table.row("server.pem", expect_eq("same", &(shown == world.pki.server.certificate_der), &true));
+    table.row("server.pem", expect_eq("mended", &world.told_to_reload().await, &true));
+    let other = Pki::new();
+    world.write("ca.pem", &other.authority_pem);
+    world.write(LIST, &other.revocation_list(&[], FAR));
+    table.row("ca.pem", expect_eq("taken", &world.told_to_reload().await, &true));
+    broken(&world, &mut table, "ca.pem", "nonsense").await;
+    for (who, passes) in [(bob, false), (&other.alice, true)] {
+        let answer = world.send_as(who, &public).await;
+        table.row("ca.pem", expect_eq("passes", &answer.is_ok(), &passes));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_and_databases_are_taken_anew_or_not_at_all() {
+    let world = World::start_in(|directory, _, config| {
+        with_capsules(directory, config);
+        let path = directory.join("nonce.key");
+        std::fs::write(&path, "11".repeat(32)).expect("a key");
+        use std::os::unix::fs::PermissionsExt as _;
+        let own = std::fs::Permissions::from_mode(0o600);
+        std::fs::set_permissions(&path, own).expect("its owner");
+        let nonce = &mut config["security"]["senderConstraints"]["dpop"]["nonce"];
+        nonce["keyFiles"] = json!(["nonce.key"]);
+    })
+    .await;
+    let mut table = Table::default();
+    let token = world.bound();
+    let with = |nonce: &str| {
+        let proof = world.proof("GET", "/orders/1").token(&token).nonce(nonce).sign();
+        get("/orders/1", &token, &proof)
+    };
+    let old = world.nonce().await;
+    world.write("nonce.key", &"22".repeat(32));
+    table.row("nonce.key", expect_eq("taken", &world.told_to_reload().await, &true));
+    let new = world.nonce().await;
+    broken(&world, &mut table, "nonce.key", "22").await;
+    let answer = world.send(&with(&old)).await;
+    table.row("nonce.key", world.judge(answer, Refused("nonce_unknown")).await);
+    table.row("nonce.key", world.judge(world.send(&with(&new)).await, Admitted("dpop")).await);
+    table.row("nonce.key", expect_eq("mended", &world.told_to_reload().await, &true));
+
+    // Where a node is, by the database of now, and under which master key it is served.
+    let mut seen = Vec::new();
+    for step in ["before", "after", "broken"] {
+        match step {
+            "after" => {
+                let entry = Entry {
+                    network: "127.0.0.1/32".parse().expect("a network"),
+                    asn: Some(65_000),
+                    region: Some(("NO", "03")),
+                };
+                let path = world.directory.path().join("networks.mmdb");
+                std::fs::write(&path, database(&[entry], 1_800_000_100)).expect("a file");
+                world.command(&["key", "rotate", "master", "--reason", "a test"]);
+                table.row(step, expect_eq("taken", &world.told_to_reload().await, &true));
+            }
+            "broken" => {
+                broken(&world, &mut table, "networks.mmdb", "nonsense").await;
+                table.row(step, expect_eq("mended", &world.told_to_reload().await, &true));
+                broken(&world, &mut table, "keys/master-2.json", "nonsense").await;
+            }
+            _ => {}
+        }
+        let node = world.enrol(&format!("node-{step}"), &[]);
+        let answer = world.ask(&node, "127.0.0.1").await.expect("an answer").json();
+        let version = answer["keyVersion"].as_str().unwrap_or_default().to_owned();
+        let asn = world.node(&node.id)["baseline"]["network"]["asn"].clone();
+        seen.push((asn, version.split('.').next().unwrap_or_default().to_owned()));
+    }
+    let expected = [(64_500, "m1"), (65_000, "m2"), (65_000, "m2")];
+    let expected = expected.map(|(asn, version)| (json!(asn), version.to_owned()));
+    table.row("seen", expect_eq("networks and keys", &seen.as_slice(), &expected.as_slice()));
 }

@@ -8,7 +8,7 @@ use crate::edge::jwks::{JwksError, KeySets};
 use crate::edge::outgoing::OutgoingError;
 use crate::edge::tls::WithdrawnCertificates;
 use crate::policy::reach::Reach;
-use crate::telemetry::metrics::Shape;
+use crate::telemetry::metrics::{Metrics, Shape};
 
 /// A server of a JWK set that can be switched off, the URL, and how often it was asked.
 async fn server(set: String) -> (String, Arc<AtomicBool>, Arc<AtomicUsize>) {

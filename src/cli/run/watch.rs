@@ -31,9 +31,19 @@ impl Watch {
         Self { files, last: loaded.clone(), loaded }
     }
 
-    /// Watches these files instead.
-    pub(super) fn follow(&mut self, files: Vec<PathBuf>) {
-        *self = Self::new(files);
+    /// Watches, instead, the files that `load` has read meanwhile. What changes under it counts as a
+    /// change: it may have read the one before.
+    pub(super) fn load<T>(&mut self, load: impl FnOnce() -> (T, Vec<PathBuf>)) -> T {
+        let before = marks(&self.files);
+        let (loaded, files) = load();
+        let mut next = Self::new(files);
+        for (file, mark) in next.files.iter().zip(&mut next.loaded) {
+            if let Some(index) = self.files.iter().position(|known| known == file) {
+                *mark = before.get(index).copied().flatten();
+            }
+        }
+        *self = next;
+        loaded
     }
 
     /// Waits until a file differs from what was loaded and has stopped changing. May be dropped and
@@ -58,4 +68,32 @@ fn marks(files: &[PathBuf]) -> Vec<Option<Mark>> {
         Some((it.dev(), it.ino(), it.size(), content, status))
     };
     files.iter().map(mark).collect()
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test has files")]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_changes_while_it_is_read_is_read_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("server.pem");
+        std::fs::write(&path, "one").unwrap();
+        let mut watch = Watch::new(vec![path.clone()]);
+        let read = |then: Option<&str>| {
+            let text = std::fs::read_to_string(&path).unwrap();
+            if let Some(next) = then {
+                std::fs::write(&path, next).unwrap();
+            }
+            (text, vec![path.clone()])
+        };
+        assert_eq!(watch.load(|| read(Some("twoo"))), "one");
+        let changed = |mut watch: Watch| async move {
+            tokio::time::timeout(INTERVAL * 5, watch.changed()).await.map(|()| watch)
+        };
+        let mut watch = changed(watch).await.unwrap();
+        assert_eq!(watch.load(|| read(None)), "twoo");
+        assert!(changed(watch).await.is_err());
+    }
 }

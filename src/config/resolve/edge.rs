@@ -1,6 +1,7 @@
 //! `edge`: listeners, admin, limits.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 
 use crate::config::item::Text;
 use crate::config::section::Section;
@@ -10,6 +11,9 @@ use crate::policy::reach::Reach;
 use super::{Names, own_name, proxies, tls};
 
 const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9901);
+
+/// The longest path that Linux takes, bytes.
+const SOCKET_PATH: usize = 107;
 
 /// Resolves `edge`, and whom it may connect to. `None` when a listener has no usable address.
 pub(super) fn resolve(edge: &Section<'_>) -> (Option<Edge>, Reach) {
@@ -35,8 +39,20 @@ fn sockets(edge: &Section<'_>) -> Option<Edge> {
     let cores = u64::try_from(cores).unwrap_or(1).min(1024);
     let threads = edge.size("threads", cores, 1..=1024);
     let drain_timeout = edge.duration("drainTimeout", "30s", ["0s", "1h"]);
+    let upgrade_socket = upgrade_socket(edge);
     let listeners = listeners.into_iter().collect::<Option<Vec<_>>>()?;
-    Some(Edge { listeners, admin, admin_tls, limits, threads, drain_timeout })
+    Some(Edge { listeners, admin, admin_tls, limits, threads, drain_timeout, upgrade_socket })
+}
+
+fn upgrade_socket(edge: &Section<'_>) -> PathBuf {
+    let Some(text) = edge.text("upgradeSocket") else {
+        return edge.sink().base().join("upgrade.sock");
+    };
+    let (path, text) = text.path();
+    if path.as_os_str().len() > SOCKET_PATH {
+        text.error(format!("is too long: the path of a socket has at most {SOCKET_PATH} bytes"));
+    }
+    path
 }
 
 fn listener(section: &Section<'_>, names: &mut Names, addresses: &mut Names) -> Option<Listener> {

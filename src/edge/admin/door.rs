@@ -71,7 +71,12 @@ async fn stand(socket: TcpListener, tls: Tls, let_in: mpsc::Sender<(Guest, Socke
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let (stream, address) = match socket.accept().await {
+        // A process that hands the socket to the next one must not take connections any more.
+        let accepted = tokio::select! {
+            () = let_in.closed() => return,
+            accepted = socket.accept() => accepted,
+        };
+        let (stream, address) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::debug!(%error, "admin listener");

@@ -64,7 +64,7 @@ fn gate(origin: Origin) -> Gate {
         rotation_grace: Duration::ZERO,
     };
     let replay = MemoryReplay::new(&[7; 32], Duration::from_secs(300), 1000);
-    let epochs = Arc::new(OfProcess(Reign::of_process([7; 32], NOW)));
+    let epochs = Arc::new(OfProcess::new(Reign::of_process([7; 32], NOW)));
     Gate::new(settings, Stores::of_resources(Arc::new(replay), epochs))
 }
 

@@ -4,7 +4,7 @@ use super::{AuthorityFault, Denial};
 use crate::policy::proof::Claim;
 
 /// Every [`Denial`], in the order of its variants.
-pub const ALL: [Denial; 90] = [
+pub const ALL: [Denial; 91] = [
     Denial::HeadTooLarge,
     Denial::HostInvalid,
     Denial::PathInvalid,
@@ -63,6 +63,7 @@ pub const ALL: [Denial; 90] = [
     Denial::ProofStale,
     Denial::ProofFuture,
     Denial::ProofBeforeStart,
+    Denial::ProofAfterHandover,
     Denial::ProofTokenHash,
     Denial::Downgrade,
     Denial::TokenUnbound,

@@ -110,7 +110,7 @@ impl Denial {
             | Self::CertificateMissing
             | Self::CertificateMismatch => Some(Lack::Certificate),
             Self::Replayed => Some(Lack::NewProof),
-            Self::ReplayCapacity | Self::StoreDown => Some(Lack::Edge),
+            Self::ProofAfterHandover | Self::ReplayCapacity | Self::StoreDown => Some(Lack::Edge),
             Self::HeadTooLarge
             | Self::HostInvalid
             | Self::PathInvalid

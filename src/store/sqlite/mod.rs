@@ -385,7 +385,8 @@ impl Database {
     /// What the system says.
     fn mark(&self, head: &Checkpoint) -> io::Result<()> {
         let (mark, text) = (mark(&self.path), serde_json::to_vec(head)?);
-        let beside = mark.with_extension("mark-new");
+        // Of this process alone: during an upgrade two have the file open.
+        let beside = mark.with_extension(format!("mark-new-{}", std::process::id()));
         let mut file = OpenOptions::new();
         let file = file.write(true).create(true).truncate(true).mode(0o600).open(&beside);
         file.and_then(|mut file| file.write_all(&text))?;

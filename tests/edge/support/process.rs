@@ -18,7 +18,8 @@ const POLLS: usize = 1500;
 
 /// The program under test.
 pub(crate) struct Process {
-    child: Child,
+    child: Option<Child>,
+    pid: u32,
     lines: Arc<Mutex<Vec<String>>>,
 }
 
@@ -38,8 +39,8 @@ impl Process {
         let file = write_config(directory, config);
         let mut process = Self::spawn(under, &["run", "--config"], &file);
         for _ in 0..POLLS {
-            if let Some(status) = process.child.try_wait().expect("a child") {
-                panic!("ended at start with {status}:\n{}", process.output());
+            if let Some(status) = process.status() {
+                panic!("ended at start with {status:?}:\n{}", process.output());
             }
             if plain_get(admin, "/readyz").await.is_ok_and(|answer| answer.status() == 200) {
                 return process;
@@ -64,8 +65,8 @@ impl Process {
         let file = write_config(directory, config);
         let mut process = Self::spawn(under, &["run", "--config"], &file);
         for _ in 0..POLLS {
-            if let Some(status) = process.child.try_wait().expect("a child") {
-                panic!("ended at start with {status}:\n{}", process.output());
+            if let Some(status) = process.status() {
+                panic!("ended at start with {status:?}:\n{}", process.output());
             }
             if plain_get(admin, "/readyz").await.is_ok() {
                 return process;
@@ -85,9 +86,13 @@ impl Process {
                 command
             }
         };
+        command.args(arguments).arg(file);
+        Self::of(command)
+    }
+
+    /// Starts a command that becomes the program.
+    pub(crate) fn of(mut command: Command) -> Self {
         let mut child = command
-            .args(arguments)
-            .arg(file)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -96,12 +101,38 @@ impl Process {
         let lines = Arc::new(Mutex::new(Vec::new()));
         keep(child.stdout.take().expect("a pipe"), &lines);
         keep(child.stderr.take().expect("a pipe"), &lines);
-        Self { child, lines }
+        Self { pid: child.id(), child: Some(child), lines }
+    }
+
+    /// Starts a process that waits to take over from one that serves.
+    pub(crate) fn upgrade(directory: &Path) -> Self {
+        Self::spawn(&[], &["run", "--upgrade", "--config"], &directory.join("authority.yaml"))
+    }
+
+    /// A process that this one has started, and that writes where this one does.
+    pub(crate) fn started_by(&self, pid: u32) -> Self {
+        Self { child: None, pid, lines: Arc::clone(&self.lines) }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// How it ended; `None` while it runs.
+    fn status(&mut self) -> Option<Option<ExitStatus>> {
+        match &mut self.child {
+            Some(child) => child.try_wait().expect("a child").map(Some),
+            None => {
+                let status = fs::read_to_string(format!("/proc/{}/stat", self.pid));
+                let gone = status.map_or(true, |text| text.contains(") Z "));
+                gone.then_some(None)
+            }
+        }
     }
 
     /// Its resident memory, bytes.
     pub(crate) fn memory(&self) -> usize {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()));
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid));
         let status = status.expect("a running process");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kilobytes = line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok());
@@ -138,21 +169,21 @@ impl Process {
 
     /// Sends a signal.
     pub(crate) fn signal(&self, name: &str) {
-        let command = format!("kill -{name} {}", self.child.id());
+        let command = format!("kill -{name} {}", self.pid);
         let status = Command::new("sh").args(["-c", &command]).status().expect("a shell");
         assert!(status.success(), "SIG{name} could not be sent");
     }
 
     /// Kills it, with no process of ours in between.
     pub(crate) fn kill(&mut self) {
-        self.child.kill().expect("a child");
+        self.child.as_mut().expect("a child").kill().expect("a child");
     }
 
     /// Waits for its end.
     pub(crate) async fn ended(&mut self) -> Option<ExitStatus> {
         for _ in 0..POLLS {
-            if let Some(status) = self.child.try_wait().expect("a child") {
-                return Some(status);
+            if let Some(status) = self.status() {
+                return status.or_else(|| Some(ExitStatus::default()));
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -170,8 +201,16 @@ pub(crate) fn write_config(directory: &Path, config: &Value) -> PathBuf {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        match &mut self.child {
+            Some(child) => {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+            None => {
+                let end = format!("kill -KILL {} 2>&-", self.pid);
+                let _ = Command::new("sh").args(["-c", &end]).status();
+            }
+        }
     }
 }
 
