@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use holdfast::cli::{audit, capsule, check, explain, key, node, quickstart, request, run, store};
+use holdfast::cli::{
+    audit, capsule, check, explain, health, key, node, quickstart, request, run, store,
+};
 
 /// A request is some two hundred small allocations, most of them pingora's: `benches/README.md`.
 #[global_allocator]
@@ -22,6 +24,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::Args),
+    Health(health::Args),
     Quickstart(quickstart::Args),
     Request(Box<request::Args>),
     Node(Box<node::Args>),
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
             let colour = out.is_terminal();
             quickstart::run(&args, colour, &mut out, &mut io::stderr())
         }
+        Command::Health(args) => health::run(&args, &mut io::stderr()),
         Command::Node(args) => node::run(&args, &mut out, &mut io::stderr()),
         Command::Key(args) => key::run(&args, &mut out, &mut io::stderr()),
         Command::Store(args) => store::run(&args, &mut out, &mut io::stderr()),
