@@ -6,4 +6,6 @@
 #[cfg(test)]
 mod container;
 #[cfg(test)]
+mod kubernetes;
+#[cfg(test)]
 mod scratch;
