@@ -6,6 +6,8 @@
 #[cfg(test)]
 mod container;
 #[cfg(test)]
+mod debian;
+#[cfg(test)]
 mod kubernetes;
 #[cfg(test)]
 mod scratch;
