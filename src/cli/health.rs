@@ -67,6 +67,8 @@ enum HealthError {
     #[error("{}: {error}", path.display())]
     File { path: PathBuf, error: io::Error },
     #[error("{0}")]
+    Usage(&'static str),
+    #[error("{0}")]
     System(#[from] io::Error),
 }
 
@@ -94,6 +96,9 @@ fn settings(args: &Args) -> Result<Settings, HealthError> {
         }),
         _ => None,
     };
+    if args.connect.is_some() && args.url.domain().is_none() {
+        return Err(HealthError::Usage("--connect is for a URL with a host name"));
+    }
     let host = args.url.host_str().unwrap_or_default().to_owned();
     Ok(Settings {
         authorities: args.cacert.as_deref().map(read).transpose()?,

@@ -44,7 +44,7 @@ async fn with_a_certificate() {
         config["edge"]["listeners"][0]["tls"]["clientCertificates"] = json!("require");
         let routes = config["routes"].as_array_mut().expect("routes");
         routes.push(json!({ "name": "health", "hosts": ["api.example"], "path": "/healthz",
-                            "role": "public", "upstream": "api", "origin": "https://api.example" }));
+                            "role": "public", "upstream": "echo" }));
     })
     .await;
     let (url, address) = ("https://api.example", format!("127.0.0.1:{}", world.client.port));
@@ -59,6 +59,7 @@ async fn with_a_certificate() {
         ("fail/no such file", [&at[..], &["--cacert", "none.pem"]].concat(), Some(1)),
         ("fail/no certificate in it", [&at[..], &["--cacert", "alice.key"]].concat(), Some(1)),
         ("fail/in clear", vec!["--url", "http://api.example", "--connect", &address], Some(1)),
+        ("fail/address twice", vec!["--connect", &address], Some(1)),
         ("fail/certificate without key", vec!["--cert", "alice.pem"], Some(2)),
     ] {
         let (status, text) = said(&health(world.directory.path(), &arguments));
