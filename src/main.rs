@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use holdfast::cli::{
-    audit, capsule, check, explain, key, node, quickstart, request, rollout, run, store,
+    audit, capsule, check, explain, health, key, node, quickstart, request, rollout, run, store,
 };
 
 /// A request is some two hundred small allocations, most of them pingora's: `benches/README.md`.
@@ -24,6 +24,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::Args),
+    Health(health::Args),
     Quickstart(quickstart::Args),
     Request(Box<request::Args>),
     Node(Box<node::Args>),
@@ -77,6 +78,7 @@ fn main() -> ExitCode {
             let colour = out.is_terminal();
             quickstart::run(&args, colour, &mut out, &mut io::stderr())
         }
+        Command::Health(args) => health::run(&args, &mut io::stderr()),
         Command::Node(args) => node::run(&args, &mut out, &mut io::stderr()),
         Command::Key(args) => key::run(&args, &mut out, &mut io::stderr()),
         Command::Store(args) => store::run(&args, &mut out, &mut io::stderr()),

@@ -5,6 +5,7 @@ pub mod capsule;
 pub mod check;
 pub mod client;
 pub mod explain;
+pub mod health;
 pub mod key;
 pub mod node;
 pub mod quickstart;

@@ -59,6 +59,8 @@ mod fresh_auth;
 #[cfg(test)]
 mod headers;
 #[cfg(test)]
+mod health;
+#[cfg(test)]
 mod hostile;
 #[cfg(test)]
 mod introspection;
