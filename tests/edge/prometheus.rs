@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::redis::{key_file, standalone};
 use super::support::Table;
 use super::support::node::{told, with_capsules};
 use super::support::prometheus::{Prometheus, RULES, program};
-use super::support::redis::{Server, ready_is, share, there_is_none};
+use super::support::redis::{Server, there_is_none};
+use super::support::sharing::{key_file, ready_is, share, standalone};
 use super::support::world::{World, bearer, expect_eq, get};
 
 const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy");
