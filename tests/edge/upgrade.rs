@@ -265,6 +265,10 @@ async fn no_request_is_lost_over_reloads_and_upgrades() {
                 world.upgrade_to(next).await
             };
             before.push(old);
+            // Nobody of the admin listener's is answered by a process that has gone, or by none.
+            for _ in 0..5 {
+                assert_eq!(world.admin("/healthz").await.status(), 200);
+            }
         } else {
             reload(&mut world, reloads).await;
             reloads += 1;

@@ -29,7 +29,7 @@ pub enum Lack {
     Authority,
     /// A configuration that takes what the token is bound to.
     Setting,
-    /// An edge with its stores up and room in them: the client lacks nothing.
+    /// An edge with its stores up and room in them, or another process of it: the client lacks nothing.
     Edge,
 }
 
