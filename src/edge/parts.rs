@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use http::{Method, StatusCode};
+use pingora::Error;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
-use pingora::{Error, ErrorSource};
 
 use super::audit::Audit;
 use super::authority;
@@ -28,7 +28,6 @@ use super::stream;
 use super::trust::{Standing, Trust};
 use super::upstream::{self, Servers};
 use super::view::{self, Target};
-use super::{record, record::Told};
 use crate::config::{
     AuthorizationPolicy, ClientCertificateTold, Config, Limits, Listener, Route, Upstream,
 };
@@ -43,7 +42,7 @@ use crate::policy::target::{Origin, split_authority};
 use crate::policy::time::UnixTime;
 use crate::store::redis::Redis;
 use crate::telemetry::log::Log;
-use crate::telemetry::metrics::{Metrics, Stage};
+use crate::telemetry::metrics::Metrics;
 
 /// What the admin listener tells of as well.
 #[derive(Clone, Debug)]
@@ -375,50 +374,6 @@ impl Parts {
         self.common.gate.nonce(origin, now(), random)
     }
 
-    pub(super) fn tell(&self, ctx: &Ctx, status: u16) {
-        let role = self.route(ctx).map(|route| route.rule.role);
-        self.common.metrics.response(role, status);
-        if let Some(role) = role {
-            self.common.metrics.duration(role, Stage::Decision, ctx.decided);
-            self.common.metrics.duration(role, Stage::Total, ctx.started.elapsed());
-            if let Some(answered) = ctx.answered {
-                self.common.metrics.duration(
-                    role,
-                    Stage::Upstream,
-                    answered.saturating_sub(ctx.decided),
-                );
-            }
-        }
-        let facts = ctx.facts.as_ref();
-        let told = Told {
-            route: self.route(ctx).map(|route| route.name.as_str()),
-            role,
-            refused: ctx.refused,
-            facts,
-            tenant: self.tenant(facts.and_then(|facts| facts.tenant)),
-            id: &ctx.id,
-            took: ctx.decided,
-            ok_sample: self.ok_sample,
-            trace: ctx.trace.as_ref().and_then(|begun| begun.sampled()),
-        };
-        record::tell(&told, &self.common.metrics, &self.common.log);
-        if let Some(traces) = &self.common.traces {
-            spans::tell(self, traces, ctx, &told, status);
-        }
-        if let Some(audit) = &self.common.audit {
-            record::audit(&told, audit, ctx.whence.address, now());
-        }
-        if let Some(own) = &ctx.own {
-            let latency = u64::try_from(ctx.started.elapsed().as_micros()).unwrap_or(u64::MAX);
-            own.tell(&ctx.id, latency, &self.common.metrics, &self.common.log);
-        }
-        if let Some(ending) = ctx.term.cut() {
-            self.common.metrics.stream_ended(ending);
-            let seconds = ctx.started.elapsed().as_secs();
-            tracing::info!(decision_id = ctx.id, reason = ending.name(), seconds, "stream ended");
-        }
-    }
-
     /// Whether one more head of an answer may be passed on.
     pub(super) fn check_head(&self, head: &ResponseHeader, ctx: &Ctx) -> pingora::Result<()> {
         let limit = self.upstream(ctx).map_or(0, |(upstream, _)| upstream.head_bytes);
@@ -433,29 +388,6 @@ impl Parts {
     fn is_https(&self, connection: &Connection, ctx: &Ctx) -> bool {
         let origin = ctx.origin.and_then(|origin| self.origins.get(origin));
         connection.tls.is_some() || origin.is_some_and(Origin::is_https)
-    }
-
-    /// An upstream has answered with this status, or not at all.
-    pub(super) fn upstream_answered(&self, ctx: &Ctx, status: Option<u16>) {
-        if let Some(upstream) = self.route(ctx).and_then(|route| route.upstream) {
-            self.common.metrics.upstream_answered(upstream, status);
-        }
-    }
-
-    /// A client that goes away is its own business; a service that fails is somebody's.
-    pub(super) fn tell_failure(&self, e: &Error, ctx: &Ctx) {
-        if *e.esource() != ErrorSource::Downstream && ctx.answered.is_none() {
-            self.upstream_answered(ctx, None);
-        }
-        let (kind, side) = (e.etype().as_str(), e.esource().as_str());
-        let upstream = self.upstream(ctx).map(|(upstream, _)| upstream.name.as_str());
-        // Of pingora's own words some quote what was sent; the system's and rustls' do not.
-        let cause = e.root_cause().downcast_ref::<std::io::Error>().map(ToString::to_string);
-        if *e.esource() == ErrorSource::Downstream {
-            tracing::debug!(decision_id = ctx.id, upstream, kind, side, cause, "request failed");
-        } else {
-            tracing::warn!(decision_id = ctx.id, upstream, kind, side, cause, "request failed");
-        }
     }
 
     pub(super) fn onward<'a>(
@@ -497,6 +429,7 @@ impl Parts {
     }
 }
 
+mod outcome;
 mod refusal;
 
 /// The time.
