@@ -53,6 +53,8 @@ mod commands;
 #[cfg(test)]
 mod cors;
 #[cfg(test)]
+mod drill;
+#[cfg(test)]
 mod end_to_end;
 #[cfg(test)]
 mod fresh_auth;

@@ -81,7 +81,7 @@ fn mixture(world: &World, nonce: &str) -> Vec<(&'static str, usize, Request)> {
 }
 
 /// Reads what the edge wrote so far.
-fn report(world: &World, more: &[&str]) -> (Option<i32>, String) {
+pub(crate) fn report(world: &World, more: &[&str]) -> (Option<i32>, String) {
     // Its stderr is not what a collector keeps; another program's line may be in between.
     let output = world.process.output();
     let lines: Vec<_> = output.lines().filter(|line| line.starts_with('{')).collect();
