@@ -182,7 +182,7 @@ async fn from_telemetry_to_enforcement_and_through_the_bypass() {
     let Some(mut drill) = begin().await else { return };
     let unbound = |_: &str, habit| match habit {
         Habit::Unbound => Admitted("unbound"),
-        habit => observed("", habit),
+        Habit::Right | Habit::Bare => observed("", habit),
     };
     drill.day(&CLIENTS, unbound).await;
     drill.fires(&[]).await;
@@ -250,7 +250,7 @@ async fn bypass(drill: &mut Drill) {
     let acme = &CLIENTS[..2];
     let by_bypass = |_: &str, habit| match habit {
         Habit::Unbound => Admitted("bypass"),
-        habit => enforced(habit),
+        Habit::Right | Habit::Bare => enforced(habit),
     };
     drill.day(acme, by_bypass).await;
     drill.day(&CLIENTS[2..], |_, habit| enforced(habit)).await;
