@@ -192,7 +192,8 @@ impl Running {
             Ok((name.clone(), OwnedFd::from(socket.try_clone()?)))
         };
         let sockets = sockets.iter().map(again).collect::<std::io::Result<_>>()?;
-        Ok(Estate { sockets, memory: self.site.lasting.memory.clone() })
+        let ahead = self.site.in_force().config.dpop.clock_skew;
+        Ok(Estate { sockets, memory: self.site.lasting.memory.clone(), ahead })
     }
 
     /// Stops accepting, and waits until the last connection has ended, at most `drainTimeout`.
@@ -251,6 +252,8 @@ pub struct Estate {
     pub sockets: Vec<(String, OwnedFd)>,
     /// The memory of proofs, where it is this process's own.
     pub memory: Option<Arc<OfProcess>>,
+    /// What proofs may be dated ahead.
+    pub ahead: Duration,
 }
 
 /// Binds every address, reads every file, and serves. When it returns the listeners accept; key

@@ -411,11 +411,22 @@ impl Gate {
         self.stores.bindings.as_ref()
     }
 
-    /// Whether what is wrong with a sender whose token is `client`'s is only recorded, where neither tenant
-    /// nor route says.
+    /// Whether what is wrong with a sender whose token is `client`'s is only recorded on `route`. Of a token
+    /// that is nobody's the strictest tenant's mode counts.
     #[must_use]
-    pub fn observes(&self, client: Option<&str>) -> bool {
-        !self.rules.enforces(self.rules.default.mode, client)
+    pub fn observes(
+        &self,
+        tenant: Option<TenantId>,
+        client: Option<&str>,
+        route: &RouteRule,
+    ) -> bool {
+        let of_client = || {
+            let known = self.clients.iter().find(|known| Some(known.id.as_str()) == client);
+            known.map(|known| known.tenant)
+        };
+        let tenant = tenant.or_else(of_client);
+        let requirement = self.rules.grant_requirement(tenant, tenant.is_some(), &[], route);
+        !self.rules.enforces(requirement.mode, client)
     }
 
     /// Whether certificates that tokens are bound to are kept, for their successors.

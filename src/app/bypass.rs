@@ -13,13 +13,13 @@ use crate::store::task::Task;
 
 /// The temporary bypass, as long as its flag stays. That it was seen is written down first. At the start
 /// Redis is waited for; a reload goes on without it, and the bypass is opened when it answers.
-pub(super) fn bypass(
+pub(super) fn note(
     config: &Config,
     lasting: &Lasting,
     waits: bool,
-) -> Result<Arc<OnceLock<Bypass>>, StartError> {
-    let cell = Arc::default();
-    let Some(store) = &lasting.store else { return Ok(cell) };
+    cell: Arc<OnceLock<Bypass>>,
+) -> Result<(), StartError> {
+    let Some(store) = &lasting.store else { return Ok(()) };
     // What the last configuration says is not noted behind this one's.
     *lasting.noting.lock().unwrap_or_else(PoisonError::into_inner) = None;
     let fresh_id = random()?.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
@@ -41,7 +41,6 @@ pub(super) fn bypass(
                 "redis does not answer: the temporary bypass is not open at this edge until it does"
             );
             let (registry, redis) = (store.audit.registry.clone(), redis.clone());
-            let cell = Arc::clone(&cell);
             let task = Task::start(&lasting.runtime, async move {
                 let seen = bypass::note_in_time(&registry, &redis, flag).await;
                 open(&cell, seen.map(|seen| Bypass::of(&rules, &seen)));
@@ -49,7 +48,7 @@ pub(super) fn bypass(
             *lasting.noting.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
         }
     }
-    Ok(cell)
+    Ok(())
 }
 
 fn open(cell: &OnceLock<Bypass>, bypass: Option<Bypass>) {

@@ -20,10 +20,12 @@
 
 use std::io::{self, BufRead as _, BufReader, IoSlice, IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
+use std::net::Shutdown;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::socket_peercred;
@@ -37,6 +39,7 @@ use serde::{Deserialize, Serialize};
 use super::Estate;
 use super::sockets::Named;
 use crate::policy::time::UnixTime;
+use crate::store::epoch::OfProcess;
 
 /// How long the next process may take to become ready.
 pub const BECOMING_READY: Duration = Duration::from_secs(60);
@@ -144,6 +147,12 @@ impl Peer {
             return Err(HandoverError::Gone(io::ErrorKind::UnexpectedEof.into()));
         }
         serde_json::from_str(&line).map_err(|_| HandoverError::Unexpected(line.trim().to_owned()))
+    }
+
+    /// Neither says nor hears anything more but what has come already.
+    fn close(&self) {
+        // One that is closed by the other side already is closed.
+        let _ = self.lines.get_ref().shutdown(Shutdown::Both);
     }
 
     fn send_sockets(&mut self, sockets: &[(String, OwnedFd)]) -> Result<(), HandoverError> {
@@ -257,8 +266,18 @@ impl Serving {
     /// # Errors
     /// [`HandoverError`]; then this process must end at once.
     pub fn accepting(&mut self) -> Result<(), HandoverError> {
+        self.accepting_within(ANSWER)
+    }
+
+    fn accepting_within(&mut self, limit: Duration) -> Result<(), HandoverError> {
         self.0.say(&Word::Accepting)?;
-        match self.0.hear(ANSWER)? {
+        let word = self.0.hear(limit).or_else(|error| {
+            // From here on the other one finds that nobody listens, and goes on. What it has said until now
+            // counts: it has left.
+            self.0.close();
+            self.0.hear(ANSWER).map_err(|_| error)
+        });
+        match word? {
             Word::Yours => Ok(()),
             other => Err(HandoverError::Unexpected(format!("{other:?}"))),
         }
@@ -273,7 +292,28 @@ impl Serving {
 
 /// The next process, as the one that serves sees it.
 #[derive(Debug)]
-pub struct Next(Peer);
+pub struct Next {
+    peer: Peer,
+    ceded: Option<Ceded>,
+}
+
+/// A memory of proofs that was ceded. It is taken back, unless the next process has all there is.
+#[derive(Debug)]
+struct Ceded {
+    memory: Arc<OfProcess>,
+    now: fn() -> UnixTime,
+    ahead: Duration,
+    /// Whether the next process has it for good.
+    theirs: bool,
+}
+
+impl Drop for Ceded {
+    fn drop(&mut self) {
+        if !self.theirs {
+            self.memory.resume((self.now)().plus(self.ahead));
+        }
+    }
+}
 
 impl Next {
     /// The process that waits at `path`; `None` where none does.
@@ -285,7 +325,10 @@ impl Next {
             return Ok(None);
         }
         match UnixStream::connect(path) {
-            Ok(stream) => Peer::new(stream, geteuid()).map(|peer| Some(Self(peer))),
+            Ok(stream) => {
+                let peer = Peer::new(stream, geteuid())?;
+                Ok(Some(Self { peer, ceded: None }))
+            }
             Err(error) if is_nobody(&error) => Ok(None),
             Err(error) => Err(wrong(path, error)),
         }
@@ -294,32 +337,25 @@ impl Next {
     /// Its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.0.pid
+        self.peer.pid
     }
 
     /// Gives it the sockets, and waits until it accepts from them. What is admitted by its date from now on
     /// is its own; this process accepts as well until [`Self::theirs`].
     ///
     /// # Errors
-    /// [`HandoverError`]; then everything is as it was.
-    pub fn take(
-        &mut self,
-        estate: &Estate,
-        now: impl Fn() -> UnixTime,
-    ) -> Result<(), HandoverError> {
-        self.0.send_sockets(&estate.sockets)?;
+    /// [`HandoverError`]; when this is dropped everything is as it was.
+    pub fn take(&mut self, estate: &Estate, now: fn() -> UnixTime) -> Result<(), HandoverError> {
+        self.peer.send_sockets(&estate.sockets)?;
         self.expect(BECOMING_READY + ANSWER, |word| matches!(word, Word::Ready))?;
-        let line = estate.memory.as_ref().map(|memory| memory.cede(now()).millis());
-        let taken = self
-            .0
-            .say(&Word::Line { line })
-            .and_then(|()| self.expect(ANSWER, |word| matches!(word, Word::Accepting)));
-        if taken.is_err()
-            && let Some(memory) = &estate.memory
-        {
-            memory.resume(now());
-        }
-        taken
+        let line = estate.memory.as_ref().map(|memory| {
+            let (memory, ahead) = (Arc::clone(memory), estate.ahead);
+            let line = memory.cede(now()).millis();
+            self.ceded = Some(Ceded { memory, now, ahead, theirs: false });
+            line
+        });
+        self.peer.say(&Word::Line { line })?;
+        self.expect(ANSWER, |word| matches!(word, Word::Accepting))
     }
 
     fn expect(
@@ -327,7 +363,7 @@ impl Next {
         limit: Duration,
         expected: impl Fn(&Word) -> bool,
     ) -> Result<(), HandoverError> {
-        match self.0.hear(limit)? {
+        match self.peer.hear(limit)? {
             word if expected(&word) => Ok(()),
             Word::Declined { reason } => Err(HandoverError::Declined(reason)),
             other => Err(HandoverError::Unexpected(format!("{other:?}"))),
@@ -339,7 +375,11 @@ impl Next {
     /// # Errors
     /// [`HandoverError`]; then it ends, and this process goes on.
     pub fn theirs(mut self) -> Result<(), HandoverError> {
-        self.0.say(&Word::Yours)
+        self.peer.say(&Word::Yours)?;
+        if let Some(ceded) = &mut self.ceded {
+            ceded.theirs = true;
+        }
+        Ok(())
     }
 }
 

@@ -319,8 +319,9 @@ pub(super) fn make(
     let metrics = Arc::new(super::metrics::of(config, ring.as_deref(), before_metrics)?);
     let tls = listeners_tls(config, lasting, generation)?;
     let admin_tls = admin_tls(config, lasting, generation)?;
-    let bypass = bypass::bypass(config, lasting, before.is_none())?;
-    let gate = Arc::new(gate(config, lasting, bypass, Arc::new(withdrawn(config)?)));
+    let bypass = Arc::default();
+    let gate = gate(config, lasting, Arc::clone(&bypass), Arc::new(withdrawn(config)?));
+    let gate = Arc::new(gate);
     let keys = KeySets::new(
         &config.issuers,
         &config.reach,
@@ -352,6 +353,8 @@ pub(super) fn make(
     let trust = tls.iter().map(|tls| Arc::clone(&tls.trust)).collect();
     let servers = servers(config)?;
     let parts = Parts::new(config, trust, servers, common);
+    // Last: what is noted of the bypass is of a configuration that comes into force.
+    bypass::note(config, lasting, before.is_none(), bypass)?;
     Ok(Made { parts: Arc::new(parts), tls, admin_tls, ring })
 }
 

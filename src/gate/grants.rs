@@ -210,7 +210,10 @@ impl Gate {
                 Ok(matter.granted(terms, by, bypass))
             }
             Err(denial) if !enforced && denial.observable() => {
-                self.stands(&matter, facts).await?;
+                if self.is_of_enforced(&matter, facts).await? {
+                    facts.enforced = Some(true);
+                    return Err(denial);
+                }
                 facts.observed = Some(denial);
                 facts.bound_by = Some(BoundBy::Observed);
                 let route = matter.case.route;
@@ -283,13 +286,17 @@ impl Gate {
         Some((issuer, issuer.retrofit.as_ref()?))
     }
 
-    /// Whether the refresh token was not revoked, which no mode relaxes. A store that is down says nothing.
-    async fn stands(&self, matter: &Matter<'_>, facts: &Facts) -> Result<(), Denial> {
+    /// Whether the refresh token, where one is brought, is that of a client which is enforced: who asks is
+    /// only said to be somebody. What is revoked is revoked in any mode.
+    async fn is_of_enforced(&self, matter: &Matter<'_>, facts: &Facts) -> Result<bool, Denial> {
         let token = refresh_token(matter.form);
-        let Some(((issuer, _), token)) = self.retrofit(facts).zip(token) else { return Ok(()) };
+        let Some(((issuer, _), token)) = self.retrofit(facts).zip(token) else { return Ok(false) };
         let key = RecordKey::of(&issuer.issuer, TokenKind::Refresh, token);
-        let revoked = self.record(key).await.ok().flatten().is_some_and(|record| record.revoked);
-        if revoked { Err(Denial::Authority(AuthorityFault::GrantRevoked)) } else { Ok(()) }
+        let Some(record) = self.record(key).await.ok().flatten() else { return Ok(false) };
+        if record.revoked {
+            return Err(Denial::Authority(AuthorityFault::GrantRevoked));
+        }
+        Ok(self.rules.enforces(matter.requirement.mode, record.client.as_deref()))
     }
 
     /// The proof, if there is one: whether one is needed is the rule's to say.

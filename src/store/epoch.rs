@@ -65,9 +65,10 @@ impl OfProcess {
         UnixTime::from_millis(line)
     }
 
-    /// The other memory has come to nothing at `now`. What it may have admitted until then is refused.
-    pub fn resume(&self, now: UnixTime) {
-        self.since.fetch_max(now.millis(), Ordering::SeqCst);
+    /// The other memory has come to nothing, and admitted nothing that is dated after `end`: its end and
+    /// what proofs may be dated ahead. What it may have admitted until then is refused.
+    pub fn resume(&self, end: UnixTime) {
+        self.since.fetch_max(end.millis(), Ordering::SeqCst);
         self.until.store(NEVER, Ordering::SeqCst);
     }
 
@@ -85,7 +86,9 @@ impl Epochs for OfProcess {
 
     fn takes(&self, issued: UnixTime) -> bool {
         self.latest.fetch_max(issued.millis(), Ordering::SeqCst);
-        issued.millis() <= self.until.load(Ordering::SeqCst)
+        let within = issued.millis() <= self.until.load(Ordering::SeqCst);
+        // Read after the end: whoever was let by since this memory resumed finds from when.
+        within && issued.millis() > self.since.load(Ordering::SeqCst)
     }
 }
 
@@ -127,5 +130,7 @@ mod tests {
         assert!(!one.takes(at(150)));
         one.resume(at(300));
         assert!(one.takes(at(301)) && since(&one) == 300 && line == at(100));
+        // One that was held against the time before is told so at the last.
+        assert!(!one.takes(at(150)) && !one.takes(at(300)));
     }
 }

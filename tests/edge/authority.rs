@@ -491,6 +491,29 @@ async fn introspection_compares_the_certificate_that_it_is_told_to() {
     }
 }
 
+/// A tenant is enforced where its tokens are asked about too, whatever the default.
+#[tokio::test(flavor = "multi_thread")]
+async fn introspection_observes_by_the_token_s_own_tenant() {
+    let site = Site::retrofit(Form::Opaque, |config| {
+        config["security"]["senderConstraints"]["mode"] = json!("observe");
+        config["tenants"] = json!({"a": {"clients": ["client-1"], "mode": "enforce"},
+                                   "b": {"clients": ["client-2"]}});
+        config["tenancy"] = json!({"claim": "tenant", "unknown": "default"});
+    })
+    .await;
+    let (alice, bob) = (site.world.pki.alice.clone(), site.world.pki.bob.clone());
+    let mut table = Table::default();
+    for (client, status) in [("client-1", 401), ("client-2", 200)] {
+        let ask = form(TOKEN, &grant("client_credentials").replace("client-1", client));
+        let own = issued(&site.world.send_as(&alice, &ask).await.expect("an answer"));
+        let question = form("/introspect", &format!("token={}&client_id={client}", own.access));
+        for (who, expect) in [(&alice, 200), (&bob, status)] {
+            let answer = site.world.send_as(who, &question).await.expect("an answer");
+            table.row(client, expect_eq("status", &answer.status(), &expect));
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn metadata_says_what_the_edge_can_do() {
     let site = Site::retrofit(Form::Opaque, |_| {}).await;

@@ -4,7 +4,7 @@
 use holdfast::policy::share::bucket;
 use serde_json::{Value, json};
 
-use super::support::authority::{Form, Site, TOKEN, form};
+use super::support::authority::{Form, Site, TOKEN, form, issued};
 use super::support::client::{Message, Outcome, Request};
 use super::support::keys::Key;
 use super::support::node::holdfast;
@@ -323,4 +323,18 @@ async fn the_same_share_is_enforced_where_tokens_are_asked_for() {
     }
     let nobody = site.world.send(&form(TOKEN, "grant_type=client_credentials")).await;
     table.row("nobody", is(&nobody, 400));
+
+    // Who asks is only said to be somebody; whose the refresh token is, is recorded.
+    let of = |enforced: bool| {
+        let mut names = (0..).map(|number| format!("client-{number}"));
+        names.find(|name| (bucket("", name) < 50) == enforced).expect("a name")
+    };
+    let key = Key::new("ES256");
+    for (owner, name, status) in [(true, false, 400), (false, false, 200)] {
+        let grant = format!("grant_type=client_credentials&client_id={}", of(owner));
+        let own = issued(&site.ask(None, &key, &grant).await.expect("an answer"));
+        let body = format!("grant_type=refresh_token&refresh_token={}", own.refresh);
+        let stolen = site.world.send(&form(TOKEN, &format!("{body}&client_id={}", of(name)))).await;
+        table.row(&format!("stolen from one who is enforced: {owner}"), is(&stolen, status));
+    }
 }

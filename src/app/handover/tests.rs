@@ -34,7 +34,7 @@ fn estate() -> (Estate, Vec<SocketAddr>) {
     let named = |(index, socket): (usize, TcpListener)| (format!("s{index}"), socket.into());
     let memory = OfProcess::new(Reign::of_process([1; 32], UnixTime::from_millis(0)));
     let sockets = sockets.into_iter().enumerate().map(named).collect();
-    (Estate { sockets, memory: Some(Arc::new(memory)) }, addresses)
+    (Estate { sockets, memory: Some(Arc::new(memory)), ahead: Duration::from_secs(30) }, addresses)
 }
 
 #[test]
@@ -80,7 +80,7 @@ fn the_next_one_is_told_nothing_when_the_one_that_serves_ends() {
     let taking = waiting(&path);
     let (estate, _) = estate();
     let mut next = next(&path);
-    next.0.send_sockets(&estate.sockets).unwrap();
+    next.peer.send_sockets(&estate.sockets).unwrap();
     let (mut serving, _) = taking.join().unwrap().unwrap();
     drop(next);
     assert!(matches!(serving.ready(), Err(HandoverError::Gone(_))));
@@ -94,6 +94,10 @@ fn whoever_breaks_off_leaves_the_one_that_serves_as_it_was() {
         ("ends before it accepts", true, |mut serving| {
             serving.ready().unwrap();
         }),
+        ("does not wait for the last word", true, |mut serving| {
+            serving.ready().unwrap();
+            serving.0.say(&Word::Accepting).unwrap();
+        }),
     ] {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("upgrade.sock");
@@ -101,17 +105,35 @@ fn whoever_breaks_off_leaves_the_one_that_serves_as_it_was() {
         let (estate, _) = estate();
         let mut next = next(&path);
         let other = std::thread::spawn(move || breaks_off(taking.join().unwrap().unwrap().0));
-        let given = next.take(&estate, || NOW);
+        let taken = next.take(&estate, || NOW);
         other.join().unwrap();
+        let given = match taken {
+            Ok(()) => next.theirs(),
+            Err(error) => {
+                drop(next);
+                Err(error)
+            }
+        };
         assert!(given.is_err(), "{name}");
         let declined = matches!(&given, Err(HandoverError::Declined(why)) if why == "no store");
         assert_eq!(declined, name == "declines");
-        // What the other may have admitted is not admitted again, and all later proofs are.
+        // What the other may have admitted, dated ahead too, is not admitted again, and all later proofs are.
         let memory = estate.memory.unwrap();
-        assert!(memory.takes(UnixTime::from_millis(5000)), "{name}");
+        assert!(memory.takes(NOW.plus(Duration::from_millis(30_001))), "{name}");
         let since = memory.current().unwrap().since;
-        assert_eq!(since == NOW, line_was_drawn, "{name}: {since:?}");
+        let expected = NOW.plus(Duration::from_secs(30));
+        assert_eq!(since == expected, line_was_drawn, "{name}: {since:?}");
     }
+}
+
+/// There is no moment in which the one has left and the other has given up.
+#[test]
+fn who_gives_up_waiting_for_the_last_word_is_not_left_to() {
+    let (one, other) = UnixStream::pair().unwrap();
+    let one = Next { peer: Peer::new(one, geteuid()).unwrap(), ceded: None };
+    let mut other = Serving(Peer::new(other, geteuid()).unwrap());
+    assert!(other.accepting_within(Duration::from_millis(10)).is_err());
+    assert!(one.theirs().is_err(), "it left to one that ends");
 }
 
 #[test]
@@ -151,12 +173,12 @@ fn who_says_something_else_is_passed_over() {
     let path = directory.path().join("upgrade.sock");
     let taking = waiting(&path);
     let mut first = next(&path);
-    first.0.say(&Word::Ready).unwrap();
+    first.peer.say(&Word::Ready).unwrap();
     drop(first);
     drop(next(&path));
     let mut third = next(&path);
     let (estate, _) = estate();
-    third.0.send_sockets(&estate.sockets).unwrap();
+    third.peer.send_sockets(&estate.sockets).unwrap();
     assert_eq!(taking.join().unwrap().unwrap().1.len(), 3);
 }
 

@@ -44,7 +44,7 @@ pub(super) fn take_over(
     tracing::info!(path = %path.display(), "prepared, and waiting for sockets: SIGQUIT to who serves");
     let asked = || called_off.load(Ordering::Relaxed);
     let (mut serving, sockets) = Serving::await_at(path, WAITING, asked)?;
-    let running = succeed(prepared, config, &mut serving, Given::new(sockets));
+    let running = succeed(prepared, config, &mut serving, Given::new(sockets), asked);
     if let Err(error) = &running {
         serving.decline(&error.to_string());
     }
@@ -56,10 +56,14 @@ fn succeed(
     config: &Config,
     serving: &mut Serving,
     sockets: Given,
+    called_off: impl Fn() -> bool,
 ) -> Result<Running, TakeOverError> {
     let ready = prepared.bind(config, sockets)?;
     let looking = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     looking.block_on(ready.become_ready(BECOMING_READY))?;
+    if called_off() {
+        return Err(HandoverError::CalledOff.into());
+    }
     if let Some(line) = serving.ready()? {
         ready.begin_after(line);
     }

@@ -14,7 +14,7 @@ use crate::policy::denial::{AuthorityFault, Denial};
 use crate::policy::grant::{BindBy, BindingRecord, RecordKey, RetrofitRules, TokenKind};
 use crate::policy::json;
 use crate::policy::request::Sender;
-use crate::policy::rule::SenderCertificateCheck;
+use crate::policy::rule::{SenderCertificateCheck, TenantId};
 use crate::policy::token::{Confirmation, IssuerRules};
 
 impl Asked<'_> {
@@ -66,17 +66,22 @@ impl Asked<'_> {
         if !authority::is_active(&told)? {
             return Ok(Reply::of(answered));
         }
+        let mut tenant = self.issuer().and_then(|issuer| issuer.tenant);
+        let vouched = self.vouched(session, ctx, &told, &mut tenant).await;
+        let client = json::string(&told, "client_id").ok().flatten();
+        let gate = &self.parts.common().gate;
+        let observed = gate.observes(tenant, client, &self.route.rule);
         if let Some(facts) = &mut ctx.facts {
-            facts.enforced = Some(!self.observes(&told));
+            facts.enforced = Some(!observed);
         }
-        match self.vouched(session, ctx, &told).await {
+        match vouched {
             Ok((confirmation, kind)) => {
                 Ok(match authority::with_confirmation(&told, confirmation, kind) {
                     Some(body) => Reply::with(answered, body),
                     None => Reply::of(answered),
                 })
             }
-            Err(denial) if denial.observable() && self.observes(&told) => {
+            Err(denial) if denial.observable() && observed => {
                 if let Some(facts) = &mut ctx.facts {
                     facts.observed = Some(denial);
                 }
@@ -88,12 +93,6 @@ impl Asked<'_> {
             }
             Err(denial) => Err(denial.into()),
         }
-    }
-
-    /// Whether what is wrong with a token is only recorded: that of the client that the server names.
-    fn observes(&self, told: &json::Object) -> bool {
-        let client = json::string(told, "client_id").ok().flatten();
-        self.parts.common().gate.observes(client)
     }
 
     /// Whether a token is answered `inactive`; why stays with the edge.
@@ -111,17 +110,20 @@ impl Asked<'_> {
     }
 
     /// What an active token is bound to, and what it is, if it came with the certificate that it must.
+    /// `owner` becomes the tenant that its record names.
     async fn vouched(
         &self,
         session: &Session,
         ctx: &mut Ctx,
         told: &json::Object,
+        owner: &mut Option<TenantId>,
     ) -> Result<(Confirmation, Option<TokenKind>), Denial> {
         let record = self.record().await?;
         let now = now();
         let gate = &self.parts.common().gate;
         let named = record.as_ref().and_then(|record| record.tenant.as_deref());
         let tenant = named.and_then(|name| gate.tenant_named(name));
+        *owner = tenant.or(*owner);
         let bypass = gate.bypass(now);
         let known = Known {
             record: record.as_ref(),
