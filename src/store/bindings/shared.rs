@@ -41,7 +41,8 @@
 //!   for good, and clients log in again.
 //! - Records that are lost are refused. An operator who lets tokens without records pass
 //!   (`unrecorded: allow`) or binds unknown refresh tokens (`unknownRefresh: bind`) lets lost ones pass
-//!   too; of those that were revoked alone the tombstone still says so.
+//!   too; of those that were revoked alone the tombstone still says so, and where that is lost as well, only
+//!   once the edge that made it is back and has said it again.
 //!
 //! So what a server loses of a revocation that was acknowledged is said again by the edge that made it, or,
 //! where that one is gone, or its file is, refused with all else that could be it. (One that comes back with
