@@ -218,7 +218,7 @@ async fn nothing_is_moved_that_does_not_verify() {
          json_extract(line, '$.prev') || '\"}' FROM audit WHERE seq = 4; DELETE FROM audit WHERE seq <= 3;",
     );
     let (status, out) = run(&world, "audit verify @");
-    let said = out.contains("no line in it says that what was before was moved");
+    let said = out.contains("no line in it that a checkpoint covers");
     table.row("cut off", expect_eq(&out, &(status, said), &(Some(1), true)));
     let (status, out) = run(&world, "audit rotate @ --keep 0s --to nowhere");
     table.row("no directory", expect_eq(&out, &status, &Some(1)));

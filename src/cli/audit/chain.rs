@@ -27,6 +27,8 @@ pub(super) struct Chain {
     pub(super) signed: u64,
     /// What it says of lines that were moved out, the last time.
     pub(super) rotated: Option<Rotated>,
+    /// The line that says so.
+    rotated_at: u64,
 }
 
 impl Chain {
@@ -41,6 +43,7 @@ impl Chain {
             unchecked: 0,
             signed: 0,
             rotated: None,
+            rotated_at: 0,
         }
     }
 
@@ -134,6 +137,7 @@ impl Chain {
         }
         if line.kind == Kind::Rotation {
             self.rotated = serde_json::from_value(line.data.clone()).ok().or(self.rotated.take());
+            self.rotated_at = seq;
         }
         if line.kind == Kind::Checkpoint { self.checkpoint(line, before) } else { Ok(()) }
     }
@@ -167,6 +171,13 @@ impl Chain {
     pub(super) fn unsigned(&self) -> u64 {
         let after = self.head.seq.saturating_sub(self.signed);
         if self.checkpoints > 0 { after.saturating_sub(1) } else { after }
+    }
+
+    /// The last line that was moved out, by a line that a checkpoint covers where there are keys to tell:
+    /// whoever cuts the beginning off can write that it was moved, and not sign it.
+    pub(super) fn moved_out(&self) -> Option<Head> {
+        let said = self.keys.is_none() || self.rotated_at <= self.signed;
+        self.rotated.as_ref().filter(|_| said).map(|rotated| rotated.last)
     }
 
     /// What keeps a chain from vouching for itself: whoever can write it can write all of it anew, but
@@ -294,6 +305,28 @@ mod tests {
                     assert!(done.as_ref().is_err_and(|it| it.contains(expect)), "{name}: {done:?}")
                 }
             }
+        }
+    }
+
+    /// Whoever cuts the beginning off can write that it was moved, and not sign it.
+    #[test]
+    fn what_was_moved_out_is_nobodys_word_until_it_is_signed() {
+        let lines = lines("a", 6);
+        let rotated = Rotated { file: "f".into(), from: 1, last: before(&lines, 4) };
+        let data = serde_json::to_value(&rotated).unwrap();
+        let end = before(&lines, 7);
+        let line = Draft::new(Kind::Rotation, AT, "7", None, &data).line(7, &end.hash);
+        for (name, keys, signed, found) in [
+            ("without keys", None, 3, true),
+            ("not signed", Some(Vec::new()), 3, false),
+            ("signed up to it", Some(Vec::new()), 6, false),
+            ("signed", Some(Vec::new()), 7, true),
+        ] {
+            let mut chain = Chain::new(keys, 1000);
+            part(&mut chain, "a", &lines, 4, 6).unwrap();
+            chain.take(&line).unwrap();
+            chain.signed = signed;
+            assert_eq!(chain.moved_out(), found.then_some(rotated.last), "{name}");
         }
     }
 

@@ -10,6 +10,7 @@
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::json;
 
@@ -19,9 +20,11 @@ use super::verify;
 use crate::cli::site::{self, CommandError, When};
 use crate::policy::audit::{Head, Kind, Rotated};
 use crate::policy::time::UnixTime;
+use crate::store::keys::{AuditSigner, KeyRing};
 use crate::store::serving;
 use crate::store::sqlite::Database;
 use crate::store::sqlite::reader::Reader;
+use crate::store::sqlite::writer::Signer as _;
 
 /// What is asked.
 pub(super) struct Asked<'a> {
@@ -40,6 +43,8 @@ struct Store<'a> {
     reader: Reader,
     chain: String,
     base: Head,
+    /// Signs the line that says what was moved, where there are keys.
+    signer: Option<AuditSigner>,
 }
 
 /// Moves what is older than what is kept. Whether that was done.
@@ -65,7 +70,10 @@ pub(super) fn run(
     let database = site::open(&config, asked.config)?;
     let reader = Reader::open(path)?;
     let (chain, base) = (reader.chain()?, reader.audit_base()?);
-    let mut store = Store { asked, database, reader, chain, base };
+    let ring = config.capsules.as_ref().map(|capsules| KeyRing::load(&capsules.keys)).transpose();
+    let ring = ring.map_err(|error| other(error.to_string()))?;
+    let signer = ring.map(|ring| AuditSigner(Arc::new(ring)));
+    let mut store = Store { asked, database, reader, chain, base, signer };
     store.is_whole(errors)?;
     let before = store.base.seq;
     // What an earlier run did not come to.
@@ -161,8 +169,18 @@ impl Store<'_> {
             data.insert("action".into(), "audit rotate".into());
         }
         let draft = site::draft(Kind::Rotation, None, data, self.asked.reason, site::now())?;
-        let base = self.base;
-        self.database.transact(|batch| batch.rotate(base, last, &draft))?;
+        // The file may be an earlier run's, which was cut off before it and its name were on the disk.
+        fs::File::open(path)?.sync_all()?;
+        fs::File::open(self.asked.to)?.sync_all()?;
+        let (base, signer) = (self.base, &self.signer);
+        self.database.transact(|batch| {
+            batch.rotate(base, last, &draft)?;
+            // Signed at once: what cuts the chain off must not be anybody's word.
+            if let Some(signer) = signer {
+                batch.checkpoint(site::now(), |checkpoint| signer.sign(checkpoint))?;
+            }
+            Ok(())
+        })?;
         self.base = last;
         self.remove_rows()?;
         Ok(rotated)

@@ -122,10 +122,10 @@ pub(super) fn follow(
             errors.flush()?;
         }
     }
-    let vouched = chain.rotated.as_ref().map(|rotated| rotated.last);
-    if base.seq > 0 && vouched != Some(base) {
+    if base.seq > 0 && chain.moved_out() != Some(base) {
         return Ok(Some(format!(
-            "it begins after line {}, and no line in it says that what was before was moved into a file",
+            "it begins after line {}, and no line in it that a checkpoint covers says that what was before \
+             was moved into a file",
             base.seq
         )));
     }
