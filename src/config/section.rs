@@ -122,30 +122,17 @@ impl<'a> Section<'a> {
 
     /// The sections under `key` by the names that the user chose, at most `limit`.
     pub(super) fn named(&self, key: &'static str, limit: usize) -> Vec<(String, Section<'a>)> {
-        let mut parent = self.section(key);
-        parent.named = true;
-        let Some(mapping) = parent.mapping else { return Vec::new() };
-        if mapping.len() > limit {
-            self.error(key, format!("more than {limit} entries"));
-            return Vec::new();
-        }
-        let names = mapping.keys().filter_map(|name| {
-            if name.as_str().is_none() {
-                let message = format!("{} is no text: put the name in quotes", kind(name));
-                self.error(key, message);
-            }
-            name.as_str()
-        });
-        names
-            .filter_map(|name| {
-                let item = parent.child(name, join(&parent.shape, "<name>"))?;
-                Some((name.to_owned(), item.section()))
-            })
-            .collect()
+        let items = self.items_by_name(key, limit).into_iter();
+        items.map(|(name, item)| (name, item.section())).collect()
     }
 
     /// The texts under `key` by the names that the user chose, at most `limit`.
     pub(super) fn texts_by_name(&self, key: &'static str, limit: usize) -> Vec<(String, Text<'a>)> {
+        let items = self.items_by_name(key, limit).into_iter();
+        items.filter_map(|(name, item)| Some((name, item.text()?))).collect()
+    }
+
+    fn items_by_name(&self, key: &'static str, limit: usize) -> Vec<(String, Item<'a>)> {
         let mut parent = self.section(key);
         parent.named = true;
         let Some(mapping) = parent.mapping else { return Vec::new() };
@@ -159,7 +146,7 @@ impl<'a> Section<'a> {
                 return None;
             };
             let item = parent.child(name, join(&parent.shape, "<name>"))?;
-            Some((name.to_owned(), item.text()?))
+            Some((name.to_owned(), item))
         };
         mapping.keys().filter_map(entry).collect()
     }

@@ -82,7 +82,7 @@ pub fn tell(told: &Told<'_>, metrics: &Metrics, log: &Log) {
 /// Writes to the audit log what belongs there: a proof that was used before, and a sender that is not
 /// the token's, let through by `mode: observe` or not.
 pub(super) fn audit(told: &Told<'_>, audit: &Audit, client: Option<IpAddr>, now: UnixTime) {
-    let fault = told.refused.or(told.facts.and_then(|facts| facts.observed));
+    let (fault, _) = outcome(told);
     if let Some(facts) = told.facts.filter(|facts| facts.successor && fault.is_none()) {
         let record = successor(told, facts);
         let code = Kind::Successor.name();
