@@ -1,7 +1,9 @@
 """Calls of every kind by grpcio through the edge. Prints a line of JSON: what became of each.
 
 arguments: the edge's port, file with the authority (PEM), file with the client's private key (PEM),
-a token, a token that ends in a few seconds, and when that is (seconds since the epoch)
+a token
+
+Once it has printed `ready` it reads a token that ends in a few seconds from its standard input.
 """
 import json
 import signal
@@ -14,7 +16,7 @@ from sender import Sender
 
 # What is never cut fails.
 signal.alarm(90)
-port, authority, key, token, brief, brief_end = sys.argv[1:]
+port, authority, key, token = sys.argv[1:]
 NAME = "api.example"
 
 with open(authority, "rb") as file:
@@ -51,7 +53,7 @@ both = channel.stream_stream("/test.Echo/Both")
 # Without a token, and without a nonce: refused by status, and the challenge can be read.
 for name, shown in (("no token", []), ("no nonce", metadata("Unary"))):
     try:
-        unary(b"x", metadata=shown, timeout=10)
+        unary(b"x", metadata=shown, timeout=60)
     except grpc.RpcError as error:
         fields = dict(error.trailing_metadata())
         outcome[name] = {
@@ -62,16 +64,16 @@ for name, shown in (("no token", []), ("no nonce", metadata("Unary"))):
         sender.nonce = fields.get("dpop-nonce") or sender.nonce
 outcome["nonce"] = sender.nonce is not None
 
-answer, call = unary.with_call(b"one", metadata=metadata("Unary"), timeout=10)
+answer, call = unary.with_call(b"one", metadata=metadata("Unary"), timeout=60)
 outcome["unary"] = told(call) | {"answer": answer.decode()}
 large = b"x" * 3_000_000
-outcome["large"] = unary(large, metadata=metadata("Unary"), timeout=30) == large
+outcome["large"] = unary(large, metadata=metadata("Unary"), timeout=60) == large
 
-call = from_service(b"300", metadata=metadata("FromService"), timeout=10)
+call = from_service(b"300", metadata=metadata("FromService"), timeout=60)
 outcome["from service"] = {"answers": len(list(call))} | told(call)
 
 parts = (b"%d" % number for number in range(300))
-answer, call = from_client.with_call(parts, metadata=metadata("FromClient"), timeout=10)
+answer, call = from_client.with_call(parts, metadata=metadata("FromClient"), timeout=60)
 outcome["from client"] = {"answer": answer.count(b",") + 1} | told(call)
 
 
@@ -84,13 +86,12 @@ def asking(last, answers):
 
 
 answers = []
-call = both(asking(20, answers), metadata=metadata("Both"), timeout=10)
+call = both(asking(20, answers), metadata=metadata("Both"), timeout=60)
 for answer in call:
     answers.append(answer)
 outcome["both"] = {"answers": len(answers)} | told(call)
 
-for name, body, timeout in (("fail", b"fail", 10), ("deadline", b"slow", 1)):
-    start = time.time()
+for name, body, timeout in (("fail", b"fail", 60), ("deadline", b"slow", 1)):
     try:
         unary(body, metadata=metadata("Unary"), timeout=timeout)
     except grpc.RpcError as error:
@@ -99,7 +100,6 @@ for name, body, timeout in (("fail", b"fail", 10), ("deadline", b"slow", 1)):
             "code": error.code().name,
             "details": error.details(),
             "trailer": trailing.get("trailer"),
-            "soon": time.time() - start < 5,
         }
 
 # A method that no route takes and a proof for another method: by status.
@@ -108,21 +108,22 @@ for name, path, shown in (
     ("other method's proof", "/test.Echo/Unary", metadata("Both")),
 ):
     try:
-        channel.unary_unary(path)(b"x", metadata=shown, timeout=10)
+        channel.unary_unary(path)(b"x", metadata=shown, timeout=60)
     except grpc.RpcError as error:
         outcome[name] = error.code().name
 
 # A token of a few seconds, and a neighbour on the same connection that outlives it.
-short = Sender(key, brief)
-short.nonce = sender.nonce
 neighbour = from_service(b"endless", metadata=metadata("FromService"))
+print("ready", flush=True)
+short = Sender(key, sys.stdin.read())
+short.nonce = sender.nonce
 call = from_service(b"endless", metadata=metadata("FromService", short))
 ticks = 0
 try:
     for _ in call:
         ticks += 1
 except grpc.RpcError as error:
-    outcome["cut"] = {"code": error.code().name, "late": time.time() - float(brief_end)}
+    outcome["cut"] = {"code": error.code().name, "ended": time.time()}
 outcome["ticks"] = ticks > 5
 outcome["neighbour"] = next(neighbour).decode()
 neighbour.cancel()

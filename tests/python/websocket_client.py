@@ -1,6 +1,6 @@
 """WebSockets by the `websockets` package through the edge. Prints a line of JSON: what became of each.
 
-standard input: JSON with the edge's port, the files `authority`, `key`, `certificate` and
+standard input, read once it has printed `ready`: JSON with the edge's port, the files `authority`, `key`, `certificate` and
 `certificateKey`, and by name the cases: `token`, `scheme`, `path`, `certificate` (bool), `until`
 (whether to wait for the end)
 """
@@ -18,6 +18,7 @@ from sender import Sender
 
 # What is never cut fails.
 signal.alarm(90)
+print("ready", flush=True)
 asked = json.load(sys.stdin)
 NAME = "api.example"
 
