@@ -192,7 +192,7 @@ async fn what_is_no_set_changes_nothing() {
         let refused = send(&other, "bad").await;
         table
             .row(&format!("fail/{name}"), world.judge(refused, Refused("token_key_unknown")).await);
-        let waited = started.elapsed() < Duration::from_millis(900);
+        let waited = started.elapsed() < Duration::from_secs(5);
         table.row(&format!("ok/{name}, in time"), expect_eq("in time", &waited, &true));
         table.row(&format!("ok/{name}, last good set"), {
             world.judge(send(&good, "one").await, Admitted("mtls")).await
@@ -247,7 +247,7 @@ fn hostile(bad: &Key, good: &Key) -> Vec<(&'static str, Script, &'static str)> {
         ("HTML", reply(200, "text/html", "<html>maintenance</html>"), "not a JWK set"),
         ("empty", answer(""), "not a JWK set"),
         ("silence", silence(), "timed out"),
-        ("trickle", trickle(&whole, Duration::from_millis(50)), "timed out"),
+        ("trickle", trickle(&whole, Duration::from_millis(200)), "timed out"),
         ("closed", Vec::new(), "closed"),
         ("no HTTP", vec![Step::Send(b"SSH-2.0-OpenSSH\r\n\r\n".to_vec())], "HTTP"),
         (

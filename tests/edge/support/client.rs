@@ -167,8 +167,11 @@ impl Client {
         if agreed.as_deref() != Some(b"h2") {
             return Err(format!("h2 was not agreed but {agreed:?}"));
         }
-        let (sender, connection) =
-            h2::client::handshake(stream).await.map_err(|error| error.to_string())?;
+        // More than a hundred at once only when the edge has said how many it takes (RFC 9113 section
+        // 6.5.2): what comes before that would be refused.
+        let mut builder = h2::client::Builder::new();
+        let handshake = builder.initial_max_send_streams(100).handshake::<_, Bytes>(stream);
+        let (sender, connection) = handshake.await.map_err(|error| error.to_string())?;
         tokio::spawn(connection);
         Ok(H2 { sender })
     }

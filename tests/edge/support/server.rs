@@ -33,7 +33,7 @@ impl Server {
                 return None;
             }
         };
-        for _ in 0..500 {
+        for _ in 0..1500 {
             if tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
                 return Some(server);
             }

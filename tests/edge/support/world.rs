@@ -214,7 +214,7 @@ impl World {
     /// end of what is counted.
     pub(crate) async fn metric_once(&self, name: &str, labels: &[&str], expected: f64) -> f64 {
         let mut found = 0.0;
-        for _ in 0..200 {
+        for _ in 0..1500 {
             found = self.metric(name, labels).await;
             if found == expected {
                 break;
