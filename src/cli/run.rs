@@ -259,12 +259,19 @@ fn hand_over(next: Result<Next, String>) -> bool {
 /// Loads the file again and takes it, or says why not: then the configuration before stays in force.
 fn reload(running: &Running, path: &Path, watch: &mut Watch, cause: &str) {
     manager::reloading();
-    let taken = take(running, path, watch, cause);
-    manager::ready(if taken { "serving" } else { "serving; the configuration was not reloaded" });
+    match take(running, path, watch, cause) {
+        Ok(()) => manager::ready("serving"),
+        Err(error) => {
+            manager::ready(&format!("serving; the configuration was not reloaded: {error}"))
+        }
+    }
 }
 
-/// Whether the configuration was taken.
-fn take(running: &Running, path: &Path, watch: &mut Watch, cause: &str) -> bool {
+/// Takes the configuration.
+///
+/// # Errors
+/// When it was not taken: all that is wrong with it, in a line.
+fn take(running: &Running, path: &Path, watch: &mut Watch, cause: &str) -> Result<(), String> {
     let loaded = watch.load(|| {
         let mut loaded = config::load(path);
         let files = std::mem::take(&mut loaded.files);
@@ -281,7 +288,7 @@ fn take(running: &Running, path: &Path, watch: &mut Watch, cause: &str) -> bool 
     let failed = match loaded.config.as_ref().map(|config| running.reload(config)) {
         Some(Ok(())) => {
             tracing::info!(cause, "configuration reloaded");
-            return true;
+            return Ok(());
         }
         Some(Err(error)) => vec![error.to_string()],
         None => errors,
@@ -289,6 +296,7 @@ fn take(running: &Running, path: &Path, watch: &mut Watch, cause: &str) -> bool 
     for error in &failed {
         tracing::error!(cause, error, "configuration not reloaded: the one before stays in force");
     }
-    running.reload_failed(failed.join("; "));
-    false
+    let failed = failed.join("; ");
+    running.reload_failed(failed.clone());
+    Err(failed)
 }

@@ -2,6 +2,7 @@
 //! Debian, of which it sees a copy that is gone afterwards.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::scratch::{PROGRAM, installed, is_root, run, run_apart, source, text};
@@ -65,23 +66,29 @@ INSIDE
 )"
 "#;
 
-#[test]
-fn the_package_installs_serves_and_goes() {
-    let Some(cargo_deb) = installed("tools/bin/cargo-deb") else { return };
-    if !is_root() {
-        return;
-    }
-    let scratch = tempfile::tempdir().expect("a directory");
-    let (target, package) = (scratch.path().join("target"), scratch.path().join("holdfast.deb"));
-    let work = scratch.path().join("work");
+/// The package, made in a directory.
+pub(crate) fn package(scratch: &Path) -> Option<PathBuf> {
+    let cargo_deb = installed("tools/bin/cargo-deb")?;
+    let (target, package) = (scratch.join("target"), scratch.join("holdfast.deb"));
     fs::create_dir_all(target.join("release")).expect("a writable directory");
-    fs::create_dir(&work).expect("a writable directory");
     // As the release's is: what stands for it here is many times as long with its symbols.
     run(Command::new("strip").arg("-o").arg(target.join("release/holdfast")).arg(PROGRAM));
     let mut make = Command::new(cargo_deb);
     make.args(["deb", "--no-build", "--no-strip", "--fast", "--offline", "--locked", "--output"]);
     make.arg(&package).env("CARGO_TARGET_DIR", &target).current_dir(source(""));
     run(&mut make);
+    Some(package)
+}
+
+#[test]
+fn the_package_installs_serves_and_goes() {
+    if !is_root() {
+        return;
+    }
+    let scratch = tempfile::tempdir().expect("a directory");
+    let Some(package) = package(scratch.path()) else { return };
+    let work = scratch.path().join("work");
+    fs::create_dir(&work).expect("a writable directory");
 
     let field = |name: &str| run(Command::new("dpkg-deb").arg("--field").arg(&package).arg(name));
     assert_eq!(field("Package"), "holdfast\n");
@@ -94,7 +101,7 @@ fn the_package_installs_serves_and_goes() {
     assert!(told.ends_with("whole\n"), "{told}");
 }
 
-fn control(package: &std::path::Path, name: &str) -> String {
+fn control(package: &Path, name: &str) -> String {
     run(Command::new("dpkg-deb").arg("--info").arg(package).arg(name))
 }
 

@@ -11,3 +11,5 @@ mod debian;
 mod kubernetes;
 #[cfg(test)]
 mod scratch;
+#[cfg(test)]
+mod systemd;

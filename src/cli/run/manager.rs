@@ -42,7 +42,14 @@ pub(super) fn watchdog() -> Option<Duration> {
 
 /// It serves.
 pub(super) fn ready(status: &str) {
-    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+    tell(&[NotifyState::Ready, NotifyState::Status(&line(status))]);
+}
+
+/// Some of a text, in one line: what is longer than a pipe's buffer systemd drops as a whole, with what
+/// else is in the message, and the next line is another variable to it.
+fn line(text: &str) -> String {
+    const LENGTH: usize = 300;
+    text.chars().take(LENGTH).map(|each| if each.is_control() { ' ' } else { each }).collect()
 }
 
 /// It reads its configuration again. [`ready`] ends that.
@@ -73,5 +80,17 @@ fn tell(state: &[NotifyState<'_>]) {
         let socket = std::env::var_os("NOTIFY_SOCKET");
         let socket = socket.as_deref().map(OsStr::to_string_lossy).unwrap_or_default();
         tracing::warn!(%error, %socket, "the service manager cannot be told");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_is_some_of_one_line() {
+        assert_eq!(line("not reloaded: a\nMAINPID=1\u{0}b"), "not reloaded: a MAINPID=1 b");
+        let long = line(&"ß".repeat(5000));
+        assert!(long.len() < 4096 && long.starts_with("ßß"), "{}", long.len());
     }
 }
