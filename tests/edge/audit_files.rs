@@ -150,9 +150,13 @@ async fn what_is_moved_out_beside_a_running_edge_is_verified_with_the_rest() {
         serde_json::from_str(text(&world, &two).lines().next().expect("a line")).expect("JSON");
     let covers = preface["checkpoint"]["seq"].as_u64().map(|seq| seq + 2);
     table.row("second", expect_eq("follows a checkpoint", &covers, &preface["from"].as_u64()));
+    let (_, told) = run(&world, &format!("audit verify {one} --jwks audit.jwks"));
+    let seen = told.lines().find_map(|line| line.strip_prefix("head: ")).expect("a head");
     world.restart().await;
     for (words, status, expect) in [
         (format!("audit verify {both} @"), 0, "the log is whole"),
+        (format!("audit verify {both} @ --seen {seen}"), 0, "the log is whole"),
+        (format!("audit verify @ --seen {seen}"), 1, "name the file as well"),
         (format!("audit verify {both} --jwks audit.jwks"), 0, "the log is whole up to"),
         (format!("audit verify {one} --jwks audit.jwks"), 0, "the log is whole up to"),
         (format!("audit verify {two} --jwks audit.jwks"), 0, "it is an excerpt"),

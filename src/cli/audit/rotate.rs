@@ -18,6 +18,7 @@ use super::chain::Chain;
 use super::files::{self, File};
 use super::verify;
 use crate::cli::site::{self, CommandError, When};
+use crate::config::Config;
 use crate::policy::audit::{Head, Kind, Rotated};
 use crate::policy::time::UnixTime;
 use crate::store::keys::{AuditSigner, KeyRing};
@@ -43,8 +44,9 @@ struct Store<'a> {
     reader: Reader,
     chain: String,
     base: Head,
-    /// Signs the line that says what was moved, where there are keys.
-    signer: Option<AuditSigner>,
+    config: &'a Config,
+    /// Verifies what is there, and signs the line that says what was moved.
+    ring: Option<Arc<KeyRing>>,
 }
 
 /// Moves what is older than what is kept. Whether that was done.
@@ -70,10 +72,8 @@ pub(super) fn run(
     let database = site::open(&config, asked.config)?;
     let reader = Reader::open(path)?;
     let (chain, base) = (reader.chain()?, reader.audit_base()?);
-    let ring = config.capsules.as_ref().map(|capsules| KeyRing::load(&capsules.keys)).transpose();
-    let ring = ring.map_err(|error| other(error.to_string()))?;
-    let signer = ring.map(|ring| AuditSigner(Arc::new(ring)));
-    let mut store = Store { asked, database, reader, chain, base, signer };
+    let ring = verify::ring(&config)?.map(Arc::new);
+    let mut store = Store { asked, database, reader, chain, base, config: &config, ring };
     store.is_whole(errors)?;
     let before = store.base.seq;
     // What an earlier run did not come to.
@@ -91,14 +91,15 @@ pub(super) fn run(
 }
 
 impl Store<'_> {
-    fn keys(&self) -> Result<Chain, CommandError> {
-        let keys = verify::keys(None, Some(self.asked.config))?;
-        Ok(Chain::new(keys, verify::most_unsigned(Some(self.asked.config))?))
+    /// A chain from its beginning.
+    fn follower(&self) -> Result<Chain, CommandError> {
+        let set = self.ring.as_ref().map(|ring| ring.audit_jwks());
+        verify::chain(Some(self.config), set.as_ref())
     }
 
     /// Refuses to go on with a chain that does not verify.
     fn is_whole(&self, errors: &mut dyn Write) -> Result<(), CommandError> {
-        let mut chain = self.keys()?;
+        let mut chain = self.follower()?;
         let broken = verify::follow(&self.reader, &mut chain, &mut |_, _| Ok(()), errors)?;
         let broken = broken.or_else(|| chain.unvouched().filter(|_| !self.asked.unsigned));
         match broken {
@@ -155,7 +156,7 @@ impl Store<'_> {
     /// Reads the file again, and has the chain begin after it.
     fn rotate(&mut self, path: &Path) -> Result<Rotated, CommandError> {
         let named = |wrong: String| CommandError::Other(format!("{}: {wrong}", path.display()));
-        let mut chain = self.keys()?;
+        let mut chain = self.follower()?;
         chain.is_of(&self.chain).and_then(|()| chain.begin(self.base)).map_err(named)?;
         File::open(path)?.follow(&mut chain, |_, _| Ok(()))?.map_err(named)?;
         let last = chain.head;
@@ -172,11 +173,11 @@ impl Store<'_> {
         // The file may be an earlier run's, which was cut off before it and its name were on the disk.
         fs::File::open(path)?.sync_all()?;
         fs::File::open(self.asked.to)?.sync_all()?;
-        let (base, signer) = (self.base, &self.signer);
+        let (base, signer) = (self.base, self.ring.clone().map(AuditSigner));
         self.database.transact(|batch| {
             batch.rotate(base, last, &draft)?;
             // Signed at once: what cuts the chain off must not be anybody's word.
-            if let Some(signer) = signer {
+            if let Some(signer) = &signer {
                 batch.checkpoint(site::now(), |checkpoint| signer.sign(checkpoint))?;
             }
             Ok(())

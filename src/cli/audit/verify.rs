@@ -10,6 +10,7 @@ use super::chain::Chain;
 use super::files::{self, File};
 use super::{PAGE, Site, is_watched};
 use crate::cli::site::{self, CommandError};
+use crate::config::Config;
 use crate::policy::audit::{Head, Line};
 use crate::policy::digest::Sha256;
 use crate::store::keys::KeyRing;
@@ -39,14 +40,21 @@ pub(super) fn run(
     out: &mut dyn Write,
     errors: &mut dyn Write,
 ) -> Result<bool, CommandError> {
-    let keys = keys(asked.jwks, asked.site.config.as_deref())?;
-    let chain = Chain::new(keys, most_unsigned(asked.site.config.as_deref())?);
-    let mut found = Found { chain, unseen: asked.seen.to_vec(), store: asked.site.is_named() };
+    let mut found = Found {
+        chain: asked_for(asked)?,
+        unseen: asked.seen.to_vec(),
+        store: asked.site.is_named(),
+    };
     let broken = follow_all(asked, &mut found, errors)?;
     let broken = broken.or_else(|| found.chain.unvouched());
     let broken = broken.or_else(|| {
         let (seq, _) = found.unseen.first()?;
-        Some(format!("line {seq} is not there any more: the log was cut off or is another one"))
+        let begins = found.chain.before.map_or(0, |before| before.seq) + 1;
+        Some(if *seq < begins {
+            format!("line {seq} was not looked at: name the file as well that it was moved into")
+        } else {
+            format!("line {seq} is not there any more: the log was cut off or is another one")
+        })
     });
     report(asked, &found, broken.as_deref(), out)?;
     Ok(broken.is_none())
@@ -57,10 +65,14 @@ fn follow_all(
     found: &mut Found,
     errors: &mut dyn Write,
 ) -> Result<Option<String>, CommandError> {
-    let mut files =
-        asked.files.iter().map(|path| File::open(path)).collect::<Result<Vec<_>, _>>()?;
-    files.sort_by_key(|file| file.before.seq);
-    for file in files {
+    // One is open at a time, however many years are asked for.
+    let mut files = Vec::new();
+    for path in asked.files {
+        files.push((File::open(path)?.before.seq, path));
+    }
+    files.sort_by_key(|(before, _)| *before);
+    for (_, path) in files {
+        let file = File::open(path)?;
         let name = file.name.clone();
         let seen = &mut found.unseen;
         if let Err(wrong) = file.follow(&mut found.chain, |line, head| met(seen, line, head))? {
@@ -160,43 +172,42 @@ fn is_found_by(stored: &Stored, line: &Line, hash: &Sha256) -> bool {
         && stored.node == line.node
 }
 
-/// How many lines the edge leaves without a checkpoint, and some that a command may have added
-/// meanwhile.
-pub(super) fn most_unsigned(config: Option<&Path>) -> Result<u64, CommandError> {
-    const DEFAULT: u64 = 1000;
-    const MEANWHILE: u64 = 2000;
-    let lines = match config {
-        Some(config) => site::load(config)?.audit.checkpoint_lines,
-        None => DEFAULT,
-    };
-    Ok(lines.saturating_add(MEANWHILE))
+/// The edge's key ring, where its configuration has one.
+pub(super) fn ring(config: &Config) -> Result<Option<KeyRing>, CommandError> {
+    let ring = config.capsules.as_ref().map(|capsules| KeyRing::load(&capsules.keys));
+    ring.transpose().map_err(|error| CommandError::Other(error.to_string()))
 }
 
-/// The keys that checkpoints are verified with; `None` where none are at hand.
-pub(super) fn keys(
-    jwks: Option<&Path>,
-    config: Option<&Path>,
-) -> Result<Option<Vec<Value>>, CommandError> {
-    let other = |text: String| CommandError::Other(text);
-    let set: Value = match (jwks, config) {
-        (Some(path), _) => {
-            let named =
-                |error: &dyn std::fmt::Display| other(format!("{}: {error}", path.display()));
+/// A chain whose checkpoints are verified with the keys in a set, where there is one.
+pub(super) fn chain(config: Option<&Config>, set: Option<&Value>) -> Result<Chain, CommandError> {
+    /// What an edge leaves without a checkpoint where nothing else is configured.
+    const DEFAULT: u64 = 1000;
+    /// Lines that a command may have added meanwhile.
+    const MEANWHILE: u64 = 2000;
+    let keys_of = |set: &Value| set.get("keys").and_then(Value::as_array).cloned();
+    let none = || CommandError::Other("a JWK set is expected".to_owned());
+    let keys = set.map(|set| keys_of(set).ok_or_else(none)).transpose()?;
+    let lines = config.map_or(DEFAULT, |config| config.audit.checkpoint_lines);
+    Ok(Chain::new(keys, lines.saturating_add(MEANWHILE)))
+}
+
+/// The chain that is asked for.
+fn asked_for(asked: &Asked<'_>) -> Result<Chain, CommandError> {
+    let config = asked.site.config.as_deref().map(site::load).transpose()?;
+    let set = match asked.jwks {
+        Some(path) => {
+            let named = |error: &dyn std::fmt::Display| {
+                CommandError::Other(format!("{}: {error}", path.display()))
+            };
             let text = std::fs::read(path).map_err(|error| named(&error))?;
-            serde_json::from_slice(&text).map_err(|error| named(&error))?
+            Some(serde_json::from_slice(&text).map_err(|error| named(&error))?)
         }
-        (None, Some(config)) => match site::load(config)?.capsules {
-            Some(capsules) => {
-                let ring =
-                    KeyRing::load(&capsules.keys).map_err(|error| other(error.to_string()))?;
-                ring.audit_jwks()
-            }
-            None => return Ok(None),
+        None => match &config {
+            Some(config) => ring(config)?.map(|ring| ring.audit_jwks()),
+            None => None,
         },
-        (None, None) => return Ok(None),
     };
-    let keys = set.get("keys").and_then(Value::as_array).cloned();
-    keys.map(Some).ok_or_else(|| other("a JWK set is expected".to_owned()))
+    chain(config.as_ref(), set.as_ref())
 }
 
 fn report(
