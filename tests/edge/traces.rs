@@ -2,12 +2,15 @@
 
 use std::time::{Duration, Instant};
 
+use rustls::ALL_VERSIONS;
 use serde_json::{Value, json};
 
 use super::support::Table;
 use super::support::client::{Message, Request};
 use super::support::collector::{Collector, Span};
+use super::support::pki::Pki;
 use super::support::process::free_port;
+use super::support::service::tls;
 use super::support::token::{AUDIENCE, ISSUER};
 use super::support::world::{World, bearer, expect_eq, get};
 
@@ -282,6 +285,58 @@ async fn what_is_no_context_goes_no_further() {
         let there = String::from_utf8_lossy(&text).contains(&line);
         table.row(&format!("ok/{reason}"), expect_eq("at 0", &there, &true));
     }
+}
+
+/// Who the edge is to the collector, and who the collector is to it: nobody else gets a span.
+#[tokio::test(flavor = "multi_thread")]
+async fn both_sides_say_who_they_are() {
+    let collector = Collector::start().await;
+    let traces = json!({
+        "endpoint": format!("https://localhost:{}", collector.port), "sampleRatio": 1.0,
+        "authorities": "ca.pem", "certificate": "alice.pem", "key": "alice.key",
+    });
+    let mut world = World::start_in(|_, pki, config| {
+        collector.speaks(tls(&pki.server, Some(&pki.authority_der), ALL_VERSIONS, &[]));
+        config["telemetry"]["traces"] = traces;
+    })
+    .await;
+    let ask = async |world: &World| {
+        let answer = world.send(&Request::new("GET", "/public/1")).await.expect("an answer");
+        assert_eq!(answer.status(), 200);
+        id(&answer)
+    };
+    let mut table = Table::default();
+    let taken = async |world: &World| collector.of(&ask(world).await).await.is_some();
+    table.row("ok/both", expect_eq("taken", &taken(&world).await, &true));
+    let name = "holdfast_spans_dropped_total";
+    let reason = ["reason=\"not_taken\""];
+    // Each request has a server's, a decision's and a client's span.
+    let mut lost = 0.0;
+    let mut refused = async |world: &World| {
+        let id = ask(world).await;
+        lost += 3.0;
+        let dropped = world.metric_once(name, &reason, lost).await;
+        let span = |span: &Span| said(span, "holdfast.decision_id") == id;
+        (dropped - lost, collector.spans().iter().any(span))
+    };
+    // The edge shows no certificate, and later nobody's that the collector trusts.
+    let traces = &mut world.config["telemetry"]["traces"];
+    for name in ["certificate", "key"] {
+        traces.as_object_mut().expect("a section").remove(name);
+    }
+    table.row("fail/no certificate", expect_eq("reload", &world.reload().await, &true));
+    table.row("fail/no certificate", expect_eq("of it", &refused(&world).await, &(0.0, false)));
+    // Somebody else answers there.
+    let other = Pki::new();
+    for (name, server) in [("a stranger", &other.server), ("its name", &world.pki.alice)] {
+        collector.speaks(tls(server, None, ALL_VERSIONS, &[]));
+        // A connection to the one before is not used again.
+        table.row(name, expect_eq("reload", &world.reload().await, &true));
+        let name = format!("fail/{name}");
+        table.row(&name, expect_eq("of it", &refused(&world).await, &(0.0, false)));
+    }
+    collector.speaks(tls(&world.pki.server, None, ALL_VERSIONS, &[]));
+    table.row("ok/again", expect_eq("taken", &taken(&world).await, &true));
 }
 
 /// A collector that is away, refuses, or takes a part.

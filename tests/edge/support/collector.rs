@@ -1,4 +1,4 @@
-//! A collector: takes OTLP over HTTP and keeps what it is sent, as bytes and as spans.
+//! A collector: takes OTLP over HTTP, in clear or over TLS, and keeps what it is sent, as bytes and as spans.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -8,8 +8,10 @@ use std::time::Duration;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value::Value};
 use prost::Message as _;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
 use super::client::Message;
 
@@ -46,6 +48,7 @@ pub(crate) struct Collector {
     received: Arc<Mutex<Vec<Received>>>,
     status: Arc<AtomicU16>,
     answer: Arc<Mutex<Vec<u8>>>,
+    tls: Arc<Mutex<Option<TlsAcceptor>>>,
 }
 
 impl Collector {
@@ -54,14 +57,26 @@ impl Collector {
         let port = listener.local_addr().expect("an address").port();
         let (received, status) = (Arc::default(), Arc::new(AtomicU16::new(200)));
         let answer: Arc<Mutex<Vec<u8>>> = Arc::default();
-        let collector = Self { port, received, status, answer };
+        let tls: Arc<Mutex<Option<TlsAcceptor>>> = Arc::default();
+        let collector = Self { port, received, status, answer, tls };
         let (received, status) = (Arc::clone(&collector.received), Arc::clone(&collector.status));
         let answer = Arc::clone(&collector.answer);
+        let tls = Arc::clone(&collector.tls);
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
                 let (received, status) = (Arc::clone(&received), Arc::clone(&status));
                 let answer = Arc::clone(&answer);
-                tokio::spawn(async move { serve(socket, &received, &status, &answer).await });
+                let tls = tls.lock().expect("TLS").clone();
+                tokio::spawn(async move {
+                    match tls {
+                        None => serve(socket, &received, &status, &answer).await,
+                        Some(tls) => {
+                            if let Ok(socket) = tls.accept(socket).await {
+                                serve(socket, &received, &status, &answer).await;
+                            }
+                        }
+                    }
+                });
             }
         });
         collector
@@ -69,6 +84,11 @@ impl Collector {
 
     pub(crate) fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// What the next connections have to speak.
+    pub(crate) fn speaks(&self, tls: ServerConfig) {
+        *self.tls.lock().expect("TLS") = Some(TlsAcceptor::from(Arc::new(tls)));
     }
 
     /// What the next requests are answered.
@@ -103,7 +123,7 @@ impl Collector {
 }
 
 async fn serve(
-    mut socket: TcpStream,
+    mut socket: impl AsyncRead + AsyncWrite + Unpin,
     received: &Mutex<Vec<Received>>,
     status: &AtomicU16,
     answer: &Mutex<Vec<u8>>,
@@ -133,13 +153,14 @@ async fn serve(
         }
         let answer = answer.lock().expect("an answer").clone();
         let head = format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n", answer.len());
-        if socket.write_all(&[head.as_bytes(), &answer].concat()).await.is_err() {
+        let written = socket.write_all(&[head.as_bytes(), &answer].concat()).await;
+        if written.is_err() || socket.flush().await.is_err() {
             return;
         }
     }
 }
 
-async fn more(socket: &mut TcpStream, bytes: &mut Vec<u8>) -> bool {
+async fn more(socket: &mut (impl AsyncRead + Unpin), bytes: &mut Vec<u8>) -> bool {
     let mut buffer = [0; 16 << 10];
     match socket.read(&mut buffer).await {
         Ok(0) | Err(_) => false,
