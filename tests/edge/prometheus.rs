@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::support::Table;
 use super::support::node::{told, with_capsules};
-use super::support::prometheus::{Prometheus, RULES, program};
+use super::support::prometheus::{Alertmanager, Prometheus, RULES, RUNBOOK, program};
 use super::support::redis::{Server, there_is_none};
 use super::support::sharing::{key_file, ready_is, share, standalone};
 use super::support::world::{World, bearer, expect_eq, get};
@@ -240,6 +240,21 @@ async fn capsule(world: &World) {
     panic!("the node gets no capsule");
 }
 
+/// Those whom `deploy/prometheus/alertmanager.yml` has told, to the letter of its labels: each once.
+async fn are_told(alertmanager: &Alertmanager, alert: &str, whom: &[&str]) {
+    let mut table = Table::default();
+    for receiver in whom {
+        let told = alertmanager.told(receiver, alert, "firing").await;
+        let told = told.map(|told| told["annotations"]["runbook_url"].clone());
+        let section = format!("{RUNBOOK}#{}", alert.to_lowercase());
+        table.row(alert, told.and_then(|it| expect_eq(receiver, &it, &json!(section))));
+    }
+    for other in ["pager", "tickets", "security"] {
+        let told = alertmanager.tells(other, alert);
+        table.row(alert, expect_eq(other, &told, &whom.contains(&other)));
+    }
+}
+
 /// Queries of panels with what Grafana fills in filled in.
 fn queries() -> Vec<(String, String)> {
     let mut all = Vec::new();
@@ -306,7 +321,9 @@ async fn alerts_fire_and_end_in_a_real_prometheus() {
     }
     let mut redis = Server::start(&[]).await;
     let mut world = whole_world(&redis).await;
-    let Some(prometheus) = Prometheus::start(world.admin).await else { return };
+    let Some(alertmanager) = Alertmanager::start().await else { return };
+    let prometheus = Prometheus::start_with(world.admin, &alertmanager.settings()).await;
+    let Some(prometheus) = prometheus else { return };
     let rules = prometheus.get("/api/v1/rules").await.expect("its rules");
     let groups = list(&rules["data"]["groups"]);
     let loaded = groups.iter().flat_map(|group| list(&group["rules"]));
@@ -317,19 +334,24 @@ async fn alerts_fire_and_end_in_a_real_prometheus() {
     redis.kill();
     ready_is(world.admin, false).await;
     prometheus.fires(&["HoldfastStoreDown"]).await;
+    are_told(&alertmanager, "HoldfastStoreDown", &["pager"]).await;
     redis.again().await;
     ready_is(world.admin, true).await;
     prometheus.fires(&[]).await;
+    alertmanager.told("pager", "HoldfastStoreDown", "resolved").await.expect("its end");
 
     let good = world.config.clone();
     world.config["nonsense"] = json!(1);
     assert!(!world.reload().await, "a configuration that is wrong was taken");
     prometheus.fires(&["HoldfastReloadFailed"]).await;
+    are_told(&alertmanager, "HoldfastReloadFailed", &["tickets"]).await;
     world.config = good;
     world.config["security"]["senderConstraints"]["dpop"]["allowTemporaryBypass"] = json!(true);
     assert!(world.reload().await, "{}", world.process.output());
     prometheus.fires(&["HoldfastBypassActive"]).await;
+    are_told(&alertmanager, "HoldfastBypassActive", &["pager", "security"]).await;
 
     world.process.kill();
     prometheus.fires(&["HoldfastDown"]).await;
+    are_told(&alertmanager, "HoldfastDown", &["pager"]).await;
 }

@@ -11,11 +11,16 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use super::client::Message;
 use super::process::free_port;
+use super::scripted::{Scripted, reply};
 use super::server::{Server, skip};
 
 /// Where rules and examples are.
 pub(crate) const RULES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/prometheus");
+
+/// Where the runbook is, to this Prometheus.
+pub(crate) const RUNBOOK: &str = "https://wiki.example/RUNBOOK.md";
 
 /// A program; `None` where it is not there, which in CI is a failure.
 pub(crate) fn program(name: &str) -> Option<PathBuf> {
@@ -45,7 +50,7 @@ impl Prometheus {
         Self::start_with(edge, "").await
     }
 
-    /// The same; `settings` are further lines of how it scrapes.
+    /// The same; `settings` are further lines of how it scrapes, and sections of its configuration.
     pub(crate) async fn start_with(edge: u16, settings: &str) -> Option<Self> {
         let program = program("prometheus")?;
         let (directory, port) = (TempDir::new().expect("a directory"), free_port());
@@ -54,7 +59,10 @@ impl Prometheus {
             .expect("a writable directory");
         let config = directory.path().join("prometheus.yml");
         let text = format!(
-            "global: {{scrape_interval: 500ms, evaluation_interval: 1s}}\n\
+            "global:\n\
+             \x20 scrape_interval: 500ms\n\
+             \x20 evaluation_interval: 1s\n\
+             \x20 external_labels: {{runbooks: '{RUNBOOK}'}}\n\
              rule_files: [rules.yaml]\n\
              scrape_configs:\n\
              - job_name: holdfast\n\
@@ -134,13 +142,109 @@ impl Prometheus {
     }
 }
 
-/// The rules with every `for` and `interval` cut to a second.
+/// Alertmanager looks for its templates where its package puts them. One that was only unpacked finds them
+/// there all the same, in a sight of the files of its own.
+fn alertmanager() -> Option<Command> {
+    let program = program("prometheus-alertmanager")?;
+    let home = program.parent().and_then(Path::parent).map(|usr| usr.join("share"));
+    let Some(home) = home.filter(|home| home.starts_with(env!("CARGO_MANIFEST_DIR"))) else {
+        return Some(Command::new(program));
+    };
+    let script = format!(
+        "mount -t overlay -o lowerdir={}:/usr/share templates /usr/share && exec \"$@\"",
+        home.display()
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--map-root-user", "sh", "-c", &script, "sh"]).arg(program);
+    Some(command)
+}
+
+/// An Alertmanager by the example in `deploy/`, with its waits cut to a second, and those whom it tells.
+pub(crate) struct Alertmanager {
+    port: u16,
+    receivers: Scripted,
+    _server: Server,
+    _directory: TempDir,
+}
+
+impl Alertmanager {
+    /// `None` where there is none to be started.
+    pub(crate) async fn start() -> Option<Self> {
+        let mut command = alertmanager()?;
+        let (directory, port) = (TempDir::new().expect("a directory"), free_port());
+        let receivers = Scripted::start(|_| reply(200, "text/plain", "")).await;
+        let example = fs::read_to_string(Path::new(RULES).join("alertmanager.yml"));
+        let mut example = hurried(&example.expect("the example"));
+        for name in ["pager", "tickets", "security"] {
+            let ours = format!("http://127.0.0.1:{}/{name}", receivers.port);
+            let theirs = format!("http://{name}.example/holdfast");
+            assert!(example.contains(&theirs), "{theirs}");
+            example = example.replace(&theirs, &ours);
+        }
+        let config = directory.path().join("alertmanager.yml");
+        fs::write(&config, example).expect("a writable directory");
+        command
+            .arg(format!("--config.file={}", config.display()))
+            .arg(format!("--storage.path={}", directory.path().join("data").display()))
+            .arg(format!("--web.listen-address=127.0.0.1:{port}"))
+            // It looks for no others.
+            .arg("--cluster.listen-address=");
+        let server = Server::start(&mut command, port).await?;
+        Some(Self { port, receivers, _server: server, _directory: directory })
+    }
+
+    /// What has a Prometheus send its alerts here.
+    pub(crate) fn settings(&self) -> String {
+        let target = format!("127.0.0.1:{}", self.port);
+        format!("alerting: {{alertmanagers: [{{static_configs: [{{targets: ['{target}']}}]}}]}}\n")
+    }
+
+    /// The alert as `receiver` was told of it, once that has been.
+    ///
+    /// # Errors
+    /// What it was told instead, within a time that nobody waits for.
+    pub(crate) async fn told(
+        &self,
+        receiver: &str,
+        alert: &str,
+        status: &str,
+    ) -> Result<Value, String> {
+        let mut alerts = Vec::new();
+        for _ in 0..300 {
+            let to = |message: &Message| message.start.contains(&format!("/{receiver} "));
+            let messages = self.receivers.all().into_iter().filter(to);
+            let of = |message: Message| message.json()["alerts"].as_array().cloned();
+            alerts = messages.filter_map(of).flatten().collect();
+            let found = alerts
+                .iter()
+                .find(|one| one["labels"]["alertname"] == alert && one["status"] == status);
+            if let Some(found) = found {
+                return Ok(found.clone());
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        Err(format!("{receiver} was not told that {alert} is {status}, but {alerts:?}"))
+    }
+
+    /// Whether `receiver` was told of the alert so far.
+    pub(crate) fn tells(&self, receiver: &str, alert: &str) -> bool {
+        let of = |message: &Message| {
+            message.start.contains(&format!("/{receiver} "))
+                && String::from_utf8_lossy(&message.body).contains(&format!("\"{alert}\""))
+        };
+        self.receivers.all().iter().any(of)
+    }
+}
+
+/// Rules, or who is told, with every wait but for repetitions cut to a second.
 fn hurried(rules: &str) -> String {
     let line = |line: &str| {
         let key = line.trim_start();
         let indent = &line[..line.len() - key.len()];
         match key.split_once(": ") {
-            Some((name @ ("for" | "interval"), _)) => format!("{indent}{name}: 1s\n"),
+            Some((name @ ("for" | "interval" | "group_wait" | "group_interval"), _)) => {
+                format!("{indent}{name}: 1s\n")
+            }
             Some(_) | None => format!("{line}\n"),
         }
     };

@@ -118,6 +118,11 @@ impl Scripted {
         self.seen.lock().expect("a whole list").last().cloned().unwrap_or_default()
     }
 
+    /// All that it was asked.
+    pub(crate) fn all(&self) -> Vec<Message> {
+        self.seen.lock().expect("a whole list").clone()
+    }
+
     /// Requests that it is answering now.
     pub(crate) fn open(&self) -> usize {
         self.open.load(Ordering::SeqCst)
