@@ -1,9 +1,11 @@
 //! The admin listener with TLS: nobody without a certificate that counts gets a byte of it.
 
+use std::time::Duration;
+
 use serde_json::json;
 
 use super::support::Table;
-use super::support::client::{Client, Request, plain_get};
+use super::support::client::{Client, Request, plain_from, plain_get};
 use super::support::pki::Identity;
 use super::support::prometheus::Prometheus;
 use super::support::world::{World, expect_eq};
@@ -72,6 +74,26 @@ async fn a_withdrawn_certificate_ends_with_the_reload_that_says_so() {
     }
 }
 
+/// A stranger opens connections and says nothing, and is the first in every queue.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_shows_nothing_keeps_nobody_out() {
+    let (world, client) = world().await;
+    let mut open = Vec::new();
+    for _ in 0..400 {
+        open.push(plain_from("127.0.0.9", world.admin).await.expect("a connection"));
+    }
+    // Only a few are waited for.
+    let mut waiting = 0;
+    for connection in &mut open {
+        let end = tokio::time::timeout(Duration::from_millis(100), connection.rest());
+        waiting += usize::from(end.await.is_err());
+    }
+    let mut table = Table::default();
+    table.row("fail", expect_eq(&format!("{waiting} wait"), &(waiting <= 16), &true));
+    let alice = asked(&client, Some(&world.pki.alice)).await;
+    table.row("ok/alice", expect_eq("status", &alice, &Ok(200)));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_prometheus_with_a_certificate_scrapes_it() {
     let (world, _) = world().await;
@@ -89,7 +111,7 @@ async fn a_prometheus_with_a_certificate_scrapes_it() {
         if !up.is_empty() {
             return;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
     }
     panic!("it is not scraped: {:?}", prometheus.get("/api/v1/targets").await);
 }

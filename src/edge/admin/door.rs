@@ -1,15 +1,19 @@
 //! Who gets to the admin listener: on a loopback address everybody, with `edge.admin.tls` whoever has a
 //! certificate of an authority named there.
 //!
+//! Who has shown no certificate yet has places of their own, of which one address gets a few: whoever merely
+//! reaches the port keeps nobody else out.
+//!
 //! Invariant: no byte of a request is read from a connection whose handshake was not held under the
 //! configuration in force. A reload ends the connections of before; whoever scrapes comes again.
 
 #![expect(clippy::disallowed_methods, reason = "a handshake holds up nobody but its client")]
 
+use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -21,8 +25,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-/// Connections at once, handshakes included.
+/// Connections at once whose handshake is over.
 const CONNECTIONS: usize = 256;
+/// Handshakes at once.
+const HANDSHAKES: usize = 128;
+/// Of these, from one address.
+const OF_ONE_ADDRESS: usize = 16;
 /// The time of a handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long is waited after the system gave no connection.
@@ -68,9 +76,11 @@ impl axum::serve::Listener for Door {
 }
 
 async fn stand(socket: TcpListener, tls: Tls, let_in: mpsc::Sender<(Guest, SocketAddr)>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let (handshakes, connections) = (Semaphore::new(HANDSHAKES), Semaphore::new(CONNECTIONS));
+    let (handshakes, connections) = (Arc::new(handshakes), Arc::new(connections));
+    let crowd = Crowd::default();
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let Ok(handshake) = Arc::clone(&handshakes).acquire_owned().await else { return };
         // A process that hands the socket to the next one must not take connections any more.
         let accepted = tokio::select! {
             () = let_in.closed() => return,
@@ -84,17 +94,77 @@ async fn stand(socket: TcpListener, tls: Tls, let_in: mpsc::Sender<(Guest, Socke
                 continue;
             }
         };
-        let (tls, let_in) = (Arc::clone(&tls), let_in.clone());
+        let Some(among) = crowd.enter(address.ip()) else {
+            tracing::debug!(%address, "admin listener: too many handshakes from there");
+            continue;
+        };
+        let (tls, let_in, connections) = (Arc::clone(&tls), let_in.clone(), connections.clone());
         tokio::spawn(async move {
-            match tokio::time::timeout(HANDSHAKE, Guest::greet(stream, tls, place)).await {
-                Ok(Ok(guest)) => {
-                    let _ = let_in.send((guest, address)).await;
+            let greeted = tokio::time::timeout(HANDSHAKE, greet(stream, &tls)).await;
+            let (stream, under) = match greeted {
+                Ok(Ok(greeted)) => greeted,
+                Ok(Err(error)) => {
+                    return tracing::debug!(%error, %address, "admin listener: no handshake");
                 }
-                Ok(Err(error)) => tracing::debug!(%error, %address, "admin listener: no handshake"),
-                Err(_) => tracing::debug!(%address, "admin listener: the handshake took too long"),
-            }
+                Err(_) => {
+                    return tracing::debug!(%address, "admin listener: the handshake took too long");
+                }
+            };
+            let Ok(place) = connections.acquire_owned().await else { return };
+            drop((handshake, among));
+            let guest = Guest { stream, under, in_force: tls, _place: place };
+            let _ = let_in.send((guest, address)).await;
         });
     }
+}
+
+/// Who is in a handshake, by address.
+#[derive(Clone, Default)]
+struct Crowd(Arc<Mutex<HashMap<IpAddr, usize>>>);
+
+impl Crowd {
+    /// A place of an address, until it is dropped; `None` where it has all of its own.
+    fn enter(&self, address: IpAddr) -> Option<Among> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = all.entry(address).or_default();
+        if *count >= OF_ONE_ADDRESS {
+            return None;
+        }
+        *count += 1;
+        Some(Among { crowd: self.clone(), address })
+    }
+}
+
+/// One place in a crowd.
+struct Among {
+    crowd: Crowd,
+    address: IpAddr,
+}
+
+impl Drop for Among {
+    fn drop(&mut self) {
+        let mut all = self.crowd.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = all.get_mut(&self.address).map(|count| {
+            *count = count.saturating_sub(1);
+            *count
+        });
+        if left == Some(0) {
+            all.remove(&self.address);
+        }
+    }
+}
+
+/// Holds the handshake, where there is to be one.
+async fn greet(stream: TcpStream, tls: &Tls) -> io::Result<(Stream, Option<Arc<ServerConfig>>)> {
+    let under = tls.load_full();
+    let stream = match &under {
+        None => Stream::Plain(stream),
+        Some(config) => {
+            let accepted = TlsAcceptor::from(Arc::clone(config)).accept(stream).await?;
+            Stream::Tls(Box::new(accepted))
+        }
+    };
+    Ok((stream, under))
 }
 
 /// A connection, and what its handshake was held under.
@@ -111,22 +181,6 @@ enum Stream {
 }
 
 impl Guest {
-    async fn greet(
-        stream: TcpStream,
-        in_force: Tls,
-        place: OwnedSemaphorePermit,
-    ) -> io::Result<Self> {
-        let under = in_force.load_full();
-        let stream = match &under {
-            None => Stream::Plain(stream),
-            Some(config) => {
-                let accepted = TlsAcceptor::from(Arc::clone(config)).accept(stream).await?;
-                Stream::Tls(Box::new(accepted))
-            }
-        };
-        Ok(Self { stream, under, in_force, _place: place })
-    }
-
     /// Whether what its handshake was held under is in force.
     fn is_welcome(&self) -> bool {
         let now = self.in_force.load();
