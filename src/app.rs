@@ -266,10 +266,14 @@ pub fn start(config: &Config, log: &Log) -> Result<Running, StartError> {
 }
 
 /// The servers of each upstream, which are not watched yet.
-fn servers(config: &Config) -> Result<Vec<Arc<Servers>>, StartError> {
+fn servers(config: &Config, before: Option<&Parts>) -> Result<Vec<Arc<Servers>>, StartError> {
+    let before: Vec<_> = before.into_iter().flat_map(Parts::servers).collect();
     let servers = config.upstreams.iter().map(|upstream| {
-        let servers = Servers::new(upstream).map(Arc::new);
-        servers.map_err(|error| StartError::Upstream { name: upstream.name.clone(), error })
+        let servers = Servers::new(upstream);
+        let servers =
+            servers.map_err(|error| StartError::Upstream { name: upstream.name.clone(), error })?;
+        servers.inherit(before.iter().map(|servers| &***servers));
+        Ok(Arc::new(servers))
     });
     servers.collect()
 }

@@ -351,7 +351,7 @@ pub(super) fn make(
         traces,
     };
     let trust = tls.iter().map(|tls| Arc::clone(&tls.trust)).collect();
-    let servers = servers(config)?;
+    let servers = servers(config, before)?;
     let parts = Parts::new(config, trust, servers, common);
     // Last: what is noted of the bypass is of a configuration that comes into force.
     bypass::note(config, lasting, before.is_none(), bypass)?;

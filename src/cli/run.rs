@@ -7,18 +7,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::Interval;
+use tokio::task::JoinHandle;
+use tokio::time::{Interval, MissedTickBehavior};
 
 mod manager;
 mod upgrade;
 mod watch;
 
 use upgrade::{Attempt, TakeOverError};
-use watch::Watch;
+use watch::{Before, Watch};
 
 use crate::app::handover::Next;
 use crate::app::{self, Prepared, Running};
-use crate::config::{self, Config, Severity};
+use crate::config::{self, Config, Loaded, Severity};
 use crate::telemetry::log::Log;
 
 /// Serve
@@ -40,8 +41,9 @@ pub struct Args {
 /// Serves until SIGTERM or SIGINT. Gives 0, or 1 when the edge cannot start; why goes to `errors`,
 /// one cause a line.
 pub fn run(args: &Args, errors: &mut dyn Write) -> ExitCode {
+    let before = Before::start();
     let loaded = config::load(&args.config);
-    let watch = Watch::new(loaded.files);
+    let watch = Watch::new(loaded.files, &before);
     for finding in &loaded.findings {
         let _ = writeln!(errors, "{finding}");
     }
@@ -153,14 +155,22 @@ enum End {
 /// SIGHUP and a change of a file reload; SIGTERM drains, a second signal cuts that short; SIGINT ends
 /// at once; SIGQUIT hands over.
 async fn until_told(running: &Running, mut signals: Signals, path: &Path, mut watch: Watch) {
-    let mut watchdog = manager::watchdog().map(tokio::time::interval);
+    let mut watchdog = manager::watchdog().map(|every| {
+        let mut interval = tokio::time::interval(every);
+        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        interval
+    });
     let mut attempt: Option<Attempt> = None;
+    let mut under_way: Option<Reload> = None;
     let end = loop {
         tokio::select! {
             _ = signals.terminate.recv() => break End::Drain,
             _ = signals.interrupt.recv() => break End::Now,
-            _ = signals.hangup.recv() => reload(running, path, &mut watch, "SIGHUP"),
-            () = watch.changed() => reload(running, path, &mut watch, "a file has changed"),
+            _ = signals.hangup.recv() => Reload::begin(&mut under_way, path, &watch, "SIGHUP"),
+            () = watch.changed(), if under_way.is_none() => {
+                Reload::begin(&mut under_way, path, &watch, "a file has changed");
+            }
+            loaded = loaded(&mut under_way) => reload(running, &mut watch, loaded),
             _ = signals.quit.recv() => begin(&mut attempt, running, path),
             next = outcome(&mut attempt) => {
                 if hand_over(next) {
@@ -256,13 +266,49 @@ fn hand_over(next: Result<Next, String>) -> bool {
     }
 }
 
-/// Loads the file again and takes it, or says why not: then the configuration before stays in force.
-fn reload(running: &Running, path: &Path, watch: &mut Watch, cause: &str) {
-    manager::reloading();
-    match take(running, path, watch, cause) {
+/// The configuration as it is loaded again, on a thread of its own: a resolver or a disk that is slow
+/// holds up no signal and no word to the service manager.
+struct Reload {
+    cause: &'static str,
+    before: Before,
+    loaded: JoinHandle<Loaded>,
+}
+
+impl Reload {
+    /// Begins one. Nobody hears of one that is under way: it may have read what was there before.
+    fn begin(under_way: &mut Option<Self>, path: &Path, watch: &Watch, cause: &'static str) {
+        manager::reloading();
+        let (before, path) = (watch.before(), path.to_owned());
+        let loaded = tokio::task::spawn_blocking(move || config::load(&path));
+        *under_way = Some(Self { cause, before, loaded });
+    }
+}
+
+/// Waits for what is under way, which is then over. May be dropped and called again.
+async fn loaded(under_way: &mut Option<Reload>) -> (Reload, Result<Loaded, String>) {
+    let Some(reload) = under_way else { return std::future::pending().await };
+    let loaded = (&mut reload.loaded).await.map_err(|error| error.to_string());
+    match under_way.take() {
+        Some(reload) => (reload, loaded),
+        None => std::future::pending().await,
+    }
+}
+
+/// Takes what was loaded, or says why not: then the configuration before stays in force.
+fn reload(
+    running: &Running,
+    watch: &mut Watch,
+    (Reload { cause, before, .. }, loaded): (Reload, Result<Loaded, String>),
+) {
+    let taken = loaded.and_then(|mut loaded| {
+        *watch = Watch::new(std::mem::take(&mut loaded.files), &before);
+        take(running, &loaded, cause)
+    });
+    match taken {
         Ok(()) => manager::ready("serving"),
         Err(error) => {
-            manager::ready(&format!("serving; the configuration was not reloaded: {error}"))
+            manager::ready(&format!("serving; the configuration was not reloaded: {error}"));
+            running.reload_failed(error);
         }
     }
 }
@@ -271,12 +317,7 @@ fn reload(running: &Running, path: &Path, watch: &mut Watch, cause: &str) {
 ///
 /// # Errors
 /// When it was not taken: all that is wrong with it, in a line.
-fn take(running: &Running, path: &Path, watch: &mut Watch, cause: &str) -> Result<(), String> {
-    let loaded = watch.load(|| {
-        let mut loaded = config::load(path);
-        let files = std::mem::take(&mut loaded.files);
-        (loaded, files)
-    });
+fn take(running: &Running, loaded: &Loaded, cause: &str) -> Result<(), String> {
     let mut errors = Vec::new();
     for finding in &loaded.findings {
         let finding_text = finding.to_string();
@@ -296,7 +337,5 @@ fn take(running: &Running, path: &Path, watch: &mut Watch, cause: &str) -> Resul
     for error in &failed {
         tracing::error!(cause, error, "configuration not reloaded: the one before stays in force");
     }
-    let failed = failed.join("; ");
-    running.reload_failed(failed.clone());
-    Err(failed)
+    Err(failed.join("; "))
 }

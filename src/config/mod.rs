@@ -11,6 +11,7 @@ mod files;
 mod finding;
 mod introspection;
 mod item;
+mod names;
 mod raw;
 mod resolve;
 mod section;

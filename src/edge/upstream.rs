@@ -167,6 +167,21 @@ impl Servers {
         Ok(servers)
     }
 
+    /// Where the name of a server has no address now, takes those that it has in `before`: a resolver
+    /// that is away when a configuration is read again takes no server away.
+    pub fn inherit<'a>(&self, before: impl Iterator<Item = &'a Self> + Clone) {
+        for (index, server) in self.servers.iter().enumerate() {
+            if server.named.is_none() || !server.addresses.is_empty() {
+                continue;
+            }
+            let known =
+                |it: &ServerStatus<'_>| it.server == server.name && !it.addresses.is_empty();
+            if let Some(known) = before.clone().flat_map(Self::status).find(known) {
+                self.place(index, &known.addresses);
+            }
+        }
+    }
+
     /// Starts checks and the like. They end with this, or before by [`Servers::retire`].
     pub fn start(self: &Arc<Self>, runtime: &tokio::runtime::Handle) {
         let mut background = Vec::new();
@@ -318,6 +333,11 @@ impl Servers {
             Some(false) => tracing::warn!(upstream, server, %address, reason, "server down"),
             None => {}
         }
+    }
+
+    /// Whether a server has no address.
+    fn is_missing_one(&self) -> bool {
+        self.status().any(|server| server.addresses.is_empty())
     }
 
     /// Takes in a name's addresses. None keeps the last ones.

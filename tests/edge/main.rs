@@ -93,6 +93,8 @@ mod reload;
 #[cfg(test)]
 mod replay;
 #[cfg(test)]
+mod resolver;
+#[cfg(test)]
 mod resource_metadata;
 #[cfg(test)]
 mod rollout;

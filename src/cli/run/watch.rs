@@ -3,9 +3,13 @@
 //! Looked at rather than subscribed to: what a path means may change without the file being touched
 //! (a symbolic link that is switched, as with mounted secrets), and on any file system.
 
+#![expect(clippy::disallowed_methods, reason = "files have times")]
+
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 /// How often. A change counts once it has stood from one look to the next, so that a certificate and
 /// its key, written one after the other, are read together.
@@ -22,35 +26,67 @@ pub(super) struct Watch {
     loaded: Vec<Option<Mark>>,
     /// At the last look.
     last: Vec<Option<Mark>>,
+    /// When to look; whoever waits for it may be dropped again and again.
+    looks: Option<Interval>,
+}
+
+/// How files stood before the configuration was loaded.
+#[derive(Debug)]
+pub(super) struct Before {
+    files: Vec<PathBuf>,
+    marks: Vec<Option<Mark>>,
+    /// Since the epoch: seconds, nanoseconds.
+    at: (i64, i64),
+}
+
+impl Before {
+    /// Before a file is read of which nothing is known yet.
+    pub(super) fn start() -> Self {
+        Self::of(&[])
+    }
+
+    fn of(files: &[PathBuf]) -> Self {
+        // A file system's clock is some milliseconds behind.
+        const BEHIND: Duration = Duration::from_millis(20);
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let since = since.saturating_sub(BEHIND);
+        let seconds = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
+        let at = (seconds, i64::from(since.subsec_nanos()));
+        Self { files: files.to_vec(), marks: marks(files), at }
+    }
+
+    /// How a file that stands like `now` stood when it was read; none where it may have changed meanwhile.
+    fn read(&self, file: &PathBuf, now: Option<Mark>) -> Option<Mark> {
+        match self.files.iter().position(|known| known == file) {
+            Some(index) => self.marks.get(index).copied().flatten(),
+            None => now.filter(|(.., content, status)| (*content).max(*status) < self.at),
+        }
+    }
 }
 
 impl Watch {
-    /// Watches `files` from now on.
-    pub(super) fn new(files: Vec<PathBuf>) -> Self {
-        let loaded = marks(&files);
-        Self { files, last: loaded.clone(), loaded }
+    /// Watches `files`, of which some may have changed while they were read: that counts as a change.
+    pub(super) fn new(files: Vec<PathBuf>, before: &Before) -> Self {
+        let last = marks(&files);
+        let read = files.iter().zip(&last).map(|(file, now)| before.read(file, *now));
+        Self { loaded: read.collect(), files, last, looks: None }
     }
 
-    /// Watches, instead, the files that `load` has read meanwhile. What changes under it counts as a
-    /// change: it may have read the one before.
-    pub(super) fn load<T>(&mut self, load: impl FnOnce() -> (T, Vec<PathBuf>)) -> T {
-        let before = marks(&self.files);
-        let (loaded, files) = load();
-        let mut next = Self::new(files);
-        for (file, mark) in next.files.iter().zip(&mut next.loaded) {
-            if let Some(index) = self.files.iter().position(|known| known == file) {
-                *mark = before.get(index).copied().flatten();
-            }
-        }
-        *self = next;
-        loaded
+    /// Before they are loaded again.
+    pub(super) fn before(&self) -> Before {
+        Before::of(&self.files)
     }
 
     /// Waits until a file differs from what was loaded and has stopped changing. May be dropped and
     /// called again.
     pub(super) async fn changed(&mut self) {
         loop {
-            tokio::time::sleep(INTERVAL).await;
+            let looks = self.looks.get_or_insert_with(|| {
+                let mut looks = tokio::time::interval_at(Instant::now() + INTERVAL, INTERVAL);
+                looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+                looks
+            });
+            looks.tick().await;
             let now = marks(&self.files);
             let settled = now == self.last;
             self.last = now;
@@ -71,29 +107,52 @@ fn marks(files: &[PathBuf]) -> Vec<Option<Mark>> {
 }
 
 #[cfg(test)]
-#[expect(clippy::disallowed_methods, reason = "a test has files")]
 mod tests {
     use super::*;
+
+    /// A file that has stood for a while.
+    fn old(path: &std::path::Path, text: &str) {
+        std::fs::write(path, text).unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+    }
+
+    async fn changes(watch: &mut Watch) -> bool {
+        tokio::time::timeout(INTERVAL * 5, watch.changed()).await.is_ok()
+    }
 
     #[tokio::test(start_paused = true)]
     async fn what_changes_while_it_is_read_is_read_again() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("server.pem");
-        std::fs::write(&path, "one").unwrap();
-        let mut watch = Watch::new(vec![path.clone()]);
-        let read = |then: Option<&str>| {
-            let text = std::fs::read_to_string(&path).unwrap();
-            if let Some(next) = then {
-                std::fs::write(&path, next).unwrap();
-            }
-            (text, vec![path.clone()])
-        };
-        assert_eq!(watch.load(|| read(Some("twoo"))), "one");
-        let changed = |mut watch: Watch| async move {
-            tokio::time::timeout(INTERVAL * 5, watch.changed()).await.map(|()| watch)
-        };
-        let mut watch = changed(watch).await.unwrap();
-        assert_eq!(watch.load(|| read(None)), "twoo");
-        assert!(changed(watch).await.is_err());
+        old(&path, "one");
+        let files = || vec![path.clone()];
+        // The very first time, and later.
+        let mut before = Before::start();
+        for next in ["twoo", "three"] {
+            std::fs::write(&path, next).unwrap();
+            let mut watch = Watch::new(files(), &before);
+            assert!(changes(&mut watch).await);
+            before = watch.before();
+        }
+        let mut watch = Watch::new(files(), &before);
+        assert!(!changes(&mut watch).await);
+        std::thread::sleep(Duration::from_millis(50));
+        let mut watch = Watch::new(files(), &Before::start());
+        assert!(!changes(&mut watch).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_is_seen_however_often_the_wait_is_given_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("server.pem");
+        old(&path, "one");
+        let mut watch = Watch::new(vec![path.clone()], &Before::start());
+        std::fs::write(&path, "twoo").unwrap();
+        let given_up = INTERVAL / 4;
+        let mut seen = false;
+        for _ in 0..20 {
+            seen = seen || tokio::time::timeout(given_up, watch.changed()).await.is_ok();
+        }
+        assert!(seen);
     }
 }

@@ -1,9 +1,10 @@
 //! `upstreams`: the services behind the edge.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use crate::config::finding::{Place, Severity, Sink};
 use crate::config::item::{Item, Text, Words};
+use crate::config::names;
 use crate::config::section::Section;
 use crate::config::value::is_name;
 use crate::config::{
@@ -30,8 +31,33 @@ const AUTHORIZATION: Words<AuthorizationPolicy> = &[
 
 /// Resolves `upstreams`.
 pub(super) fn resolve(root: &Section<'_>, reach: &Reach) -> Vec<(Upstream, Place)> {
-    let upstreams = root.named("upstreams", 1000).into_iter();
-    upstreams.map(|(name, section)| (upstream(name, &section, reach), section.place())).collect()
+    let (mut upstreams, mut named) = (Vec::new(), Vec::new());
+    for (name, section) in root.named("upstreams", 1000) {
+        let (upstream, texts) = upstream(name, &section, reach);
+        named.push(texts);
+        upstreams.push((upstream, section.place()));
+    }
+    find(&mut upstreams, &named);
+    upstreams
+}
+
+/// Asks for the addresses of all servers that are names. `named`: for each upstream, what stands for each
+/// of its servers in the file.
+fn find(upstreams: &mut [(Upstream, Place)], named: &[Vec<Text<'_>>]) {
+    let servers = upstreams.iter_mut().zip(named).flat_map(|((upstream, _), texts)| {
+        upstream.servers.iter_mut().zip(texts).filter(|(server, _)| server.named.is_some())
+    });
+    let servers: Vec<_> = servers.collect();
+    let names = servers.iter().map(|(server, _)| (server.host.clone(), server.port)).collect();
+    for ((server, text), found) in servers.into_iter().zip(names::look_up(names)) {
+        match found {
+            Ok(found) => server.addresses = Server::choose(found),
+            Err(error) => text.item.warn(format!(
+                "`{}` has no address now, and is asked for again: {error}",
+                text.written
+            )),
+        }
+    }
 }
 
 /// Their servers, as an edge that is sealed may know them.
@@ -45,7 +71,8 @@ pub(super) fn known(upstreams: &[(Upstream, Place)]) -> impl Iterator<Item = Kno
     })
 }
 
-fn upstream(name: String, section: &Section<'_>, reach: &Reach) -> Upstream {
+/// An upstream, and what stands for each of its servers in the file.
+fn upstream<'a>(name: String, section: &Section<'a>, reach: &Reach) -> (Upstream, Vec<Text<'a>>) {
     if !is_name(&name) {
         section.error_here("a name of 1 to 64 letters, digits, `_`, `-` and `.` is expected");
     }
@@ -53,10 +80,11 @@ fn upstream(name: String, section: &Section<'_>, reach: &Reach) -> Upstream {
         section.error("servers", "at least one is needed, as in `[\"127.0.0.1:9000\"]`");
     }
     let servers = section.texts("servers", 64).unwrap_or_default();
-    let servers: Vec<_> = servers.iter().filter_map(|text| server(text, reach)).collect();
+    let servers = servers.into_iter().filter_map(|text| Some((server(&text, reach)?, text)));
+    let (servers, texts): (Vec<_>, Vec<_>) = servers.unzip();
     check_twice(section, &servers);
     let tls = section.item("tls").map(|tls| upstream_tls::resolve(&tls.section(), &servers));
-    Upstream {
+    let upstream = Upstream {
         name,
         servers,
         protocol: protocol(section, tls.is_some()),
@@ -73,7 +101,8 @@ fn upstream(name: String, section: &Section<'_>, reach: &Reach) -> Upstream {
         resolve_interval: section.duration("resolveInterval", "30s", ["100ms", "1d"]),
         max_connections: section.size("maxConnections", 10_000, 1..=1_000_000),
         head_bytes: section.size("headBytes", 64 << 10, 1 << 10..=1 << 20),
-    }
+    };
+    (upstream, texts)
 }
 
 fn client_certificate(section: &Section<'_>) -> ClientCertificateTold {
@@ -105,8 +134,8 @@ fn protocol(section: &Section<'_>, tls: bool) -> UpstreamProtocol {
     protocol
 }
 
-/// One server. `localhost` is 127.0.0.1; any other name is asked for here and then in the
-/// background, where it may be.
+/// One server. `localhost` is 127.0.0.1; any other name is asked for later ([`find`]) and
+/// then in the background, where it may be.
 fn server(text: &Text<'_>, reach: &Reach) -> Option<Server> {
     if let Ok(address) = text.value.parse::<SocketAddr>() {
         if address.port() == 0 {
@@ -134,16 +163,7 @@ fn server(text: &Text<'_>, reach: &Reach) -> Option<Server> {
         ));
         return None;
     }
-    let addresses = match (host.as_str(), port).to_socket_addrs() {
-        Ok(found) => Server::choose(found),
-        Err(error) => {
-            let written = text.written;
-            text.item
-                .warn(format!("`{written}` has no address now, and is asked for again: {error}"));
-            Vec::new()
-        }
-    };
-    Some(Server { name, host, port, named, addresses })
+    Some(Server { name, host, port, named, addresses: Vec::new() })
 }
 
 /// A server that stands twice would be two series of one name, and no second server.

@@ -9,10 +9,14 @@ use super::Servers;
 use crate::config::Server;
 use crate::policy::reach::Lookup;
 
+/// How soon a name that has no address is asked for again.
+const SOON: Duration = Duration::from_secs(1);
+
 /// Looks names up until the upstream is gone.
 pub(super) async fn watch(servers: Weak<Servers>, interval: Duration) {
     loop {
-        tokio::time::sleep(interval).await;
+        let is_missing = servers.upgrade().is_some_and(|servers| servers.is_missing_one());
+        tokio::time::sleep(if is_missing { interval.min(SOON) } else { interval }).await;
         let Some(upstream) = servers.upgrade() else { return };
         // One at a time: the system's resolver has a time limit of its own, and what it takes
         // delays nobody but the next name.

@@ -126,7 +126,7 @@ impl World {
     pub(crate) async fn told_to_reload(&self) -> bool {
         let before = self.reloads().len();
         self.process.signal("HUP");
-        for _ in 0..500 {
+        for _ in 0..1500 {
             if let Some(taken) = self.reloads().get(before) {
                 return *taken;
             }
