@@ -19,30 +19,33 @@
 )]
 
 mod cases;
-#[path = "../edge/cpu.rs"]
+#[path = "../shared/check.rs"]
+mod check;
+mod clients;
+#[path = "../shared/cpu.rs"]
 mod cpu;
-#[path = "../capsules/disk.rs"]
-#[expect(dead_code, reason = "the floor of a disk is the other benchmark's")]
+#[path = "../shared/disk.rs"]
 mod disk;
-#[path = "../capsules/figures.rs"]
-#[expect(dead_code, reason = "differences are the other benchmark's")]
+#[path = "../shared/figures.rs"]
 mod figures;
-#[path = "../edge/load/http1.rs"]
+#[path = "../shared/http1.rs"]
 mod http1;
-mod load;
-#[path = "../edge/pki.rs"]
+#[path = "../shared/pki.rs"]
 mod pki;
-#[path = "../edge/program.rs"]
+#[path = "../shared/program.rs"]
 mod program;
-#[path = "../edge/proofs.rs"]
+#[path = "../shared/proofs.rs"]
 mod proofs;
+#[path = "../shared/ratio.rs"]
+mod ratio;
 mod report;
 mod stage;
 mod store;
 mod stub;
-#[path = "../capsules/threads.rs"]
-#[expect(dead_code, reason = "the store's thread is another process's")]
+#[path = "../shared/threads.rs"]
 mod threads;
+#[path = "../shared/tokens.rs"]
+mod tokens;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -51,7 +54,7 @@ use std::time::Duration;
 use clap::Parser;
 
 use cases::Kind;
-use load::WARM_UP;
+use clients::WARM_UP;
 use report::{Report, Round};
 use stage::Stage;
 
@@ -176,7 +179,7 @@ async fn measure(options: &Options, pinned: bool) -> Outcome<Report> {
             let sweep = if clients == usual { 0 } else { at };
             let label = format!("{number} {sweep}");
             let prepared = stage.requests(kind, &label, WARM_UP * clients + requests).await?;
-            let load = load::run(&stage, kind, clients, prepared).await?;
+            let load = clients::run(&stage, kind, clients, prepared).await?;
             report.add(Round { number, kind, load });
         }
         report.add_proof(stage.proof_cost(requests)?);

@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 
 use crate::Options;
 use crate::cases::Kind;
-use crate::figures::{median, micros, number, quantile, sorted};
-use crate::load::Load;
+use crate::clients::Load;
+use crate::figures::{median, micros, number, quantile};
+use crate::ratio::Ratio;
 use crate::stage::{ProofCost, Stage};
 
 /// What a request whose tokens are kept may cost, in those of a plain proxy, beside the check of its
@@ -158,12 +159,8 @@ impl Report {
 
     pub(crate) fn json(&self) -> Value {
         let rounds: Vec<_> = self.rounds.iter().map(Round::json).collect();
-        let ratios = self.ratios().into_iter();
-        let ratios: Vec<_> = ratios
-            .map(|(name, all, rounds)| {
-                json!({"of": name, "ratio": all, "quartiles_of_rounds": rounds})
-            })
-            .collect();
+        let ratios: Vec<_> =
+            self.ratios().iter().map(|(name, ratio)| ratio.json("of", name)).collect();
         let of = |cost: fn(&ProofCost) -> Duration| -> Vec<f64> {
             self.proofs.iter().map(|proof| micros(cost(proof))).collect()
         };
@@ -189,9 +186,8 @@ impl Report {
     }
 
     /// What each kind costs in those of a plain proxy, what a proof's check costs taken off first where
-    /// there is one: all rounds together, and the quartiles of the rounds. A machine that changes its
-    /// speed within a round makes each round's ratio a toss; in the sums that evens out.
-    fn ratios(&self) -> Vec<(String, f64, [f64; 3])> {
+    /// there is one.
+    fn ratios(&self) -> Vec<(String, Ratio)> {
         let costs = |kind| -> Vec<f64> { self.of(kind, self.clients).map(Round::cpu).collect() };
         let proofs: Vec<f64> = self.proofs.iter().map(|proof| micros(proof.whole)).collect();
         let pairs = [
@@ -213,15 +209,9 @@ impl Report {
             let rounds: Vec<(f64, f64)> = costs
                 .map(|((cost, base), proof)| (if checked { cost - proof } else { cost }, base))
                 .collect();
-            if rounds.is_empty() {
-                continue;
-            }
             let less = if checked { " less its proof" } else { "" };
             let name = format!("{}{less} / {}", kind.name(), base.name());
-            let (cost, of): (Vec<_>, Vec<_>) = rounds.iter().copied().unzip();
-            let all = cost.iter().sum::<f64>() / of.iter().sum::<f64>();
-            let rounds = sorted(rounds.iter().map(|(cost, base)| cost / base).collect());
-            ratios.push((name, all, [0.25, 0.5, 0.75].map(|share| quantile(&rounds, share))));
+            ratios.extend(Ratio::of(&rounds).map(|ratio| (name, ratio)));
         }
         ratios
     }
@@ -272,7 +262,7 @@ impl fmt::Display for Report {
             self.line(f, &name, Kind::Dpop, count)?;
         }
         writeln!(f, "\nCPU, of all rounds together (quartiles of the rounds):")?;
-        for (name, all, [low, _, high]) in self.ratios() {
+        for (name, Ratio { all, quartiles: [low, _, high] }) in self.ratios() {
             writeln!(f, "  {name:<60}{all:>8.3}  ({low:.2} to {high:.2})")?;
         }
         let (of, verdict) = (self.of_what_it_may(), self.of_what_it_may() <= 1.0);

@@ -8,7 +8,8 @@ use tokio::task::JoinSet;
 
 use crate::cpu::Used;
 use crate::figures::{median, micros, number, quantile, sorted};
-use crate::stage::{Fields, Stage};
+use crate::http1::Fields;
+use crate::stage::Stage;
 use crate::threads::Thread;
 use crate::{Options, Outcome, h2};
 

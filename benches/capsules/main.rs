@@ -18,27 +18,30 @@
 )]
 
 mod commit;
-#[path = "../edge/cpu.rs"]
-#[expect(dead_code, reason = "a thread's own time is the other benchmark's")]
+#[path = "../shared/cpu.rs"]
 mod cpu;
+mod differences;
+#[path = "../shared/disk.rs"]
 mod disk;
 mod edge;
+#[path = "../shared/figures.rs"]
 mod figures;
 mod fleet;
-#[path = "../edge/load/h2.rs"]
+mod floor;
+#[path = "../shared/h2.rs"]
 mod h2;
-#[path = "../edge/load/http1.rs"]
+#[path = "../shared/http1.rs"]
 mod http1;
 mod pipeline;
-#[path = "../edge/pki.rs"]
+#[path = "../shared/pki.rs"]
 mod pki;
-#[path = "../edge/program.rs"]
+#[path = "../shared/program.rs"]
 mod program;
-#[path = "../edge/proofs.rs"]
-#[expect(dead_code, reason = "tokens are the other benchmark's")]
+#[path = "../shared/proofs.rs"]
 mod proofs;
 mod stage;
 mod stranger;
+#[path = "../shared/threads.rs"]
 mod threads;
 
 use std::path::PathBuf;

@@ -18,14 +18,31 @@
 )]
 
 mod cases;
+#[path = "../shared/check.rs"]
+mod check;
+mod clients;
+#[path = "../shared/cpu.rs"]
 mod cpu;
-mod load;
+#[path = "../shared/figures.rs"]
+mod figures;
+#[path = "../shared/h2.rs"]
+mod h2;
+#[path = "../shared/http1.rs"]
+mod http1;
+#[path = "../shared/origin.rs"]
 mod origin;
+#[path = "../shared/pki.rs"]
 mod pki;
+#[path = "../shared/program.rs"]
 mod program;
+#[path = "../shared/proofs.rs"]
 mod proofs;
+#[path = "../shared/ratio.rs"]
+mod ratio;
 mod report;
 mod stage;
+#[path = "../shared/tokens.rs"]
+mod tokens;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -33,7 +50,8 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use cases::{Case, Protocol};
+use cases::{Case, Kind, Protocol};
+use check::Signatures;
 use report::{Report, Round};
 use stage::Stage;
 
@@ -121,10 +139,10 @@ async fn measure(options: &Options, requests: usize, pinned: bool) -> Outcome<Re
     let stage = Stage::start(pinned, None).await?;
     let chosen = |case: &Case| case.name().starts_with(&options.only);
     let cases: Vec<Case> = Case::all().into_iter().filter(chosen).collect();
-    let mut report = Report::new(options, &stage);
+    let mut report = Report::new(options, pinned);
     for number in 0..options.rounds {
         for case in &cases {
-            let work = load::Work {
+            let work = clients::Work {
                 clients: options.clients.into(),
                 streams: match case.protocol {
                     Protocol::Http1 => 1,
@@ -132,10 +150,12 @@ async fn measure(options: &Options, requests: usize, pinned: bool) -> Outcome<Re
                 },
                 requests,
             };
-            let load = load::run(&stage, *case, &work).await?;
+            let load = clients::run(&stage, *case, &work).await?;
             report.add(Round { number, case: *case, load });
         }
-        report.add_signature(stage.signature(requests).await?);
+        let proofs = stage.proofs(Kind::Dpop, requests).await?;
+        let signatures = Signatures::new(&stage.sender, &proofs)?;
+        report.add_signature(check::measured(pinned, move || signatures.cost())?);
     }
     Ok(report)
 }

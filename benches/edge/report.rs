@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 
 use crate::Options;
 use crate::cases::{Case, Kind, Protocol};
-use crate::load::Load;
-use crate::stage::Stage;
+use crate::clients::Load;
+use crate::figures::{median, micros, number, quantile};
+use crate::ratio::Ratio;
 
 /// What a DPoP request may cost, in those of a plain proxy and one signature.
 const BAR: f64 = 1.35;
@@ -49,16 +50,13 @@ impl Round {
     }
 
     fn answers(&self) -> f64 {
-        as_number(self.load.latencies.len())
+        number(self.load.latencies.len())
     }
 
     /// Microseconds within which this share of the requests was answered.
     fn latency(&self, share: f64) -> f64 {
-        let sorted = &self.load.latencies;
-        let last = sorted.len().saturating_sub(1);
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to last")]
-        let at = (as_number(last) * share).round() as usize;
-        sorted.get(at).map_or(f64::NAN, |&found| micros(Duration::from_nanos(found)))
+        let of = |&nanoseconds: &u64| micros(Duration::from_nanos(nanoseconds));
+        quantile(&self.load.latencies.iter().map(of).collect::<Vec<_>>(), share)
     }
 
     fn json(&self) -> Value {
@@ -73,8 +71,8 @@ impl Round {
 }
 
 impl Report {
-    pub(crate) fn new(options: &Options, stage: &Stage) -> Self {
-        let cores = if stage.pinned { "edge and generator on a core each" } else { "NOT PINNED" };
+    pub(crate) fn new(options: &Options, pinned: bool) -> Self {
+        let cores = if pinned { "edge and generator on a core each" } else { "NOT PINNED" };
         let setting = format!(
             "{} rounds of {} requests, {} at once, h2 in {} streams a connection; TLS 1.3; {cores}",
             options.rounds, options.requests, options.clients, options.streams
@@ -111,12 +109,8 @@ impl Report {
 
     pub(crate) fn json(&self) -> Value {
         let rounds: Vec<_> = self.rounds.iter().map(Round::json).collect();
-        let ratios = self.ratios().into_iter();
-        let ratios: Vec<_> = ratios
-            .map(|(base, all, rounds)| {
-                json!({"base": base.name(), "ratio": all, "quartiles_of_rounds": rounds})
-            })
-            .collect();
+        let ratios: Vec<_> =
+            self.ratios().iter().map(|(base, ratio)| ratio.json("base", base)).collect();
         json!({
             "setting": self.setting, "rounds": rounds, "es256_verification_us": self.signatures,
             "ratios": ratios, "bar": BAR,
@@ -127,23 +121,17 @@ impl Report {
         self.rounds.iter().filter(move |round| round.case == case)
     }
 
-    /// What DPoP requests cost in those of a plain proxy and one signature each, over each protocol:
-    /// all rounds together, and the quartiles of the rounds. A machine that changes its speed within a
-    /// round makes each round's ratio a toss; in the sums that evens out.
-    fn ratios(&self) -> Vec<(Case, f64, [f64; 3])> {
+    /// What DPoP requests cost in those of a plain proxy and a signature each, over each protocol.
+    fn ratios(&self) -> Vec<(String, Ratio)> {
         let costs = |kind, protocol| self.of(Case { kind, protocol }).map(Round::cpu);
         let mut ratios = Vec::new();
-        for base in [Kind::Public, Kind::Passed] {
+        for kind in [Kind::Public, Kind::Passed] {
             for protocol in Protocol::ALL {
                 let signatures = self.signatures.iter();
-                let bases = costs(base, protocol).zip(signatures).map(|(base, one)| base + one);
+                let bases = costs(kind, protocol).zip(signatures).map(|(base, one)| base + one);
                 let rounds: Vec<_> = costs(Kind::Dpop, protocol).zip(bases).collect();
-                let (dpop, bases): (Vec<_>, Vec<_>) = rounds.iter().copied().unzip();
-                let rounds: Vec<_> = rounds.iter().map(|(dpop, base)| dpop / base).collect();
-                if !rounds.is_empty() {
-                    let all = dpop.iter().sum::<f64>() / bases.iter().sum::<f64>();
-                    ratios.push((Case { kind: base, protocol }, all, quartiles(rounds)));
-                }
+                let name = Case { kind, protocol }.name();
+                ratios.extend(Ratio::of(&rounds).map(|ratio| (name, ratio)));
             }
         }
         ratios
@@ -185,31 +173,10 @@ impl fmt::Display for Report {
         let signature = median(self.signatures.clone());
         writeln!(f, "{:<32}{signature:>11.1}", "one ES256 verification")?;
         writeln!(f, "\nCPU(dpop) / (CPU(base) + CPU(one ES256 verification)), at most {BAR}:")?;
-        for (base, all, [low, _, high]) in self.ratios() {
+        for (base, Ratio { all, quartiles: [low, _, high] }) in self.ratios() {
             let verdict = if all <= BAR { "within" } else { "ABOVE" };
-            let base = base.name();
             writeln!(f, "  base {base:<34}{all:>9.3}  (rounds: {low:.2} to {high:.2})  {verdict}")?;
         }
         Ok(())
     }
-}
-
-fn median(figures: Vec<f64>) -> f64 {
-    let [_, median, _] = quartiles(figures);
-    median
-}
-
-fn quartiles(mut figures: Vec<f64>) -> [f64; 3] {
-    figures.sort_by(f64::total_cmp);
-    let last = figures.len().saturating_sub(1);
-    [1, 2, 3].map(|quarter| figures.get(last * quarter / 4).copied().unwrap_or(f64::NAN))
-}
-
-fn micros(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e6
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a count of requests")]
-fn as_number(count: usize) -> f64 {
-    count as f64
 }

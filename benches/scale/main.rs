@@ -20,26 +20,30 @@
 #[path = "../edge/cases.rs"]
 #[expect(dead_code, reason = "one case is enough")]
 mod cases;
-#[path = "../edge/cpu.rs"]
+#[path = "../edge/clients.rs"]
+mod clients;
+#[path = "../shared/cpu.rs"]
 mod cpu;
-#[path = "../capsules/figures.rs"]
-#[expect(dead_code, reason = "differences are the other benchmark's")]
+#[path = "../shared/figures.rs"]
 mod figures;
-#[path = "../edge/load/mod.rs"]
-mod load;
-#[path = "../edge/origin.rs"]
+#[path = "../shared/h2.rs"]
+mod h2;
+#[path = "../shared/http1.rs"]
+mod http1;
+#[path = "../shared/origin.rs"]
 mod origin;
-#[path = "../edge/pki.rs"]
+#[path = "../shared/pki.rs"]
 mod pki;
-#[path = "../edge/program.rs"]
+#[path = "../shared/program.rs"]
 mod program;
-#[path = "../edge/proofs.rs"]
+#[path = "../shared/proofs.rs"]
 mod proofs;
 mod report;
 mod server;
 #[path = "../edge/stage.rs"]
-#[expect(dead_code, reason = "signatures are the other benchmark's")]
 mod stage;
+#[path = "../shared/tokens.rs"]
+mod tokens;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -180,9 +184,9 @@ async fn round(
 ) -> Outcome<Round> {
     let case = Case { kind: Kind::Dpop, protocol: Protocol::Http1 };
     let requests = usize::try_from(options.requests)?;
-    let work = load::Work { clients: clients.into(), streams: 1, requests };
+    let work = clients::Work { clients: clients.into(), streams: 1, requests };
     let before = Used::of(server.id())?;
-    let load = load::run(stage, case, &work).await?;
+    let load = clients::run(stage, case, &work).await?;
     let server = Used::of(server.id())?.since(&before);
     Ok(Round { number, memory, clients, live, load, server })
 }

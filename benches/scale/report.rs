@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::Options;
+use crate::clients::Load;
 use crate::figures::{median, micros, number, quantile, sorted};
-use crate::load::Load;
 use crate::server::Alone;
 
 /// The least that throughput with Redis may be of that without.

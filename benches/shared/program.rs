@@ -1,10 +1,13 @@
 //! The real program as a process of its own.
 
+use std::fs;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -18,9 +21,10 @@ const PAUSE: Duration = Duration::from_millis(20);
 pub(crate) struct Edge(Child);
 
 impl Edge {
-    /// The program of this build, or another one that `HOLDFAST_PROGRAM` names, so that two can be
-    /// measured in turns.
-    pub(crate) fn spawn(config: &Path, pinned: bool) -> Outcome<Self> {
+    /// Writes the configuration to `directory` and starts the program of this build with it, or another
+    /// one that `HOLDFAST_PROGRAM` names, so that two can be measured in turns.
+    pub(crate) async fn start(directory: &Path, config: &Value, pinned: bool) -> Outcome<Self> {
+        write(directory, "authority.yaml", &config.to_string())?;
         let program = std::env::var("HOLDFAST_PROGRAM");
         let program = program.as_deref().unwrap_or(env!("CARGO_BIN_EXE_holdfast"));
         let mut command = if pinned {
@@ -31,17 +35,19 @@ impl Edge {
         } else {
             Command::new(program)
         };
-        command.args(["run", "--config"]).arg(config);
+        command.args(["run", "--config"]).arg(directory.join("authority.yaml"));
         // Its records are written as ever, to where they cost the least.
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
-        Ok(Self(child))
+        let mut edge = Self(child);
+        edge.ready(config["edge"]["admin"]["address"].as_str().unwrap_or_default()).await?;
+        Ok(edge)
     }
 
     pub(crate) fn id(&self) -> u32 {
         self.0.id()
     }
 
-    pub(crate) async fn ready(&mut self, admin: u16) -> Outcome<()> {
+    async fn ready(&mut self, admin: &str) -> Outcome<()> {
         for _ in 0..POLLS {
             if let Some(status) = self.0.try_wait()? {
                 return Err(format!("the edge ended at start: {status}").into());
@@ -62,8 +68,8 @@ impl Drop for Edge {
     }
 }
 
-async fn is_ready(admin: u16) -> std::io::Result<bool> {
-    let mut socket = TcpStream::connect(("127.0.0.1", admin)).await?;
+async fn is_ready(admin: &str) -> std::io::Result<bool> {
+    let mut socket = TcpStream::connect(admin).await?;
     socket
         .write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         .await?;
@@ -75,4 +81,11 @@ async fn is_ready(admin: u16) -> std::io::Result<bool> {
 /// One that was free a moment ago.
 pub(crate) fn free_port() -> Outcome<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// Writes a file that only its owner can read: of a key that others can read the program warns.
+pub(crate) fn write(directory: &Path, name: &str, text: &str) -> std::io::Result<()> {
+    let path = directory.join(name);
+    fs::write(&path, text)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600))
 }

@@ -6,17 +6,16 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use rustls::ClientConfig;
 
-use super::http1::connect;
 use crate::Outcome;
-use crate::stage::{Fields, HOST};
+use crate::http1::{Fields, HOST, connect};
 
 #[derive(Clone)]
-pub(super) struct Client {
+pub(crate) struct Client {
     sender: SendRequest<Bytes>,
 }
 
 /// The head of a GET.
-pub(super) fn request(path: &str, fields: &Fields) -> Outcome<http::Request<()>> {
+pub(crate) fn request(path: &str, fields: &Fields) -> Outcome<http::Request<()>> {
     let mut request = http::Request::get(format!("https://{HOST}{path}"));
     request = request.header("accept", "application/json");
     for (name, value) in fields {
@@ -26,14 +25,14 @@ pub(super) fn request(path: &str, fields: &Fields) -> Outcome<http::Request<()>>
 }
 
 impl Client {
-    pub(super) async fn open(port: u16, tls: Arc<ClientConfig>) -> Outcome<Self> {
+    pub(crate) async fn open(port: u16, tls: Arc<ClientConfig>) -> Outcome<Self> {
         let (sender, connection) = h2::client::handshake(connect(port, tls).await?).await?;
         tokio::spawn(connection);
         Ok(Self { sender })
     }
 
     /// Sends a request and reads the whole answer: its status.
-    pub(super) async fn get(&mut self, request: http::Request<()>) -> Outcome<u16> {
+    pub(crate) async fn get(&mut self, request: http::Request<()>) -> Outcome<u16> {
         let mut sender = self.sender.clone().ready().await?;
         let (answer, _) = sender.send_request(request, true)?;
         let (head, mut body) = answer.await?.into_parts();

@@ -1,17 +1,14 @@
 //! Load: a number of clients, each of which sends its next request when its last one is answered.
 
-mod h2;
-pub(crate) mod http1;
-
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
-use crate::Outcome;
 use crate::cases::{Case, Protocol};
 use crate::cpu::Used;
 use crate::stage::Stage;
+use crate::{Outcome, h2, http1};
 
 /// Requests of each client before the clock starts: they fill pools, caches and what TLS sends late.
 const WARM_UP: usize = 16;
