@@ -26,10 +26,14 @@ mod clients;
 mod cpu;
 #[path = "../shared/disk.rs"]
 mod disk;
+#[path = "../shared/drive.rs"]
+mod drive;
 #[path = "../shared/figures.rs"]
 mod figures;
 #[path = "../shared/http1.rs"]
 mod http1;
+#[path = "../shared/load.rs"]
+mod load;
 #[path = "../shared/pki.rs"]
 mod pki;
 #[path = "../shared/program.rs"]
@@ -39,6 +43,8 @@ mod proofs;
 #[path = "../shared/ratio.rs"]
 mod ratio;
 mod report;
+#[path = "../shared/rounds.rs"]
+mod rounds;
 mod stage;
 mod store;
 mod stub;
@@ -54,7 +60,7 @@ use std::time::Duration;
 use clap::Parser;
 
 use cases::Kind;
-use clients::WARM_UP;
+use drive::WARM_UP;
 use report::{Report, Round};
 use stage::Stage;
 
@@ -179,8 +185,8 @@ async fn measure(options: &Options, pinned: bool) -> Outcome<Report> {
             let sweep = if clients == usual { 0 } else { at };
             let label = format!("{number} {sweep}");
             let prepared = stage.requests(kind, &label, WARM_UP * clients + requests).await?;
-            let load = clients::run(&stage, kind, clients, prepared).await?;
-            report.add(Round { number, kind, load });
+            let (load, stored) = clients::run(&stage, kind, clients, prepared).await?;
+            report.add(Round { number, kind, clients, load, stored });
         }
         report.add_proof(stage.proof_cost(requests)?);
     }

@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 
 use crate::Options;
 use crate::cases::Kind;
-use crate::clients::Load;
-use crate::figures::{median, micros, number, quantile};
+use crate::clients::Stored;
+use crate::figures::{median, micros};
+use crate::load::Load;
 use crate::ratio::Ratio;
 use crate::stage::{ProofCost, Stage};
 
@@ -21,7 +22,9 @@ const BAR: f64 = 1.5;
 pub(crate) struct Round {
     pub(crate) number: u16,
     pub(crate) kind: Kind,
+    pub(crate) clients: usize,
     pub(crate) load: Load,
+    pub(crate) stored: Stored,
 }
 
 #[derive(Debug)]
@@ -38,61 +41,36 @@ pub(crate) struct Report {
 }
 
 impl Round {
-    /// Microseconds of the edge's CPU time a request.
-    fn cpu(&self) -> f64 {
-        micros(self.load.cpu) / self.answers()
+    fn cost(&self) -> f64 {
+        self.load.cost()
     }
 
     fn writer(&self) -> f64 {
-        micros(self.load.writer) / self.answers()
-    }
-
-    fn rate(&self) -> f64 {
-        self.answers() / self.load.wall.as_secs_f64()
-    }
-
-    /// How much of the time the edge was on a core.
-    fn busy(&self) -> f64 {
-        self.load.cpu.as_secs_f64() / self.load.wall.as_secs_f64()
-    }
-
-    fn answers(&self) -> f64 {
-        number(self.load.latencies.len())
+        self.load.each(self.stored.writer.ran)
     }
 
     fn commits(&self) -> f64 {
-        f64::from(self.load.commits) / self.load.wall.as_secs_f64()
+        f64::from(self.stored.commits) / self.load.wall.as_secs_f64()
     }
 
     /// Requests whose records one transaction had.
     fn batch(&self) -> f64 {
-        self.answers() / f64::from(self.load.commits)
+        self.load.answers() / f64::from(self.stored.commits)
     }
 
     /// KiB that a request had written.
     fn written(&self) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "bytes")]
-        let bytes = self.load.written as f64;
-        bytes / 1024.0 / self.answers()
-    }
-
-    /// Microseconds within which this share of the requests was answered.
-    fn latency(&self, share: f64) -> f64 {
-        let of = |&nanoseconds: &u64| micros(Duration::from_nanos(nanoseconds));
-        let all: Vec<f64> = self.load.latencies.iter().map(of).collect();
-        quantile(&all, share)
+        let bytes = self.stored.written as f64;
+        bytes / 1024.0 / self.load.answers()
     }
 
     fn json(&self) -> Value {
-        json!({
-            "round": self.number, "case": self.kind.name(), "at_once": self.load.clients,
-            "requests": self.load.latencies.len(), "requests_per_s": self.rate(),
-            "edge_cpu_us": self.cpu(), "writer_cpu_us": self.writer(), "edge_busy": self.busy(),
-            "p50_us": self.latency(0.5), "p99_us": self.latency(0.99),
-            "max_us": self.latency(1.0), "commits": self.load.commits,
+        self.load.json(json!({
+            "round": self.number, "case": self.kind.name(), "at_once": self.clients,
+            "writer_cpu_us": self.writer(), "commits": self.stored.commits,
             "commits_per_s": self.commits(), "written_kib": self.written(),
-            "statuses": self.load.statuses, "unanswered": self.load.failures,
-        })
+        }))
     }
 }
 
@@ -136,15 +114,10 @@ impl Report {
     pub(crate) fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         for round in &self.rounds {
-            let place = format!("round {}, {}", round.number + 1, round.kind.name());
-            let other = round.load.statuses.iter().filter(|(status, _)| **status != 200);
-            faults.extend(other.map(|(status, count)| format!("{place}: {count} × {status}")));
-            faults.extend(round.load.failures.iter().map(|failure| format!("{place}: {failure}")));
-            if round.load.latencies.len() != usize::try_from(self.requests).unwrap_or(0) {
-                faults.push(format!("{place}: {} answers", round.load.latencies.len()));
-            }
-            if round.kind.keeps() && round.load.commits == 0 && self.kept.is_some() {
-                faults.push(format!("{place}: nothing was committed"));
+            let name = round.kind.name();
+            faults.extend(round.load.faults(round.number, name, self.requests));
+            if round.kind.keeps() && round.stored.commits == 0 && self.kept.is_some() {
+                faults.push(format!("round {}, {name}: nothing was committed", round.number + 1));
             }
         }
         if self.rounds.is_empty() {
@@ -173,13 +146,13 @@ impl Report {
     }
 
     fn of(&self, kind: Kind, clients: usize) -> impl Iterator<Item = &Round> {
-        let same = move |round: &&Round| round.kind == kind && round.load.clients == clients;
+        let same = move |round: &&Round| round.kind == kind && round.clients == clients;
         self.rounds.iter().filter(same)
     }
 
     /// What a request with a proof costs whose tokens are kept, in what it may: all rounds together.
     fn of_what_it_may(&self) -> f64 {
-        let costs = |kind| self.of(kind, self.clients).map(Round::cpu);
+        let costs = |kind| self.of(kind, self.clients).map(Round::cost);
         let may = costs(Kind::Plain).zip(&self.proofs);
         let may: f64 = may.map(|(plain, proof)| BAR * plain + micros(proof.whole)).sum();
         costs(Kind::Dpop).sum::<f64>() / may
@@ -188,7 +161,7 @@ impl Report {
     /// What each kind costs in those of a plain proxy, what a proof's check costs taken off first where
     /// there is one.
     fn ratios(&self) -> Vec<(String, Ratio)> {
-        let costs = |kind| -> Vec<f64> { self.of(kind, self.clients).map(Round::cpu).collect() };
+        let costs = |kind| -> Vec<f64> { self.of(kind, self.clients).map(Round::cost).collect() };
         let proofs: Vec<f64> = self.proofs.iter().map(|proof| micros(proof.whole)).collect();
         let pairs = [
             (Kind::Passed, Kind::Plain),
@@ -222,10 +195,15 @@ impl Report {
         if self.of(kind, n).next().is_none() {
             return Ok(());
         }
-        write!(f, "{name:<28}{:>9.1}{:>9.1}", middle(&Round::cpu), middle(&Round::writer))?;
-        write!(f, "{:>8.0}%{:>9.0}", middle(&Round::busy) * 100.0, middle(&Round::rate))?;
+        write!(f, "{name:<28}{:>9.1}{:>9.1}", middle(&Round::cost), middle(&Round::writer))?;
+        write!(
+            f,
+            "{:>8.0}%{:>9.0}",
+            middle(&|round| round.load.busy()) * 100.0,
+            middle(&|round| round.load.rate())
+        )?;
         for share in [0.5, 0.99, 1.0] {
-            write!(f, "{:>9.0}", middle(&|round: &Round| round.latency(share)))?;
+            write!(f, "{:>9.0}", middle(&|round| round.load.latency(share)))?;
         }
         if kind.keeps() {
             write!(f, "{:>11.0}{:>9.1}", middle(&Round::commits), middle(&Round::batch))?;
@@ -253,8 +231,7 @@ impl fmt::Display for Report {
         };
         writeln!(f, "{:<28}{:>9.1}", "a proof, every check", of(|proof| proof.whole))?;
         writeln!(f, "{:<28}{:>9.1}", "one ES256 verification", of(|proof| proof.signature))?;
-        let mut counts: Vec<usize> =
-            self.of_any(Kind::Dpop).map(|round| round.load.clients).collect();
+        let mut counts: Vec<usize> = self.of_any(Kind::Dpop).map(|round| round.clients).collect();
         counts.sort_unstable();
         counts.dedup();
         for count in counts {

@@ -32,6 +32,8 @@ mod floor;
 mod h2;
 #[path = "../shared/http1.rs"]
 mod http1;
+#[path = "../shared/load.rs"]
+mod load;
 mod pipeline;
 #[path = "../shared/pki.rs"]
 mod pki;

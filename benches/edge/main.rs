@@ -23,12 +23,16 @@ mod check;
 mod clients;
 #[path = "../shared/cpu.rs"]
 mod cpu;
+#[path = "../shared/drive.rs"]
+mod drive;
 #[path = "../shared/figures.rs"]
 mod figures;
 #[path = "../shared/h2.rs"]
 mod h2;
 #[path = "../shared/http1.rs"]
 mod http1;
+#[path = "../shared/load.rs"]
+mod load;
 #[path = "../shared/origin.rs"]
 mod origin;
 #[path = "../shared/pki.rs"]
@@ -40,6 +44,8 @@ mod proofs;
 #[path = "../shared/ratio.rs"]
 mod ratio;
 mod report;
+#[path = "../shared/rounds.rs"]
+mod rounds;
 mod stage;
 #[path = "../shared/tokens.rs"]
 mod tokens;

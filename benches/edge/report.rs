@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use crate::Options;
 use crate::cases::{Case, Kind, Protocol};
-use crate::clients::Load;
-use crate::figures::{median, micros, number, quantile};
+use crate::figures::{median, micros};
+use crate::load::Load;
 use crate::ratio::Ratio;
 
 /// What a DPoP request may cost, in those of a plain proxy and one signature.
@@ -35,38 +35,13 @@ pub(crate) struct Report {
 }
 
 impl Round {
-    /// Microseconds of the edge's CPU time a request.
-    fn cpu(&self) -> f64 {
-        micros(self.load.cpu) / self.answers()
-    }
-
-    fn rate(&self) -> f64 {
-        self.answers() / self.load.wall.as_secs_f64()
-    }
-
-    /// How much of the time the edge was on a core.
-    fn busy(&self) -> f64 {
-        self.load.cpu.as_secs_f64() / self.load.wall.as_secs_f64()
-    }
-
-    fn answers(&self) -> f64 {
-        number(self.load.latencies.len())
-    }
-
-    /// Microseconds within which this share of the requests was answered.
-    fn latency(&self, share: f64) -> f64 {
-        let of = |&nanoseconds: &u64| micros(Duration::from_nanos(nanoseconds));
-        quantile(&self.load.latencies.iter().map(of).collect::<Vec<_>>(), share)
+    fn cost(&self) -> f64 {
+        self.load.cost()
     }
 
     fn json(&self) -> Value {
-        json!({
-            "round": self.number, "case": self.case.name(), "requests": self.load.latencies.len(),
-            "requests_per_s": self.rate(), "edge_cpu_us": self.cpu(), "edge_busy": self.busy(),
-            "p50_us": self.latency(0.5), "p90_us": self.latency(0.9), "p99_us": self.latency(0.99),
-            "max_us": self.latency(1.0), "statuses": self.load.statuses,
-            "unanswered": self.load.failures,
-        })
+        let (case, p90) = (self.case.name(), self.load.latency(0.9));
+        self.load.json(json!({"round": self.number, "case": case, "p90_us": p90}))
     }
 }
 
@@ -93,13 +68,7 @@ impl Report {
     pub(crate) fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         for round in &self.rounds {
-            let place = format!("round {}, {}", round.number + 1, round.case.name());
-            let other = round.load.statuses.iter().filter(|(status, _)| **status != 200);
-            faults.extend(other.map(|(status, count)| format!("{place}: {count} × {status}")));
-            faults.extend(round.load.failures.iter().map(|failure| format!("{place}: {failure}")));
-            if round.load.latencies.len() != usize::try_from(self.requests).unwrap_or(0) {
-                faults.push(format!("{place}: {} answers", round.load.latencies.len()));
-            }
+            faults.extend(round.load.faults(round.number, &round.case.name(), self.requests));
         }
         if self.rounds.is_empty() {
             faults.push("no case has that name".to_owned());
@@ -123,7 +92,7 @@ impl Report {
 
     /// What DPoP requests cost in those of a plain proxy and a signature each, over each protocol.
     fn ratios(&self) -> Vec<(String, Ratio)> {
-        let costs = |kind, protocol| self.of(Case { kind, protocol }).map(Round::cpu);
+        let costs = |kind, protocol| self.of(Case { kind, protocol }).map(Round::cost);
         let mut ratios = Vec::new();
         for kind in [Kind::Public, Kind::Passed] {
             for protocol in Protocol::ALL {
@@ -161,13 +130,13 @@ impl fmt::Display for Report {
             }
             let statuses: Vec<_> =
                 statuses.iter().map(|(status, count)| format!("{count} × {status}")).collect();
-            write!(f, "{:<32}{:>11.1}", case.name(), middle(&Round::cpu))?;
-            write!(f, "{:>10.0}%", middle(&Round::busy) * 100.0)?;
-            write!(f, "{:>11.0}", middle(&Round::rate))?;
+            write!(f, "{:<32}{:>11.1}", case.name(), middle(&Round::cost))?;
+            write!(f, "{:>10.0}%", middle(&|round| round.load.busy()) * 100.0)?;
+            write!(f, "{:>11.0}", middle(&|round| round.load.rate()))?;
             for share in [0.5, 0.9, 0.99] {
-                write!(f, "{:>11.0}", middle(&|round: &Round| round.latency(share)))?;
+                write!(f, "{:>11.0}", middle(&|round| round.load.latency(share)))?;
             }
-            let most = self.of(case).map(|round| round.latency(1.0)).fold(0.0, f64::max);
+            let most = self.of(case).map(|round| round.load.latency(1.0)).fold(0.0, f64::max);
             writeln!(f, "{most:>11.0}    {}", statuses.join(", "))?;
         }
         let signature = median(self.signatures.clone());

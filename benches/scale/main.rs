@@ -24,12 +24,16 @@ mod cases;
 mod clients;
 #[path = "../shared/cpu.rs"]
 mod cpu;
+#[path = "../shared/drive.rs"]
+mod drive;
 #[path = "../shared/figures.rs"]
 mod figures;
 #[path = "../shared/h2.rs"]
 mod h2;
 #[path = "../shared/http1.rs"]
 mod http1;
+#[path = "../shared/load.rs"]
+mod load;
 #[path = "../shared/origin.rs"]
 mod origin;
 #[path = "../shared/pki.rs"]
@@ -39,6 +43,8 @@ mod program;
 #[path = "../shared/proofs.rs"]
 mod proofs;
 mod report;
+#[path = "../shared/rounds.rs"]
+mod rounds;
 mod server;
 #[path = "../edge/stage.rs"]
 mod stage;

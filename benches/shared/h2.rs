@@ -8,6 +8,7 @@ use rustls::ClientConfig;
 
 use crate::Outcome;
 use crate::http1::{Fields, HOST, connect};
+use crate::load;
 
 #[derive(Clone)]
 pub(crate) struct Client {
@@ -24,15 +25,29 @@ pub(crate) fn request(path: &str, fields: &Fields) -> Outcome<http::Request<()>>
     Ok(request.body(())?)
 }
 
-impl Client {
-    pub(crate) async fn open(port: u16, tls: Arc<ClientConfig>) -> Outcome<Self> {
-        let (sender, connection) = h2::client::handshake(connect(port, tls).await?).await?;
+/// `count` clients, so many `streams` on one connection.
+pub(crate) async fn open(
+    port: u16,
+    tls: &Arc<ClientConfig>,
+    count: usize,
+    streams: usize,
+) -> Outcome<Vec<Client>> {
+    let mut clients = Vec::with_capacity(count);
+    while clients.len() < count {
+        let stream = connect(port, Arc::clone(tls)).await?;
+        let (sender, connection) = h2::client::handshake(stream).await?;
         tokio::spawn(connection);
-        Ok(Self { sender })
+        let client = Client { sender };
+        let streams = streams.min(count - clients.len());
+        clients.extend((0..streams).map(|_| client.clone()));
     }
+    Ok(clients)
+}
 
-    /// Sends a request and reads the whole answer: its status.
-    pub(crate) async fn get(&mut self, request: http::Request<()>) -> Outcome<u16> {
+impl load::Client for Client {
+    type Request = http::Request<()>;
+
+    async fn send(&mut self, request: http::Request<()>) -> Outcome<u16> {
         let mut sender = self.sender.clone().ready().await?;
         let (answer, _) = sender.send_request(request, true)?;
         let (head, mut body) = answer.await?.into_parts();

@@ -10,6 +10,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::Outcome;
+use crate::load;
 
 /// The edge's name, in certificates, `Host` and `htu`.
 pub(crate) const HOST: &str = "api.example";
@@ -86,6 +87,14 @@ impl Client {
             field.eq_ignore_ascii_case(name.as_bytes()).then_some(value.strip_prefix(b":")?)
         });
         std::str::from_utf8(value?.trim_ascii()).ok()
+    }
+}
+
+impl load::Client for Client {
+    type Request = Vec<u8>;
+
+    async fn send(&mut self, request: Vec<u8>) -> Outcome<u16> {
+        self.get(&request).await
     }
 }
 
