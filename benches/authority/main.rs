@@ -18,6 +18,8 @@
     reason = "a benchmark has a clock, randomness, files and tasks"
 )]
 
+#[path = "../shared/bench.rs"]
+mod bench;
 mod cases;
 #[path = "../shared/check.rs"]
 mod check;
@@ -59,12 +61,11 @@ use std::time::Duration;
 
 use clap::Parser;
 
+use bench::{Call, Outcome};
 use cases::Kind;
 use drive::WARM_UP;
 use report::{Report, Round};
 use stage::Stage;
-
-type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// The most requests of one run: the edge remembers the proofs of a million.
 const MOST_REQUESTS: usize = 900_000;
@@ -103,15 +104,8 @@ struct Options {
     /// Where the store is made; a directory on a real disk [default: target/tmp]
     #[arg(long, value_name = "DIR")]
     directory: Option<PathBuf>,
-    /// Writes every round's figures here
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// As cargo calls a benchmark
-    #[arg(long, hide = true)]
-    bench: bool,
-    /// Only sees that it works: a few requests, whose figures say nothing
-    #[arg(long)]
-    test: bool,
+    #[command(flatten)]
+    call: Call,
 }
 
 impl Options {
@@ -123,25 +117,11 @@ impl Options {
 
 fn main() -> ExitCode {
     let mut options = Options::parse();
-    // Called by `cargo test`, a benchmark gets no `--bench`.
-    if options.test || !options.bench {
-        options.test = true;
+    if options.call.is_trial() {
         (options.clients, options.requests, options.rounds) = (4, 16, 1);
         (options.at_once, options.kept) = (vec![2], 100);
     }
-    match run(&options) {
-        Ok(report) => {
-            print!("{report}");
-            for fault in report.faults() {
-                eprintln!("FAULT: {fault}");
-            }
-            if report.faults().is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-        }
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    bench::end(run(&options), &options.call)
 }
 
 fn run(options: &Options) -> Outcome<Report> {
@@ -151,19 +131,7 @@ fn run(options: &Options) -> Outcome<Report> {
         return Err(format!("{all} requests in one run; {MOST_REQUESTS} are the most").into());
     }
     println!("store in {}", disk::describe(&options.directory())?);
-    // Before there is another thread, which would not be moved.
-    let pinned = cpu::pin(std::process::id(), cpu::GENERATOR_CORE);
-    let mut runtime = tokio::runtime::Builder::new_current_thread();
-    // As nothing here sleeps under load, sockets are looked at after this many steps.
-    let runtime = runtime.enable_all().event_interval(8).build()?;
-    let report = runtime.block_on(async {
-        let measured = tokio::time::timeout(LIMIT, measure(options, pinned));
-        measured.await.map_err(|_| format!("not done after {LIMIT:?}"))?
-    })?;
-    if let Some(file) = &options.json {
-        std::fs::write(file, serde_json::to_vec_pretty(&report.json())?)?;
-    }
-    Ok(report)
+    rounds::run(LIMIT, async |pinned| measure(options, pinned).await)
 }
 
 async fn measure(options: &Options, pinned: bool) -> Outcome<Report> {

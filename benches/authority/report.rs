@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::Options;
 use crate::cases::Kind;
 use crate::clients::Stored;
 use crate::figures::{median, micros};
 use crate::load::Load;
 use crate::ratio::Ratio;
+use crate::rounds::heading;
 use crate::stage::{ProofCost, Stage};
+use crate::{Options, bench};
 
 /// What a request whose tokens are kept may cost, in those of a plain proxy, beside the check of its
 /// proof.
@@ -85,7 +86,7 @@ impl Report {
             setting,
             requests: options.requests,
             clients: options.clients.into(),
-            trial: options.test,
+            trial: options.call.is_trial(),
             rounds: Vec::new(),
             proofs: Vec::new(),
             kept: None,
@@ -108,41 +109,6 @@ impl Report {
     fn acknowledged(&self) -> usize {
         let keeping = self.rounds.iter().filter(|round| round.kind.keeps());
         keeping.filter_map(|round| round.load.statuses.get(&200)).sum()
-    }
-
-    /// Every request that was not answered with 200, and every record that is not there.
-    pub(crate) fn faults(&self) -> Vec<String> {
-        let mut faults = Vec::new();
-        for round in &self.rounds {
-            let name = round.kind.name();
-            faults.extend(round.load.faults(round.number, name, self.requests));
-            if round.kind.keeps() && round.stored.commits == 0 && self.kept.is_some() {
-                faults.push(format!("round {}, {name}: nothing was committed", round.number + 1));
-            }
-        }
-        if self.rounds.is_empty() {
-            faults.push("no case has that name".to_owned());
-        }
-        let told = self.acknowledged();
-        if let Some(kept) = self.kept.filter(|kept| *kept != told) {
-            faults.push(format!("{told} grants were answered, {kept} are in the store"));
-        }
-        faults
-    }
-
-    pub(crate) fn json(&self) -> Value {
-        let rounds: Vec<_> = self.rounds.iter().map(Round::json).collect();
-        let ratios: Vec<_> =
-            self.ratios().iter().map(|(name, ratio)| ratio.json("of", name)).collect();
-        let of = |cost: fn(&ProofCost) -> Duration| -> Vec<f64> {
-            self.proofs.iter().map(|proof| micros(cost(proof))).collect()
-        };
-        json!({
-            "setting": self.setting, "rounds": rounds, "ratios": ratios, "bar": BAR,
-            "of_what_it_may": self.of_what_it_may(),
-            "proof_us": of(|proof| proof.whole), "es256_us": of(|proof| proof.signature),
-            "grants_kept": self.kept, "grants_answered": self.acknowledged(),
-        })
     }
 
     fn of(&self, kind: Kind, clients: usize) -> impl Iterator<Item = &Round> {
@@ -213,12 +179,46 @@ impl Report {
     }
 }
 
+impl bench::Report for Report {
+    fn json(&self) -> Value {
+        let rounds: Vec<_> = self.rounds.iter().map(Round::json).collect();
+        let ratios: Vec<_> =
+            self.ratios().iter().map(|(name, ratio)| ratio.json("of", name)).collect();
+        let of = |cost: fn(&ProofCost) -> Duration| -> Vec<f64> {
+            self.proofs.iter().map(|proof| micros(cost(proof))).collect()
+        };
+        json!({
+            "setting": self.setting, "rounds": rounds, "ratios": ratios, "bar": BAR,
+            "of_what_it_may": self.of_what_it_may(),
+            "proof_us": of(|proof| proof.whole), "es256_us": of(|proof| proof.signature),
+            "grants_kept": self.kept, "grants_answered": self.acknowledged(),
+        })
+    }
+
+    /// Every request that was not answered with 200, and every record that is not there.
+    fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        for round in &self.rounds {
+            let name = round.kind.name();
+            faults.extend(round.load.faults(round.number, name, self.requests));
+            if round.kind.keeps() && round.stored.commits == 0 && self.kept.is_some() {
+                faults.push(format!("round {}, {name}: nothing was committed", round.number + 1));
+            }
+        }
+        if self.rounds.is_empty() {
+            faults.push("no case has that name".to_owned());
+        }
+        let told = self.acknowledged();
+        if let Some(kept) = self.kept.filter(|kept| *kept != told) {
+            faults.push(format!("{told} grants were answered, {kept} are in the store"));
+        }
+        faults
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}", self.setting)?;
-        if self.trial {
-            writeln!(f, "a trial: these figures say nothing")?;
-        }
+        heading(f, &self.setting, self.trial)?;
         write!(f, "\n{:<28}", "medians of the rounds")?;
         let columns = ["CPU µs", "store's", "busy", "req/s", "p50 µs", "p99 µs", "max µs"];
         columns.iter().try_for_each(|name| write!(f, "{name:>9}"))?;

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::Options;
 use crate::cases::{Case, Kind, Protocol};
 use crate::figures::{median, micros};
 use crate::load::Load;
 use crate::ratio::Ratio;
+use crate::rounds::heading;
+use crate::{Options, bench};
 
 /// What a DPoP request may cost, in those of a plain proxy and one signature.
 const BAR: f64 = 1.35;
@@ -52,7 +53,7 @@ impl Report {
             "{} rounds of {} requests, {} at once, h2 in {} streams a connection; TLS 1.3; {cores}",
             options.rounds, options.requests, options.clients, options.streams
         );
-        let (requests, trial) = (options.requests, options.test);
+        let (requests, trial) = (options.requests, options.call.is_trial());
         Self { setting, requests, trial, rounds: Vec::new(), signatures: Vec::new() }
     }
 
@@ -62,28 +63,6 @@ impl Report {
 
     pub(crate) fn add_signature(&mut self, took: Duration) {
         self.signatures.push(micros(took));
-    }
-
-    /// Every request that was not answered with 200.
-    pub(crate) fn faults(&self) -> Vec<String> {
-        let mut faults = Vec::new();
-        for round in &self.rounds {
-            faults.extend(round.load.faults(round.number, &round.case.name(), self.requests));
-        }
-        if self.rounds.is_empty() {
-            faults.push("no case has that name".to_owned());
-        }
-        faults
-    }
-
-    pub(crate) fn json(&self) -> Value {
-        let rounds: Vec<_> = self.rounds.iter().map(Round::json).collect();
-        let ratios: Vec<_> =
-            self.ratios().iter().map(|(base, ratio)| ratio.json("base", base)).collect();
-        json!({
-            "setting": self.setting, "rounds": rounds, "es256_verification_us": self.signatures,
-            "ratios": ratios, "bar": BAR,
-        })
     }
 
     fn of(&self, case: Case) -> impl Iterator<Item = &Round> {
@@ -107,12 +86,33 @@ impl Report {
     }
 }
 
+impl bench::Report for Report {
+    fn json(&self) -> Value {
+        let rounds: Vec<_> = self.rounds.iter().map(Round::json).collect();
+        let ratios: Vec<_> =
+            self.ratios().iter().map(|(base, ratio)| ratio.json("base", base)).collect();
+        json!({
+            "setting": self.setting, "rounds": rounds, "es256_verification_us": self.signatures,
+            "ratios": ratios, "bar": BAR,
+        })
+    }
+
+    /// Every request that was not answered with 200.
+    fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        for round in &self.rounds {
+            faults.extend(round.load.faults(round.number, &round.case.name(), self.requests));
+        }
+        if self.rounds.is_empty() {
+            faults.push("no case has that name".to_owned());
+        }
+        faults
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}", self.setting)?;
-        if self.trial {
-            writeln!(f, "a trial: these figures say nothing")?;
-        }
+        heading(f, &self.setting, self.trial)?;
         let columns =
             ["CPU µs", "busy", "requests/s", "p50 µs", "p90 µs", "p99 µs", "max µs", "answers"];
         write!(f, "\n{:<32}", "medians of the rounds")?;

@@ -17,6 +17,8 @@
     reason = "a benchmark has a clock, randomness, files and tasks"
 )]
 
+#[path = "../shared/bench.rs"]
+mod bench;
 #[path = "../edge/cases.rs"]
 #[expect(dead_code, reason = "one case is enough")]
 mod cases;
@@ -51,19 +53,17 @@ mod stage;
 #[path = "../shared/tokens.rs"]
 mod tokens;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
 
+use bench::{Call, Outcome};
 use cases::{Case, Kind, Protocol};
 use cpu::Used;
 use report::{Memory, Report, Round};
 use server::Server;
 use stage::Stage;
-
-type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// After this the run is given up, whatever it does.
 const LIMIT: Duration = Duration::from_secs(1800);
@@ -94,42 +94,21 @@ struct Options {
     /// Proofs that Redis alone is sent to see what it takes, in batches of 1, 4, 16 and 64
     #[arg(long, default_value_t = 400_000)]
     alone: u64,
-    /// Writes every round's figures here
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// As cargo calls a benchmark
-    #[arg(long, hide = true)]
-    bench: bool,
-    /// Only sees that it works: a few requests, whose figures say nothing
-    #[arg(long)]
-    test: bool,
+    #[command(flatten)]
+    call: Call,
 }
 
 fn main() -> ExitCode {
     let mut options = Options::parse();
-    // Called by `cargo test`, a benchmark gets no `--bench`.
-    if options.test || !options.bench {
-        options.test = true;
+    if options.call.is_trial() {
         (options.clients, options.requests, options.rounds) = (vec![4], 16, 1);
         (options.live, options.alone) = (vec![100, 1000], 640);
     }
     if !server::is_there() {
         eprintln!("no redis-server on the PATH: nothing to measure");
-        return if options.test { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        return if options.call.is_trial() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
-    match run(&options) {
-        Ok(report) => {
-            print!("{report}");
-            for fault in report.faults() {
-                eprintln!("FAULT: {fault}");
-            }
-            if report.faults().is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-        }
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    bench::end(run(&options), &options.call)
 }
 
 fn run(options: &Options) -> Outcome<Report> {
@@ -137,19 +116,7 @@ fn run(options: &Options) -> Outcome<Report> {
     if usize::try_from(options.requests)? * levels > MOST_PROOFS {
         return Err(format!("more than {MOST_PROOFS} proofs at one edge in one run").into());
     }
-    // Before there is another thread, which would not be moved.
-    let pinned = cpu::pin(std::process::id(), cpu::GENERATOR_CORE);
-    let mut runtime = tokio::runtime::Builder::new_current_thread();
-    // As nothing here sleeps under load, sockets are looked at after this many steps.
-    let runtime = runtime.enable_all().event_interval(8).build()?;
-    let report = runtime.block_on(async {
-        let measured = tokio::time::timeout(LIMIT, measure(options, pinned));
-        measured.await.map_err(|_| format!("not done after {LIMIT:?}"))?
-    })?;
-    if let Some(file) = &options.json {
-        std::fs::write(file, serde_json::to_vec_pretty(&report.json())?)?;
-    }
-    Ok(report)
+    rounds::run(LIMIT, async |pinned| measure(options, pinned).await)
 }
 
 async fn measure(options: &Options, pinned: bool) -> Outcome<Report> {

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::Options;
 use crate::figures::{median, micros};
 use crate::load::Load;
+use crate::rounds::heading;
 use crate::server::Alone;
+use crate::{Options, bench};
 
 /// The least that throughput with Redis may be of that without.
 const BAR: f64 = 0.7;
@@ -93,7 +94,7 @@ impl Report {
         let (rounds, requests) = (options.rounds, options.requests);
         Self {
             setting: format!("{rounds} rounds of {requests} requests; HTTP/1.1, TLS 1.3; {cores}"),
-            trial: options.test,
+            trial: options.call.is_trial(),
             requests,
             clients: options.clients.clone(),
             rounds: Vec::new(),
@@ -118,15 +119,6 @@ impl Report {
         self.rounds.iter().chain(self.levels.iter().map(|level| &level.round))
     }
 
-    /// Every request that was not answered with 200.
-    pub(crate) fn faults(&self) -> Vec<String> {
-        let mut faults = Vec::new();
-        for round in self.all() {
-            faults.extend(round.load.faults(round.number, round.memory.name(), self.requests));
-        }
-        faults
-    }
-
     fn of(&self, memory: Memory, clients: u16, figure: impl Fn(&Round) -> f64) -> Vec<f64> {
         let mine = |round: &&Round| round.memory == memory && round.clients == clients;
         self.rounds.iter().filter(mine).map(figure).collect()
@@ -138,8 +130,10 @@ impl Report {
         let redis = self.of(Memory::Redis, clients, |round| round.load.rate());
         median(redis.iter().zip(&own).map(|(redis, own)| redis / own).collect())
     }
+}
 
-    pub(crate) fn json(&self) -> Value {
+impl bench::Report for Report {
+    fn json(&self) -> Value {
         let rounds: Vec<_> = self.rounds.iter().map(Round::json).collect();
         let levels = self.levels.iter().map(|level| {
             json!({"live": level.live, "redis_bytes": level.bytes, "round": level.round.json()})
@@ -155,14 +149,20 @@ impl Report {
             "levels": levels.collect::<Vec<_>>(), "alone": alone.collect::<Vec<_>>(),
         })
     }
+
+    /// Every request that was not answered with 200.
+    fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        for round in self.all() {
+            faults.extend(round.load.faults(round.number, round.memory.name(), self.requests));
+        }
+        faults
+    }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}", self.setting)?;
-        if self.trial {
-            writeln!(f, "a trial: these figures say nothing")?;
-        }
+        heading(f, &self.setting, self.trial)?;
         let columns = |f: &mut fmt::Formatter<'_>, name: &str| {
             write!(f, "\n{name:<28}{:>9}{:>9}", "edge µs", "Redis µs")?;
             writeln!(f, "{:>9}{:>9}{:>9}{:>9}", "busy", "req/s", "p50 µs", "p99 µs")

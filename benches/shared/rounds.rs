@@ -1,8 +1,31 @@
-//! What is told of a load, round by round.
+//! Rounds of load under a time limit, and what is told of them.
+
+use std::fmt;
+use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::load::Load;
+use crate::{Outcome, bench, cpu};
+
+/// What `measure`, which is told whether the generator has its core, finds within `limit`.
+pub(crate) fn run<T>(limit: Duration, measure: impl AsyncFnOnce(bool) -> Outcome<T>) -> Outcome<T> {
+    // Before there is another thread, which would not be moved.
+    let pinned = cpu::pin(std::process::id(), cpu::GENERATOR_CORE);
+    bench::runtime()?.block_on(async {
+        let measured = tokio::time::timeout(limit, measure(pinned));
+        measured.await.map_err(|_| format!("not done after {limit:?}"))?
+    })
+}
+
+/// How a report begins.
+pub(crate) fn heading(f: &mut fmt::Formatter<'_>, setting: &str, trial: bool) -> fmt::Result {
+    writeln!(f, "{setting}")?;
+    if trial {
+        writeln!(f, "a trial: these figures say nothing")?;
+    }
+    Ok(())
+}
 
 impl Load {
     /// Its figures, after `members`.
