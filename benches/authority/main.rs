@@ -36,6 +36,8 @@ mod figures;
 mod http1;
 #[path = "../shared/load.rs"]
 mod load;
+#[path = "../shared/origin.rs"]
+mod origin;
 #[path = "../shared/pki.rs"]
 mod pki;
 #[path = "../shared/program.rs"]

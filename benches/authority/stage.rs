@@ -21,11 +21,11 @@ use tempfile::TempDir;
 use crate::cases::Kind;
 use crate::check::{self, Signatures};
 use crate::http1::{self, Fields, HOST};
-use crate::pki::{self, Identity, authority, identity, pem};
+use crate::pki::{self, Identity, authority, identity};
 use crate::program::{self, Edge, free_port};
 use crate::proofs::{self, About, Key};
 use crate::threads::bytes_written;
-use crate::{Options, Outcome, store, stub, tokens};
+use crate::{Options, Outcome, origin, store, stub, tokens};
 
 /// Whose opaque tokens the edge binds. JWTs are another one's, which binds by itself.
 const ISSUER: &str = "https://opaque.example";
@@ -58,18 +58,16 @@ impl Stage {
     pub(crate) async fn start(options: &Options, pinned: bool) -> Outcome<Self> {
         let directory = tempfile::tempdir_in(options.directory())?;
         let authority = authority()?;
-        let server = identity(&authority, HOST, ExtendedKeyUsagePurpose::ServerAuth)?;
         let client = identity(&authority, "client.example", ExtendedKeyUsagePurpose::ClientAuth)?;
         let (issuer, sender) = (Key::generate()?, Key::generate()?);
         let write = |name: &str, text: &str| program::write(directory.path(), name, text);
         write("ca.pem", &authority.pem())?;
-        write("server.pem", &pem("CERTIFICATE", &server.certificate))?;
-        write("server.key", &server.key.serialize_pem())?;
+        program::certify(directory.path(), &authority)?;
         write("jwks.json", &tokens::key_set(&issuer).to_string())?;
         let database = directory.path().join("holdfast.db");
         store::fill(&database, if options.redis.is_some() { 0 } else { options.kept })?;
         let (port, admin) = (free_port()?, free_port()?);
-        let mut config = config(port, admin, stub::start().await?);
+        let mut config = config(port, admin, origin::start(stub::answer).await?);
         if let Some(redis) = options.redis {
             config["store"]["kind"] = "redis".into();
             config["store"]["redis"] = json!({"nodes": [format!("127.0.0.1:{redis}")]});
@@ -222,8 +220,7 @@ impl Stage {
     }
 }
 
-/// The defaults, but for one worker thread, connections that outlive a round, room for many proofs, of
-/// one address, and no demand where no route makes one.
+/// With room for many proofs, of one address, and no demand where no route makes one.
 fn config(port: u16, admin: u16, upstream: u16) -> Value {
     let route = |name: &str, path: &str, role: &str| json!({"name": name, "hosts": [HOST], "path": path, "role": role, "upstream": "stub"});
     let with = |mut route: Value, more: &[(&str, Value)]| {
@@ -233,26 +230,17 @@ fn config(port: u16, admin: u16, upstream: u16) -> Value {
         route
     };
     let origin = || ("origin", Value::from(format!("https://{HOST}")));
+    let mut edge = program::edge(port, admin);
+    let tls = &mut edge["listeners"][0]["tls"];
+    tls["clientCertificates"] = "request".into();
+    tls["clientAuthorities"] = json!(["ca.pem"]);
+    edge["limits"] = json!({
+        "tokenProofsPerMinute": 10_000_000,
+        "tokenReplayEntries": 1_000_000,
+    });
     json!({
         "schemaVersion": 1,
-        "edge": {
-            "listeners": [{
-                "name": "main",
-                "address": format!("127.0.0.1:{port}"),
-                "tls": {
-                    "certificates": [{"certificate": "server.pem", "key": "server.key"}],
-                    "clientCertificates": "request",
-                    "clientAuthorities": ["ca.pem"],
-                },
-                "keepaliveRequests": 1_000_000,
-            }],
-            "admin": {"address": format!("127.0.0.1:{admin}")},
-            "threads": 1,
-            "limits": {
-                "tokenProofsPerMinute": 10_000_000,
-                "tokenReplayEntries": 1_000_000,
-            },
-        },
+        "edge": edge,
         "upstreams": {"stub": {"servers": [format!("127.0.0.1:{upstream}")]}},
         "routes": [
             with(route("plain", "/plain/token", "public"), &[("passCredentials", true.into())]),

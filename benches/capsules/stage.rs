@@ -7,7 +7,6 @@ use std::sync::Arc;
 use holdfast::policy::digest::{Jkt, Sha256};
 use holdfast::store::keys::{self, Algorithm};
 use holdfast::store::sqlite::Database;
-use rcgen::ExtendedKeyUsagePurpose;
 use rustls::ClientConfig;
 use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
@@ -39,10 +38,7 @@ impl Stage {
     pub(crate) async fn start(options: &Options, pinned: bool) -> Outcome<Self> {
         let directory = tempfile::tempdir_in(options.directory())?;
         let authority = pki::authority()?;
-        let server = pki::identity(&authority, HOST, ExtendedKeyUsagePurpose::ServerAuth)?;
-        let write = |name: &str, text: &str| program::write(directory.path(), name, text);
-        write("server.pem", &pki::pem("CERTIFICATE", &server.certificate))?;
-        write("server.key", &server.key.serialize_pem())?;
+        program::certify(directory.path(), &authority)?;
         keys::init(&directory.path().join("keys"), Algorithm::EdDsa, fleet::now())?;
         let nodes = register(options, directory.path())?;
         let (port, admin) = (free_port()?, free_port()?);
@@ -133,20 +129,11 @@ fn register(options: &Options, directory: &Path) -> Outcome<Vec<Asker>> {
     Ok(nodes)
 }
 
-/// The defaults, but for one worker thread, connections that outlive a round, and room for failures.
+/// With room for failures.
 fn config(port: u16, admin: u16) -> Value {
     json!({
         "schemaVersion": 1,
-        "edge": {
-            "listeners": [{
-                "name": "main",
-                "address": format!("127.0.0.1:{port}"),
-                "tls": {"certificates": [{"certificate": "server.pem", "key": "server.key"}]},
-                "keepaliveRequests": 1_000_000,
-            }],
-            "admin": {"address": format!("127.0.0.1:{admin}")},
-            "threads": 1,
-        },
+        "edge": program::edge(port, admin),
         // There must be one; nothing is asked of it.
         "upstreams": {"none": {"servers": ["127.0.0.1:9"]}},
         "routes": [{"name": "none", "hosts": [HOST], "path": "/none", "role": "public",

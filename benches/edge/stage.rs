@@ -1,5 +1,6 @@
 //! What the load goes through: keys, certificates, an origin, and the real program in between.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use rcgen::ExtendedKeyUsagePurpose;
@@ -10,10 +11,11 @@ use tempfile::TempDir;
 
 use crate::cases::{Case, Kind, Protocol};
 use crate::http1::{self, Fields, HOST};
-use crate::pki::{self, Identity, authority, identity, pem};
+use crate::origin::{self, ORDER};
+use crate::pki::{self, Identity, authority, identity};
 use crate::program::{self, Edge, free_port};
 use crate::proofs::{self, About, Key};
-use crate::{Outcome, origin, tokens};
+use crate::{Outcome, tokens};
 
 pub(crate) struct Stage {
     pub(crate) port: u16,
@@ -32,16 +34,14 @@ impl Stage {
     pub(crate) async fn start(pinned: bool, redis: Option<u16>) -> Outcome<Self> {
         let directory = tempfile::tempdir()?;
         let authority = authority()?;
-        let server = identity(&authority, HOST, ExtendedKeyUsagePurpose::ServerAuth)?;
         let client = identity(&authority, "client.example", ExtendedKeyUsagePurpose::ClientAuth)?;
         let (issuer, sender) = (Key::generate()?, Key::generate()?);
         let write = |name: &str, text: &str| program::write(directory.path(), name, text);
         write("ca.pem", &authority.pem())?;
-        write("server.pem", &pem("CERTIFICATE", &server.certificate))?;
-        write("server.key", &server.key.serialize_pem())?;
+        program::certify(directory.path(), &authority)?;
         write("jwks.json", &tokens::key_set(&issuer).to_string())?;
         let (port, admin) = (free_port()?, free_port()?);
-        let mut config = config(port, admin, origin::start().await?);
+        let mut config = config(port, admin, origin::start(order).await?);
         if let Some(redis) = redis {
             let redis = json!({"nodes": [format!("127.0.0.1:{redis}")]});
             config["store"] = json!({"kind": "redis", "redis": redis});
@@ -107,7 +107,11 @@ impl Stage {
     }
 }
 
-/// The defaults, but for one worker thread and connections that outlive a round.
+/// What the origin answers. No request has a body.
+fn order(request: &[u8]) -> Option<Cow<'static, [u8]>> {
+    request.ends_with(b"\r\n\r\n").then_some(ORDER.into())
+}
+
 fn config(port: u16, admin: u16, origin: u16) -> Value {
     let route = |name: &str, role: &str| {
         json!({"name": name, "hosts": [HOST], "path": format!("/{name}/*"), "role": role,
@@ -117,22 +121,13 @@ fn config(port: u16, admin: u16, origin: u16) -> Value {
     passed["passCredentials"] = true.into();
     let mut bound = route("bound", "resource");
     bound["origin"] = format!("https://{HOST}").into();
+    let mut edge = program::edge(port, admin);
+    let tls = &mut edge["listeners"][0]["tls"];
+    tls["clientCertificates"] = "request".into();
+    tls["clientAuthorities"] = json!(["ca.pem"]);
     json!({
         "schemaVersion": 1,
-        "edge": {
-            "listeners": [{
-                "name": "main",
-                "address": format!("127.0.0.1:{port}"),
-                "tls": {
-                    "certificates": [{"certificate": "server.pem", "key": "server.key"}],
-                    "clientCertificates": "request",
-                    "clientAuthorities": ["ca.pem"],
-                },
-                "keepaliveRequests": 1_000_000,
-            }],
-            "admin": {"address": format!("127.0.0.1:{admin}")},
-            "threads": 1,
-        },
+        "edge": edge,
         "upstreams": {"origin": {"servers": [format!("127.0.0.1:{origin}")]}},
         "routes": [route("public", "public"), passed, bound],
         "issuers": [{

@@ -58,6 +58,17 @@ pub(crate) fn ticks(directory: &Path) -> Outcome<(u64, u64)> {
     Ok((next()?.parse()?, next()?.parse()?))
 }
 
+/// To run `program`, on `core` alone where it is to be `pinned`.
+pub(crate) fn command(program: &str, pinned: bool, core: u8) -> Command {
+    if !pinned {
+        return Command::new(program);
+    }
+    let mut command = Command::new("taskset");
+    // It becomes the program, under the same process id.
+    command.args(["-c", &core.to_string(), program]);
+    command
+}
+
 /// Whether `task`, a process or a thread, runs on `core` alone from now on. Without `taskset`, or
 /// with one core, it does not.
 pub(crate) fn pin(task: u32, core: u8) -> bool {

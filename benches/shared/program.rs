@@ -4,13 +4,16 @@ use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use serde_json::Value;
+use rcgen::{CertifiedIssuer, ExtendedKeyUsagePurpose, KeyPair};
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use crate::http1::HOST;
+use crate::pki::{identity, pem};
 use crate::{Outcome, cpu};
 
 /// How often readiness is asked for, and how long between.
@@ -21,20 +24,13 @@ const PAUSE: Duration = Duration::from_millis(20);
 pub(crate) struct Edge(Child);
 
 impl Edge {
-    /// Writes the configuration to `directory` and starts the program of this build with it, or another
-    /// one that `HOLDFAST_PROGRAM` names, so that two can be measured in turns.
+    /// Writes the configuration to `directory` and starts the program of this build with it, or
+    /// another one that `HOLDFAST_PROGRAM` names, so that two can be measured in turns.
     pub(crate) async fn start(directory: &Path, config: &Value, pinned: bool) -> Outcome<Self> {
         write(directory, "authority.yaml", &config.to_string())?;
         let program = std::env::var("HOLDFAST_PROGRAM");
         let program = program.as_deref().unwrap_or(env!("CARGO_BIN_EXE_holdfast"));
-        let mut command = if pinned {
-            let mut command = Command::new("taskset");
-            // It becomes the program, under the same process id.
-            command.args(["-c", &cpu::EDGE_CORE.to_string(), program]);
-            command
-        } else {
-            Command::new(program)
-        };
+        let mut command = cpu::command(program, pinned, cpu::EDGE_CORE);
         command.args(["run", "--config"]).arg(directory.join("authority.yaml"));
         // Its records are written as ever, to where they cost the least.
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
@@ -88,4 +84,30 @@ pub(crate) fn write(directory: &Path, name: &str, text: &str) -> std::io::Result
     let path = directory.join(name);
     fs::write(&path, text)?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600))
+}
+
+/// Writes the edge's certificate and key to `directory`.
+pub(crate) fn certify(
+    directory: &Path,
+    authority: &CertifiedIssuer<'static, KeyPair>,
+) -> Outcome<()> {
+    let server = identity(authority, HOST, ExtendedKeyUsagePurpose::ServerAuth)?;
+    write(directory, "server.pem", &pem("CERTIFICATE", &server.certificate))?;
+    write(directory, "server.key", &server.key.serialize_pem())?;
+    Ok(())
+}
+
+/// The `edge` of a configuration: the defaults, but for one worker thread and connections that
+/// outlive a round.
+pub(crate) fn edge(port: u16, admin: u16) -> Value {
+    json!({
+        "listeners": [{
+            "name": "main",
+            "address": format!("127.0.0.1:{port}"),
+            "tls": {"certificates": [{"certificate": "server.pem", "key": "server.key"}]},
+            "keepaliveRequests": 1_000_000,
+        }],
+        "admin": {"address": format!("127.0.0.1:{admin}")},
+        "threads": 1,
+    })
 }
