@@ -18,31 +18,44 @@
     reason = "a benchmark has a clock, randomness, files and tasks"
 )]
 
+#[path = "../shared/bench.rs"]
+mod bench;
 mod cases;
-#[path = "../edge/cpu.rs"]
+#[path = "../shared/check.rs"]
+mod check;
+mod clients;
+#[path = "../shared/cpu.rs"]
 mod cpu;
-#[path = "../capsules/disk.rs"]
-#[expect(dead_code, reason = "the floor of a disk is the other benchmark's")]
+#[path = "../shared/disk.rs"]
 mod disk;
-#[path = "../capsules/figures.rs"]
-#[expect(dead_code, reason = "differences are the other benchmark's")]
+#[path = "../shared/drive.rs"]
+mod drive;
+#[path = "../shared/figures.rs"]
 mod figures;
-#[path = "../edge/load/http1.rs"]
+#[path = "../shared/http1.rs"]
 mod http1;
+#[path = "../shared/load.rs"]
 mod load;
-#[path = "../edge/pki.rs"]
+#[path = "../shared/origin.rs"]
+mod origin;
+#[path = "../shared/pki.rs"]
 mod pki;
-#[path = "../edge/program.rs"]
+#[path = "../shared/program.rs"]
 mod program;
-#[path = "../edge/proofs.rs"]
+#[path = "../shared/proofs.rs"]
 mod proofs;
+#[path = "../shared/ratio.rs"]
+mod ratio;
 mod report;
+#[path = "../shared/rounds.rs"]
+mod rounds;
 mod stage;
 mod store;
 mod stub;
-#[path = "../capsules/threads.rs"]
-#[expect(dead_code, reason = "the store's thread is another process's")]
+#[path = "../shared/threads.rs"]
 mod threads;
+#[path = "../shared/tokens.rs"]
+mod tokens;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -50,12 +63,11 @@ use std::time::Duration;
 
 use clap::Parser;
 
+use bench::{Call, Outcome};
 use cases::Kind;
-use load::WARM_UP;
+use drive::WARM_UP;
 use report::{Report, Round};
 use stage::Stage;
-
-type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// The most requests of one run: the edge remembers the proofs of a million.
 const MOST_REQUESTS: usize = 900_000;
@@ -94,15 +106,8 @@ struct Options {
     /// Where the store is made; a directory on a real disk [default: target/tmp]
     #[arg(long, value_name = "DIR")]
     directory: Option<PathBuf>,
-    /// Writes every round's figures here
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// As cargo calls a benchmark
-    #[arg(long, hide = true)]
-    bench: bool,
-    /// Only sees that it works: a few requests, whose figures say nothing
-    #[arg(long)]
-    test: bool,
+    #[command(flatten)]
+    call: Call,
 }
 
 impl Options {
@@ -114,25 +119,11 @@ impl Options {
 
 fn main() -> ExitCode {
     let mut options = Options::parse();
-    // Called by `cargo test`, a benchmark gets no `--bench`.
-    if options.test || !options.bench {
-        options.test = true;
+    if options.call.is_trial() {
         (options.clients, options.requests, options.rounds) = (4, 16, 1);
         (options.at_once, options.kept) = (vec![2], 100);
     }
-    match run(&options) {
-        Ok(report) => {
-            print!("{report}");
-            for fault in report.faults() {
-                eprintln!("FAULT: {fault}");
-            }
-            if report.faults().is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-        }
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    bench::end(run(&options), &options.call)
 }
 
 fn run(options: &Options) -> Outcome<Report> {
@@ -142,19 +133,7 @@ fn run(options: &Options) -> Outcome<Report> {
         return Err(format!("{all} requests in one run; {MOST_REQUESTS} are the most").into());
     }
     println!("store in {}", disk::describe(&options.directory())?);
-    // Before there is another thread, which would not be moved.
-    let pinned = cpu::pin(std::process::id(), cpu::GENERATOR_CORE);
-    let mut runtime = tokio::runtime::Builder::new_current_thread();
-    // As nothing here sleeps under load, sockets are looked at after this many steps.
-    let runtime = runtime.enable_all().event_interval(8).build()?;
-    let report = runtime.block_on(async {
-        let measured = tokio::time::timeout(LIMIT, measure(options, pinned));
-        measured.await.map_err(|_| format!("not done after {LIMIT:?}"))?
-    })?;
-    if let Some(file) = &options.json {
-        std::fs::write(file, serde_json::to_vec_pretty(&report.json())?)?;
-    }
-    Ok(report)
+    rounds::run(LIMIT, async |pinned| measure(options, pinned).await)
 }
 
 async fn measure(options: &Options, pinned: bool) -> Outcome<Report> {
@@ -176,8 +155,8 @@ async fn measure(options: &Options, pinned: bool) -> Outcome<Report> {
             let sweep = if clients == usual { 0 } else { at };
             let label = format!("{number} {sweep}");
             let prepared = stage.requests(kind, &label, WARM_UP * clients + requests).await?;
-            let load = load::run(&stage, kind, clients, prepared).await?;
-            report.add(Round { number, kind, load });
+            let (load, stored) = clients::run(&stage, kind, clients, prepared).await?;
+            report.add(Round { number, kind, clients, load, stored });
         }
         report.add_proof(stage.proof_cost(requests)?);
     }

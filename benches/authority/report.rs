@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::Options;
 use crate::cases::Kind;
-use crate::figures::{median, micros, number, quantile, sorted};
+use crate::clients::Stored;
+use crate::figures::{median, micros};
 use crate::load::Load;
+use crate::ratio::Ratio;
+use crate::rounds::heading;
 use crate::stage::{ProofCost, Stage};
+use crate::{Options, bench};
 
 /// What a request whose tokens are kept may cost, in those of a plain proxy, beside the check of its
 /// proof.
@@ -20,7 +23,9 @@ const BAR: f64 = 1.5;
 pub(crate) struct Round {
     pub(crate) number: u16,
     pub(crate) kind: Kind,
+    pub(crate) clients: usize,
     pub(crate) load: Load,
+    pub(crate) stored: Stored,
 }
 
 #[derive(Debug)]
@@ -37,61 +42,36 @@ pub(crate) struct Report {
 }
 
 impl Round {
-    /// Microseconds of the edge's CPU time a request.
-    fn cpu(&self) -> f64 {
-        micros(self.load.cpu) / self.answers()
+    fn cost(&self) -> f64 {
+        self.load.cost()
     }
 
     fn writer(&self) -> f64 {
-        micros(self.load.writer) / self.answers()
-    }
-
-    fn rate(&self) -> f64 {
-        self.answers() / self.load.wall.as_secs_f64()
-    }
-
-    /// How much of the time the edge was on a core.
-    fn busy(&self) -> f64 {
-        self.load.cpu.as_secs_f64() / self.load.wall.as_secs_f64()
-    }
-
-    fn answers(&self) -> f64 {
-        number(self.load.latencies.len())
+        self.load.each(self.stored.writer.ran)
     }
 
     fn commits(&self) -> f64 {
-        f64::from(self.load.commits) / self.load.wall.as_secs_f64()
+        f64::from(self.stored.commits) / self.load.wall.as_secs_f64()
     }
 
     /// Requests whose records one transaction had.
     fn batch(&self) -> f64 {
-        self.answers() / f64::from(self.load.commits)
+        self.load.answers() / f64::from(self.stored.commits)
     }
 
     /// KiB that a request had written.
     fn written(&self) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "bytes")]
-        let bytes = self.load.written as f64;
-        bytes / 1024.0 / self.answers()
-    }
-
-    /// Microseconds within which this share of the requests was answered.
-    fn latency(&self, share: f64) -> f64 {
-        let of = |&nanoseconds: &u64| micros(Duration::from_nanos(nanoseconds));
-        let all: Vec<f64> = self.load.latencies.iter().map(of).collect();
-        quantile(&all, share)
+        let bytes = self.stored.written as f64;
+        bytes / 1024.0 / self.load.answers()
     }
 
     fn json(&self) -> Value {
-        json!({
-            "round": self.number, "case": self.kind.name(), "at_once": self.load.clients,
-            "requests": self.load.latencies.len(), "requests_per_s": self.rate(),
-            "edge_cpu_us": self.cpu(), "writer_cpu_us": self.writer(), "edge_busy": self.busy(),
-            "p50_us": self.latency(0.5), "p99_us": self.latency(0.99),
-            "max_us": self.latency(1.0), "commits": self.load.commits,
+        self.load.json(json!({
+            "round": self.number, "case": self.kind.name(), "at_once": self.clients,
+            "writer_cpu_us": self.writer(), "commits": self.stored.commits,
             "commits_per_s": self.commits(), "written_kib": self.written(),
-            "statuses": self.load.statuses, "unanswered": self.load.failures,
-        })
+        }))
     }
 }
 
@@ -106,7 +86,7 @@ impl Report {
             setting,
             requests: options.requests,
             clients: options.clients.into(),
-            trial: options.test,
+            trial: options.call.is_trial(),
             rounds: Vec::new(),
             proofs: Vec::new(),
             kept: None,
@@ -131,68 +111,23 @@ impl Report {
         keeping.filter_map(|round| round.load.statuses.get(&200)).sum()
     }
 
-    /// Every request that was not answered with 200, and every record that is not there.
-    pub(crate) fn faults(&self) -> Vec<String> {
-        let mut faults = Vec::new();
-        for round in &self.rounds {
-            let place = format!("round {}, {}", round.number + 1, round.kind.name());
-            let other = round.load.statuses.iter().filter(|(status, _)| **status != 200);
-            faults.extend(other.map(|(status, count)| format!("{place}: {count} × {status}")));
-            faults.extend(round.load.failures.iter().map(|failure| format!("{place}: {failure}")));
-            if round.load.latencies.len() != usize::try_from(self.requests).unwrap_or(0) {
-                faults.push(format!("{place}: {} answers", round.load.latencies.len()));
-            }
-            if round.kind.keeps() && round.load.commits == 0 && self.kept.is_some() {
-                faults.push(format!("{place}: nothing was committed"));
-            }
-        }
-        if self.rounds.is_empty() {
-            faults.push("no case has that name".to_owned());
-        }
-        let told = self.acknowledged();
-        if let Some(kept) = self.kept.filter(|kept| *kept != told) {
-            faults.push(format!("{told} grants were answered, {kept} are in the store"));
-        }
-        faults
-    }
-
-    pub(crate) fn json(&self) -> Value {
-        let rounds: Vec<_> = self.rounds.iter().map(Round::json).collect();
-        let ratios = self.ratios().into_iter();
-        let ratios: Vec<_> = ratios
-            .map(|(name, all, rounds)| {
-                json!({"of": name, "ratio": all, "quartiles_of_rounds": rounds})
-            })
-            .collect();
-        let of = |cost: fn(&ProofCost) -> Duration| -> Vec<f64> {
-            self.proofs.iter().map(|proof| micros(cost(proof))).collect()
-        };
-        json!({
-            "setting": self.setting, "rounds": rounds, "ratios": ratios, "bar": BAR,
-            "of_what_it_may": self.of_what_it_may(),
-            "proof_us": of(|proof| proof.whole), "es256_us": of(|proof| proof.signature),
-            "grants_kept": self.kept, "grants_answered": self.acknowledged(),
-        })
-    }
-
     fn of(&self, kind: Kind, clients: usize) -> impl Iterator<Item = &Round> {
-        let same = move |round: &&Round| round.kind == kind && round.load.clients == clients;
+        let same = move |round: &&Round| round.kind == kind && round.clients == clients;
         self.rounds.iter().filter(same)
     }
 
     /// What a request with a proof costs whose tokens are kept, in what it may: all rounds together.
     fn of_what_it_may(&self) -> f64 {
-        let costs = |kind| self.of(kind, self.clients).map(Round::cpu);
+        let costs = |kind| self.of(kind, self.clients).map(Round::cost);
         let may = costs(Kind::Plain).zip(&self.proofs);
         let may: f64 = may.map(|(plain, proof)| BAR * plain + micros(proof.whole)).sum();
         costs(Kind::Dpop).sum::<f64>() / may
     }
 
     /// What each kind costs in those of a plain proxy, what a proof's check costs taken off first where
-    /// there is one: all rounds together, and the quartiles of the rounds. A machine that changes its
-    /// speed within a round makes each round's ratio a toss; in the sums that evens out.
-    fn ratios(&self) -> Vec<(String, f64, [f64; 3])> {
-        let costs = |kind| -> Vec<f64> { self.of(kind, self.clients).map(Round::cpu).collect() };
+    /// there is one.
+    fn ratios(&self) -> Vec<(String, Ratio)> {
+        let costs = |kind| -> Vec<f64> { self.of(kind, self.clients).map(Round::cost).collect() };
         let proofs: Vec<f64> = self.proofs.iter().map(|proof| micros(proof.whole)).collect();
         let pairs = [
             (Kind::Passed, Kind::Plain),
@@ -213,15 +148,9 @@ impl Report {
             let rounds: Vec<(f64, f64)> = costs
                 .map(|((cost, base), proof)| (if checked { cost - proof } else { cost }, base))
                 .collect();
-            if rounds.is_empty() {
-                continue;
-            }
             let less = if checked { " less its proof" } else { "" };
             let name = format!("{}{less} / {}", kind.name(), base.name());
-            let (cost, of): (Vec<_>, Vec<_>) = rounds.iter().copied().unzip();
-            let all = cost.iter().sum::<f64>() / of.iter().sum::<f64>();
-            let rounds = sorted(rounds.iter().map(|(cost, base)| cost / base).collect());
-            ratios.push((name, all, [0.25, 0.5, 0.75].map(|share| quantile(&rounds, share))));
+            ratios.extend(Ratio::of(&rounds).map(|ratio| (name, ratio)));
         }
         ratios
     }
@@ -232,10 +161,15 @@ impl Report {
         if self.of(kind, n).next().is_none() {
             return Ok(());
         }
-        write!(f, "{name:<28}{:>9.1}{:>9.1}", middle(&Round::cpu), middle(&Round::writer))?;
-        write!(f, "{:>8.0}%{:>9.0}", middle(&Round::busy) * 100.0, middle(&Round::rate))?;
+        write!(f, "{name:<28}{:>9.1}{:>9.1}", middle(&Round::cost), middle(&Round::writer))?;
+        write!(
+            f,
+            "{:>8.0}%{:>9.0}",
+            middle(&|round| round.load.busy()) * 100.0,
+            middle(&|round| round.load.rate())
+        )?;
         for share in [0.5, 0.99, 1.0] {
-            write!(f, "{:>9.0}", middle(&|round: &Round| round.latency(share)))?;
+            write!(f, "{:>9.0}", middle(&|round| round.load.latency(share)))?;
         }
         if kind.keeps() {
             write!(f, "{:>11.0}{:>9.1}", middle(&Round::commits), middle(&Round::batch))?;
@@ -245,12 +179,46 @@ impl Report {
     }
 }
 
+impl bench::Report for Report {
+    fn json(&self) -> Value {
+        let rounds: Vec<_> = self.rounds.iter().map(Round::json).collect();
+        let ratios: Vec<_> =
+            self.ratios().iter().map(|(name, ratio)| ratio.json("of", name)).collect();
+        let of = |cost: fn(&ProofCost) -> Duration| -> Vec<f64> {
+            self.proofs.iter().map(|proof| micros(cost(proof))).collect()
+        };
+        json!({
+            "setting": self.setting, "rounds": rounds, "ratios": ratios, "bar": BAR,
+            "of_what_it_may": self.of_what_it_may(),
+            "proof_us": of(|proof| proof.whole), "es256_us": of(|proof| proof.signature),
+            "grants_kept": self.kept, "grants_answered": self.acknowledged(),
+        })
+    }
+
+    /// Every request that was not answered with 200, and every record that is not there.
+    fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        for round in &self.rounds {
+            let name = round.kind.name();
+            faults.extend(round.load.faults(round.number, name, self.requests));
+            if round.kind.keeps() && round.stored.commits == 0 && self.kept.is_some() {
+                faults.push(format!("round {}, {name}: nothing was committed", round.number + 1));
+            }
+        }
+        if self.rounds.is_empty() {
+            faults.push("no case has that name".to_owned());
+        }
+        let told = self.acknowledged();
+        if let Some(kept) = self.kept.filter(|kept| *kept != told) {
+            faults.push(format!("{told} grants were answered, {kept} are in the store"));
+        }
+        faults
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}", self.setting)?;
-        if self.trial {
-            writeln!(f, "a trial: these figures say nothing")?;
-        }
+        heading(f, &self.setting, self.trial)?;
         write!(f, "\n{:<28}", "medians of the rounds")?;
         let columns = ["CPU µs", "store's", "busy", "req/s", "p50 µs", "p99 µs", "max µs"];
         columns.iter().try_for_each(|name| write!(f, "{name:>9}"))?;
@@ -263,8 +231,7 @@ impl fmt::Display for Report {
         };
         writeln!(f, "{:<28}{:>9.1}", "a proof, every check", of(|proof| proof.whole))?;
         writeln!(f, "{:<28}{:>9.1}", "one ES256 verification", of(|proof| proof.signature))?;
-        let mut counts: Vec<usize> =
-            self.of_any(Kind::Dpop).map(|round| round.load.clients).collect();
+        let mut counts: Vec<usize> = self.of_any(Kind::Dpop).map(|round| round.clients).collect();
         counts.sort_unstable();
         counts.dedup();
         for count in counts {
@@ -272,7 +239,7 @@ impl fmt::Display for Report {
             self.line(f, &name, Kind::Dpop, count)?;
         }
         writeln!(f, "\nCPU, of all rounds together (quartiles of the rounds):")?;
-        for (name, all, [low, _, high]) in self.ratios() {
+        for (name, Ratio { all, quartiles: [low, _, high] }) in self.ratios() {
             writeln!(f, "  {name:<60}{all:>8.3}  ({low:.2} to {high:.2})")?;
         }
         let (of, verdict) = (self.of_what_it_may(), self.of_what_it_may() <= 1.0);

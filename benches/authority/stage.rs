@@ -1,8 +1,6 @@
 //! What the load goes through: keys, certificates, an authorization server, and the real program in
 //! between.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,19 +19,16 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::cases::Kind;
-use crate::http1;
-use crate::pki::{self, Identity, authority, identity, pem};
-use crate::program::{Edge, free_port};
+use crate::check::{self, Signatures};
+use crate::http1::{self, Fields, HOST};
+use crate::pki::{self, Identity, authority, identity};
+use crate::program::{self, Edge, free_port};
 use crate::proofs::{self, About, Key};
-use crate::{Options, Outcome, cpu, store, stub};
+use crate::threads::bytes_written;
+use crate::{Options, Outcome, origin, store, stub, tokens};
 
-/// The edge's name, in certificates, `Host` and `htu`.
-pub(crate) const HOST: &str = "api.example";
 /// Whose opaque tokens the edge binds. JWTs are another one's, which binds by itself.
 const ISSUER: &str = "https://opaque.example";
-
-/// Header fields of one request.
-pub(crate) type Fields = Vec<(&'static str, String)>;
 
 pub(crate) struct Stage {
     pub(crate) port: u16,
@@ -63,41 +58,29 @@ impl Stage {
     pub(crate) async fn start(options: &Options, pinned: bool) -> Outcome<Self> {
         let directory = tempfile::tempdir_in(options.directory())?;
         let authority = authority()?;
-        let server = identity(&authority, HOST, ExtendedKeyUsagePurpose::ServerAuth)?;
         let client = identity(&authority, "client.example", ExtendedKeyUsagePurpose::ClientAuth)?;
         let (issuer, sender) = (Key::generate()?, Key::generate()?);
-        let write = |name: &str, text: &str| {
-            let path = directory.path().join(name);
-            fs::write(&path, text).and_then(|()| {
-                // A key that others can read is warned of.
-                fs::set_permissions(&path, fs::Permissions::from_mode(0o600))
-            })
-        };
+        let write = |name: &str, text: &str| program::write(directory.path(), name, text);
         write("ca.pem", &authority.pem())?;
-        write("server.pem", &pem("CERTIFICATE", &server.certificate))?;
-        write("server.key", &server.key.serialize_pem())?;
-        let mut jwk = issuer.jwk.clone();
-        jwk["kid"] = "k1".into();
-        write("jwks.json", &json!({ "keys": [jwk] }).to_string())?;
+        program::certify(directory.path(), &authority)?;
+        write("jwks.json", &tokens::key_set(&issuer).to_string())?;
         let database = directory.path().join("holdfast.db");
         store::fill(&database, if options.redis.is_some() { 0 } else { options.kept })?;
         let (port, admin) = (free_port()?, free_port()?);
-        let mut config = config(port, admin, stub::start().await?);
+        let mut config = config(port, admin, origin::start(stub::answer).await?);
         if let Some(redis) = options.redis {
             config["store"]["kind"] = "redis".into();
             config["store"]["redis"] = json!({"nodes": [format!("127.0.0.1:{redis}")]});
             let replay = json!({"store": "redis"});
             config["security"]["senderConstraints"]["dpop"]["replay"] = replay;
         }
-        write("authority.yaml", &config.to_string())?;
-        let mut edge = Edge::spawn(&directory.path().join("authority.yaml"), pinned)?;
-        edge.ready(admin).await?;
+        let edge = Edge::start(directory.path(), &config, pinned).await?;
         Ok(Self {
             port,
             pinned,
             edge,
             authority: authority.der().clone(),
-            bound_jwt: issuer.token(1, &json!({ "jkt": sender.jkt }))?,
+            bound_jwt: tokens::token(&issuer, 1, &json!({ "jkt": sender.jkt }))?,
             client,
             sender,
             database,
@@ -176,20 +159,17 @@ impl Stage {
         let nonces = NonceKeys::derive(&[[7; 32]], &origin);
         let now = UnixTime::from_secs(i64::try_from(proofs::now()?)?);
         let nonce = nonces.make(now, [1; 8]).ok_or("a nonce")?;
-        let (mut shown, mut signed) = (Vec::with_capacity(count), Vec::with_capacity(count));
-        for _ in 0..count {
-            let proof = self.proof(Kind::Dpop, "", Some(&nonce))?;
+        let proofs: Vec<String> =
+            (0..count).map(|_| self.proof(Kind::Dpop, "", Some(&nonce))).collect::<Outcome<_>>()?;
+        let shown = |proof: &String| {
             let mut headers = HeaderMap::new();
             headers.insert("host", HeaderValue::from_static(HOST));
-            headers.insert("dpop", HeaderValue::from_str(&proof)?);
-            shown.push(headers);
-            signed.push(proofs::signed(&proof)?);
-        }
-        let (verifier, pinned) = (self.sender.verifier()?, self.pinned);
-        let measuring = std::thread::spawn(move || {
-            if pinned {
-                cpu::pin(cpu::this_thread()?, cpu::EDGE_CORE);
-            }
+            headers.insert("dpop", HeaderValue::from_str(proof)?);
+            Outcome::Ok(headers)
+        };
+        let shown: Vec<HeaderMap> = proofs.iter().map(shown).collect::<Outcome<_>>()?;
+        let signatures = Signatures::new(&self.sender, &proofs)?;
+        check::measured(self.pinned, move || {
             let rules = ProofRules {
                 proof_lifetime: Duration::from_secs(120),
                 clock_skew: Duration::from_secs(30),
@@ -211,26 +191,18 @@ impl Stage {
                 reign: Reign::of_process([0; 32], UnixTime::from_secs(0)),
                 now,
             };
-            let whole = timed(&shown, |headers| {
+            let whole = check::timed(&shown, |headers| {
                 let verified = proof::verify(headers, &expected, &mut Seen::default());
                 verified.map(|_| ()).map_err(|denial| denial.code().into())
             })?;
-            let signature = timed(&signed, |(input, signature)| {
-                verifier.verify_sig(input, signature).map_err(|_| "a proof does not verify".into())
-            })?;
-            Ok(ProofCost { whole, signature })
-        });
-        measuring.join().map_err(|_| "the measuring thread ended early")?
+            Ok(ProofCost { whole, signature: signatures.cost()? })
+        })
     }
 
-    /// As a client gets one: by being challenged.
     async fn nonce(&self) -> Outcome<String> {
         let proof = self.proof(Kind::Native, "", None)?;
         let request = self.request(Kind::Native, "code", Some(proof));
-        let mut client = http1::Client::open(self.port, self.tls(Kind::Native)?).await?;
-        let status = client.get(&request).await?;
-        let nonce = client.field("dpop-nonce").ok_or_else(|| format!("no nonce, but {status}"))?;
-        Ok(nonce.to_owned())
+        http1::nonce(self.port, self.tls(Kind::Native)?, &request).await
     }
 
     /// Transactions of the store so far.
@@ -244,24 +216,11 @@ impl Stage {
 
     /// Bytes that the edge has had written to the disk.
     pub(crate) fn bytes_written(&self) -> Outcome<u64> {
-        let text = fs::read_to_string(format!("/proc/{}/io", self.edge.id()))?;
-        let line = text.lines().find_map(|line| line.strip_prefix("write_bytes: "));
-        Ok(line.ok_or("no write_bytes")?.parse()?)
+        bytes_written(self.edge.id())
     }
 }
 
-/// CPU time of `each` on one of `all`, after some of them to begin with.
-fn timed<T>(all: &[T], each: impl FnMut(&T) -> Outcome<()> + Copy) -> Outcome<Duration> {
-    let (first, rest) = all.split_at(all.len() / 10);
-    first.iter().try_for_each(each)?;
-    let before = cpu::of_this_thread()?;
-    rest.iter().try_for_each(each)?;
-    let took = Duration::from_nanos(cpu::of_this_thread()? - before);
-    Ok(took / u32::try_from(rest.len().max(1))?)
-}
-
-/// The defaults, but for one worker thread, connections that outlive a round, room for many proofs, of
-/// one address, and no demand where no route makes one.
+/// With room for many proofs, of one address, and no demand where no route makes one.
 fn config(port: u16, admin: u16, upstream: u16) -> Value {
     let route = |name: &str, path: &str, role: &str| json!({"name": name, "hosts": [HOST], "path": path, "role": role, "upstream": "stub"});
     let with = |mut route: Value, more: &[(&str, Value)]| {
@@ -271,26 +230,17 @@ fn config(port: u16, admin: u16, upstream: u16) -> Value {
         route
     };
     let origin = || ("origin", Value::from(format!("https://{HOST}")));
+    let mut edge = program::edge(port, admin);
+    let tls = &mut edge["listeners"][0]["tls"];
+    tls["clientCertificates"] = "request".into();
+    tls["clientAuthorities"] = json!(["ca.pem"]);
+    edge["limits"] = json!({
+        "tokenProofsPerMinute": 10_000_000,
+        "tokenReplayEntries": 1_000_000,
+    });
     json!({
         "schemaVersion": 1,
-        "edge": {
-            "listeners": [{
-                "name": "main",
-                "address": format!("127.0.0.1:{port}"),
-                "tls": {
-                    "certificates": [{"certificate": "server.pem", "key": "server.key"}],
-                    "clientCertificates": "request",
-                    "clientAuthorities": ["ca.pem"],
-                },
-                "keepaliveRequests": 1_000_000,
-            }],
-            "admin": {"address": format!("127.0.0.1:{admin}")},
-            "threads": 1,
-            "limits": {
-                "tokenProofsPerMinute": 10_000_000,
-                "tokenReplayEntries": 1_000_000,
-            },
-        },
+        "edge": edge,
         "upstreams": {"stub": {"servers": [format!("127.0.0.1:{upstream}")]}},
         "routes": [
             with(route("plain", "/plain/token", "public"), &[("passCredentials", true.into())]),

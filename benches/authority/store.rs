@@ -8,7 +8,7 @@ use holdfast::policy::grant::{BindingRecord, RecordKey, TokenKind};
 use holdfast::policy::time::UnixTime;
 use holdfast::store::sqlite::Database;
 
-use crate::Outcome;
+use crate::{Outcome, proofs};
 
 /// Grants that one transaction puts in.
 const AT_ONCE: u32 = 5000;
@@ -16,8 +16,7 @@ const AT_ONCE: u32 = 5000;
 /// Fills it with the records of `grants` grants, two each, none of them outlived.
 pub(crate) fn fill(path: &Path, grants: u32) -> Outcome<()> {
     let mut database = Database::open(path)?;
-    let since = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH)?;
-    let now = UnixTime::from_secs(i64::try_from(since.as_secs())?);
+    let now = UnixTime::from_secs(i64::try_from(proofs::now()?)?);
     let digest =
         |kind: TokenKind, grant: u32| Sha256::of(format!("{} {grant}", kind.name()).as_bytes());
     let mut next = 0..grants;

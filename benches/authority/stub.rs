@@ -1,44 +1,15 @@
 //! The cheapest authorization server there is, and the cheapest resource: one answer for each request.
 //! The tokens are named after the code or the refresh token, so that who has sent that knows them.
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use std::borrow::Cow;
 
-use crate::Outcome;
+use crate::origin::ORDER;
 
 /// Seconds that an access token is good: soon there is one that is outlived for each that is issued.
-pub(crate) const LIFETIME: u64 = 60;
-
-const ORDER: &[u8] =
-    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 13\r\n\r\n{\"order\":\"1\"}";
-
-/// Serves on a loopback port until the runtime ends.
-pub(crate) async fn start() -> Outcome<u16> {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let port = listener.local_addr()?.port();
-    tokio::spawn(async move {
-        while let Ok((socket, _)) = listener.accept().await {
-            tokio::spawn(serve(socket));
-        }
-    });
-    Ok(port)
-}
-
-async fn serve(mut socket: TcpStream) -> std::io::Result<()> {
-    socket.set_nodelay(true)?;
-    let mut unread = Vec::with_capacity(8192);
-    // The edge sends the next request after the answer.
-    while socket.read_buf(&mut unread).await? > 0 {
-        if let Some(answer) = answer(&unread) {
-            unread.clear();
-            socket.write_all(&answer).await?;
-        }
-    }
-    Ok(())
-}
+const LIFETIME: u64 = 60;
 
 /// The answer to a request, once it is whole.
-fn answer(request: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn answer(request: &[u8]) -> Option<Cow<'static, [u8]>> {
     let end = request.windows(4).position(|window| window == b"\r\n\r\n")? + 4;
     let (head, body) = request.split_at_checked(end)?;
     let head = String::from_utf8_lossy(head).to_ascii_lowercase();
@@ -46,7 +17,7 @@ fn answer(request: &[u8]) -> Option<Vec<u8>> {
         let mut lines = head.lines();
         lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
     };
-    let Some(length) = field("content-length") else { return Some(ORDER.to_vec()) };
+    let Some(length) = field("content-length") else { return Some(ORDER.into()) };
     if body.len() < length.parse().ok()? {
         return None;
     }
@@ -64,7 +35,7 @@ fn answer(request: &[u8]) -> Option<Vec<u8>> {
     );
     let length = told.len();
     let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nCache-Control: no-store";
-    Some(format!("{head}\r\nContent-Length: {length}\r\n\r\n{told}").into_bytes())
+    Some(format!("{head}\r\nContent-Length: {length}\r\n\r\n{told}").into_bytes().into())
 }
 
 pub(crate) fn access_token(name: &str) -> String {

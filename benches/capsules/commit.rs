@@ -14,9 +14,9 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
-use crate::disk::{Floor, Way};
 use crate::figures::{median, micros, number, quantile, sorted};
 use crate::fleet::{self, Setting};
+use crate::floor::{Floor, Way};
 use crate::threads::{Done, Thread, bytes_written};
 use crate::{Options, Outcome, cpu};
 
@@ -60,7 +60,7 @@ pub(crate) fn run(options: &Options, runtime: &Runtime, pinned: bool) -> Outcome
     let mut store = Store::new(options, directory.path())?;
     if pinned {
         // The decisions' tasks have the other core.
-        cpu::pin(store.writer.id()?, cpu::EDGE_CORE);
+        cpu::pin(store.writer.id, cpu::EDGE_CORE);
     }
     let mut floor = Floor::new(directory.path())?;
     let time = Duration::from_millis(options.millis);
@@ -122,7 +122,7 @@ impl Store {
 
     async fn group(&self, time: Duration) -> Outcome<Group> {
         let transactions = Arc::new(AtomicU64::new(0));
-        let (before, bytes) = (self.writer.done()?, bytes_written()?);
+        let (before, bytes) = (self.writer.done()?, bytes_written(std::process::id())?);
         let (start, mut nodes) = (Instant::now(), JoinSet::new());
         for number in 0..self.at_once {
             let (setting, registry) = (Arc::clone(&self.setting), self.registry.clone());
@@ -154,7 +154,7 @@ impl Store {
             latencies: sorted(latencies),
             transactions: transactions.load(Ordering::Relaxed),
             writer: self.writer.done()?.since(&before),
-            bytes: bytes_written()?.saturating_sub(bytes),
+            bytes: bytes_written(std::process::id())?.saturating_sub(bytes),
         })
     }
 }

@@ -17,37 +17,45 @@
     reason = "a benchmark has a clock, randomness, files and tasks"
 )]
 
+#[path = "../shared/bench.rs"]
+mod bench;
 mod commit;
-#[path = "../edge/cpu.rs"]
-#[expect(dead_code, reason = "a thread's own time is the other benchmark's")]
+#[path = "../shared/cpu.rs"]
 mod cpu;
+mod differences;
+#[path = "../shared/disk.rs"]
 mod disk;
 mod edge;
+#[path = "../shared/figures.rs"]
 mod figures;
 mod fleet;
-#[path = "../edge/load/h2.rs"]
+mod floor;
+#[path = "../shared/h2.rs"]
 mod h2;
-#[path = "../edge/load/http1.rs"]
+#[path = "../shared/http1.rs"]
 mod http1;
+#[path = "../shared/load.rs"]
+mod load;
 mod pipeline;
-#[path = "../edge/pki.rs"]
+#[path = "../shared/pki.rs"]
 mod pki;
-#[path = "../edge/program.rs"]
+#[path = "../shared/program.rs"]
 mod program;
-#[path = "../edge/proofs.rs"]
-#[expect(dead_code, reason = "tokens are the other benchmark's")]
+#[path = "../shared/proofs.rs"]
 mod proofs;
 mod stage;
 mod stranger;
+#[path = "../shared/threads.rs"]
 mod threads;
 
+use std::fmt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
 
-type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
+use bench::{Call, Outcome};
 
 /// A part of the benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -89,15 +97,8 @@ struct Options {
     /// Where stores are made; a directory on a real disk [default: target/tmp]
     #[arg(long, value_name = "DIR")]
     directory: Option<PathBuf>,
-    /// Writes every round's figures here
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// As cargo calls a benchmark
-    #[arg(long, hide = true)]
-    bench: bool,
-    /// Only sees that it works: little of everything, whose figures say nothing
-    #[arg(long)]
-    test: bool,
+    #[command(flatten)]
+    call: Call,
 }
 
 impl Options {
@@ -111,25 +112,37 @@ impl Options {
     }
 }
 
+/// The figures of each part, which has shown them and seen that they are sound.
+struct Report(Value);
+
+impl bench::Report for Report {
+    fn json(&self) -> Value {
+        self.0.clone()
+    }
+
+    fn faults(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Ok(())
+    }
+}
+
 fn main() -> ExitCode {
     let mut options = Options::parse();
-    // Called by `cargo test`, a benchmark gets no `--bench`.
-    if options.test || !options.bench {
+    if options.call.is_trial() {
         println!("a trial: these figures say nothing");
         (options.registered, options.at_once, options.renewals) = (200, 20, 1);
         (options.rounds, options.millis, options.strangers) = (1, 20, 20);
     }
     options.at_once = options.at_once.min(options.registered);
-    match run(&options) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    bench::end(run(&options), &options.call)
 }
 
-fn run(options: &Options) -> Outcome<()> {
+fn run(options: &Options) -> Outcome<Report> {
     let mut report = json!({});
     let mut add = |name: &str, figures: Value| report[name] = figures;
     println!("stores in {}", disk::describe(&options.directory())?);
@@ -139,8 +152,7 @@ fn run(options: &Options) -> Outcome<()> {
     // Threads that are made from now on inherit the core; what is measured has the other one.
     let pinned = cpu::pin(std::process::id(), cpu::GENERATOR_CORE);
     println!("{}", if pinned { "load and measured on a core each" } else { "NOT PINNED" });
-    let mut runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = runtime.enable_all().event_interval(8).build()?;
+    let runtime = bench::runtime()?;
     if options.has(Part::Commit) {
         add("commit", commit::run(options, &runtime, pinned)?);
     }
@@ -153,8 +165,5 @@ fn run(options: &Options) -> Outcome<()> {
             add("edge", runtime.block_on(edge::run(options, &stage))?);
         }
     }
-    if let Some(file) = &options.json {
-        std::fs::write(file, serde_json::to_vec_pretty(&report)?)?;
-    }
-    Ok(())
+    Ok(Report(report))
 }

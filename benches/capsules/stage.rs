@@ -1,7 +1,5 @@
 //! The real program over a store with many nodes.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -9,22 +7,16 @@ use std::sync::Arc;
 use holdfast::policy::digest::{Jkt, Sha256};
 use holdfast::store::keys::{self, Algorithm};
 use holdfast::store::sqlite::Database;
-use rcgen::ExtendedKeyUsagePurpose;
 use rustls::ClientConfig;
 use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::fleet::{self, Setting};
-use crate::program::{Edge, free_port};
+use crate::http1::{self, Fields, HOST};
+use crate::program::{self, Edge, free_port};
 use crate::proofs::{About, Key};
-use crate::{Options, Outcome, http1, pki};
-
-/// The edge's name, in certificates, `Host` and `htu`.
-pub(crate) const HOST: &str = "api.example";
-
-/// Header fields of one request.
-pub(crate) type Fields = Vec<(&'static str, String)>;
+use crate::{Options, Outcome, pki};
 
 pub(crate) struct Stage {
     pub(crate) port: u16,
@@ -46,22 +38,11 @@ impl Stage {
     pub(crate) async fn start(options: &Options, pinned: bool) -> Outcome<Self> {
         let directory = tempfile::tempdir_in(options.directory())?;
         let authority = pki::authority()?;
-        let server = pki::identity(&authority, HOST, ExtendedKeyUsagePurpose::ServerAuth)?;
-        let write = |name: &str, text: &str| {
-            let path = directory.path().join(name);
-            fs::write(&path, text).and_then(|()| {
-                // A key that others can read is warned of.
-                fs::set_permissions(&path, fs::Permissions::from_mode(0o600))
-            })
-        };
-        write("server.pem", &pki::pem("CERTIFICATE", &server.certificate))?;
-        write("server.key", &server.key.serialize_pem())?;
+        program::certify(directory.path(), &authority)?;
         keys::init(&directory.path().join("keys"), Algorithm::EdDsa, fleet::now())?;
         let nodes = register(options, directory.path())?;
         let (port, admin) = (free_port()?, free_port()?);
-        write("authority.yaml", &config(port, admin).to_string())?;
-        let mut edge = Edge::spawn(&directory.path().join("authority.yaml"), pinned)?;
-        edge.ready(admin).await?;
+        let edge = Edge::start(directory.path(), &config(port, admin), pinned).await?;
         Ok(Self { port, edge, nodes, authority: authority.der().clone(), directory })
     }
 
@@ -74,10 +55,8 @@ impl Stage {
     pub(crate) async fn nonce(&self) -> Outcome<String> {
         let node = self.nodes.first().ok_or("a node")?;
         let fields = node.requests(None, 1)?.pop().unwrap_or_default();
-        let mut client = http1::Client::open(self.port, self.tls("http/1.1")?).await?;
-        let status = client.get(&http1::request(&node.path(), &fields)).await?;
-        let nonce = client.field("dpop-nonce").ok_or_else(|| format!("no nonce, but {status}"))?;
-        Ok(nonce.to_owned())
+        let request = http1::request(&node.path(), &fields);
+        http1::nonce(self.port, self.tls("http/1.1")?, &request).await
     }
 
     /// Grants in the audit log, as a command reads it, after another one has verified the whole.
@@ -150,20 +129,11 @@ fn register(options: &Options, directory: &Path) -> Outcome<Vec<Asker>> {
     Ok(nodes)
 }
 
-/// The defaults, but for one worker thread, connections that outlive a round, and room for failures.
+/// With room for failures.
 fn config(port: u16, admin: u16) -> Value {
     json!({
         "schemaVersion": 1,
-        "edge": {
-            "listeners": [{
-                "name": "main",
-                "address": format!("127.0.0.1:{port}"),
-                "tls": {"certificates": [{"certificate": "server.pem", "key": "server.key"}]},
-                "keepaliveRequests": 1_000_000,
-            }],
-            "admin": {"address": format!("127.0.0.1:{admin}")},
-            "threads": 1,
-        },
+        "edge": program::edge(port, admin),
         // There must be one; nothing is asked of it.
         "upstreams": {"none": {"servers": ["127.0.0.1:9"]}},
         "routes": [{"name": "none", "hosts": [HOST], "path": "/none", "role": "public",

@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use crate::figures::{bootstrap, exceeds, micros, quantile, sorted};
+use crate::differences::{bootstrap, exceeds};
+use crate::figures::{micros, quantile, sorted};
 use crate::stage::{Stage, shown};
 use crate::{Options, Outcome, fleet, http1};
 

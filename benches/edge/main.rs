@@ -17,27 +17,51 @@
     reason = "a benchmark has a clock, randomness, files and tasks"
 )]
 
+#[path = "../shared/bench.rs"]
+mod bench;
 mod cases;
+#[path = "../shared/check.rs"]
+mod check;
+mod clients;
+#[path = "../shared/cpu.rs"]
 mod cpu;
+#[path = "../shared/drive.rs"]
+mod drive;
+#[path = "../shared/figures.rs"]
+mod figures;
+#[path = "../shared/h2.rs"]
+mod h2;
+#[path = "../shared/http1.rs"]
+mod http1;
+#[path = "../shared/load.rs"]
 mod load;
+#[path = "../shared/origin.rs"]
 mod origin;
+#[path = "../shared/pki.rs"]
 mod pki;
+#[path = "../shared/program.rs"]
 mod program;
+#[path = "../shared/proofs.rs"]
 mod proofs;
+#[path = "../shared/ratio.rs"]
+mod ratio;
 mod report;
+#[path = "../shared/rounds.rs"]
+mod rounds;
 mod stage;
+#[path = "../shared/tokens.rs"]
+mod tokens;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
 
-use cases::{Case, Protocol};
+use bench::{Call, Outcome};
+use cases::{Case, Kind, Protocol};
+use check::Signatures;
 use report::{Report, Round};
 use stage::Stage;
-
-type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// After this the run is given up, whatever it does.
 const LIMIT: Duration = Duration::from_secs(900);
@@ -63,37 +87,16 @@ struct Options {
     /// Only the cases whose name begins so (`dpop`, `public, h2` …); then there may be no ratios
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
-    /// Writes every round's figures here
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// As cargo calls a benchmark
-    #[arg(long, hide = true)]
-    bench: bool,
-    /// Only sees that it works: a few requests, whose figures say nothing
-    #[arg(long)]
-    test: bool,
+    #[command(flatten)]
+    call: Call,
 }
 
 fn main() -> ExitCode {
     let mut options = Options::parse();
-    // Called by `cargo test`, a benchmark gets no `--bench`.
-    if options.test || !options.bench {
-        options.test = true;
+    if options.call.is_trial() {
         (options.clients, options.streams, options.requests, options.rounds) = (4, 2, 16, 1);
     }
-    match run(&options) {
-        Ok(report) => {
-            print!("{report}");
-            for fault in report.faults() {
-                eprintln!("FAULT: {fault}");
-            }
-            if report.faults().is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-        }
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    bench::end(run(&options), &options.call)
 }
 
 fn run(options: &Options) -> Outcome<Report> {
@@ -102,29 +105,17 @@ fn run(options: &Options) -> Outcome<Report> {
     if proofs > MOST_PROOFS {
         return Err(format!("{proofs} proofs in one run; {MOST_PROOFS} are the most").into());
     }
-    // Before there is another thread, which would not be moved.
-    let pinned = cpu::pin(std::process::id(), cpu::GENERATOR_CORE);
-    let mut runtime = tokio::runtime::Builder::new_current_thread();
-    // As nothing here sleeps under load, sockets are looked at after this many steps.
-    let runtime = runtime.enable_all().event_interval(8).build()?;
-    let report = runtime.block_on(async {
-        let measured = tokio::time::timeout(LIMIT, measure(options, requests, pinned));
-        measured.await.map_err(|_| format!("not done after {LIMIT:?}"))?
-    })?;
-    if let Some(file) = &options.json {
-        std::fs::write(file, serde_json::to_vec_pretty(&report.json())?)?;
-    }
-    Ok(report)
+    rounds::run(LIMIT, async |pinned| measure(options, requests, pinned).await)
 }
 
 async fn measure(options: &Options, requests: usize, pinned: bool) -> Outcome<Report> {
     let stage = Stage::start(pinned, None).await?;
     let chosen = |case: &Case| case.name().starts_with(&options.only);
     let cases: Vec<Case> = Case::all().into_iter().filter(chosen).collect();
-    let mut report = Report::new(options, &stage);
+    let mut report = Report::new(options, pinned);
     for number in 0..options.rounds {
         for case in &cases {
-            let work = load::Work {
+            let work = clients::Work {
                 clients: options.clients.into(),
                 streams: match case.protocol {
                     Protocol::Http1 => 1,
@@ -132,10 +123,12 @@ async fn measure(options: &Options, requests: usize, pinned: bool) -> Outcome<Re
                 },
                 requests,
             };
-            let load = load::run(&stage, *case, &work).await?;
+            let load = clients::run(&stage, *case, &work).await?;
             report.add(Round { number, case: *case, load });
         }
-        report.add_signature(stage.signature(requests).await?);
+        let proofs = stage.proofs(Kind::Dpop, requests).await?;
+        let signatures = Signatures::new(&stage.sender, &proofs)?;
+        report.add_signature(check::measured(pinned, move || signatures.cost())?);
     }
     Ok(report)
 }

@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::Options;
 use crate::cases::{Case, Kind, Protocol};
+use crate::figures::{median, micros};
 use crate::load::Load;
-use crate::stage::Stage;
+use crate::ratio::Ratio;
+use crate::rounds::heading;
+use crate::{Options, bench};
 
 /// What a DPoP request may cost, in those of a plain proxy and one signature.
 const BAR: f64 = 1.35;
@@ -34,52 +36,24 @@ pub(crate) struct Report {
 }
 
 impl Round {
-    /// Microseconds of the edge's CPU time a request.
-    fn cpu(&self) -> f64 {
-        micros(self.load.cpu) / self.answers()
-    }
-
-    fn rate(&self) -> f64 {
-        self.answers() / self.load.wall.as_secs_f64()
-    }
-
-    /// How much of the time the edge was on a core.
-    fn busy(&self) -> f64 {
-        self.load.cpu.as_secs_f64() / self.load.wall.as_secs_f64()
-    }
-
-    fn answers(&self) -> f64 {
-        as_number(self.load.latencies.len())
-    }
-
-    /// Microseconds within which this share of the requests was answered.
-    fn latency(&self, share: f64) -> f64 {
-        let sorted = &self.load.latencies;
-        let last = sorted.len().saturating_sub(1);
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to last")]
-        let at = (as_number(last) * share).round() as usize;
-        sorted.get(at).map_or(f64::NAN, |&found| micros(Duration::from_nanos(found)))
+    fn cost(&self) -> f64 {
+        self.load.cost()
     }
 
     fn json(&self) -> Value {
-        json!({
-            "round": self.number, "case": self.case.name(), "requests": self.load.latencies.len(),
-            "requests_per_s": self.rate(), "edge_cpu_us": self.cpu(), "edge_busy": self.busy(),
-            "p50_us": self.latency(0.5), "p90_us": self.latency(0.9), "p99_us": self.latency(0.99),
-            "max_us": self.latency(1.0), "statuses": self.load.statuses,
-            "unanswered": self.load.failures,
-        })
+        let (case, p90) = (self.case.name(), self.load.latency(0.9));
+        self.load.json(json!({"round": self.number, "case": case, "p90_us": p90}))
     }
 }
 
 impl Report {
-    pub(crate) fn new(options: &Options, stage: &Stage) -> Self {
-        let cores = if stage.pinned { "edge and generator on a core each" } else { "NOT PINNED" };
+    pub(crate) fn new(options: &Options, pinned: bool) -> Self {
+        let cores = if pinned { "edge and generator on a core each" } else { "NOT PINNED" };
         let setting = format!(
             "{} rounds of {} requests, {} at once, h2 in {} streams a connection; TLS 1.3; {cores}",
             options.rounds, options.requests, options.clients, options.streams
         );
-        let (requests, trial) = (options.requests, options.test);
+        let (requests, trial) = (options.requests, options.call.is_trial());
         Self { setting, requests, trial, rounds: Vec::new(), signatures: Vec::new() }
     }
 
@@ -91,71 +65,54 @@ impl Report {
         self.signatures.push(micros(took));
     }
 
-    /// Every request that was not answered with 200.
-    pub(crate) fn faults(&self) -> Vec<String> {
-        let mut faults = Vec::new();
-        for round in &self.rounds {
-            let place = format!("round {}, {}", round.number + 1, round.case.name());
-            let other = round.load.statuses.iter().filter(|(status, _)| **status != 200);
-            faults.extend(other.map(|(status, count)| format!("{place}: {count} × {status}")));
-            faults.extend(round.load.failures.iter().map(|failure| format!("{place}: {failure}")));
-            if round.load.latencies.len() != usize::try_from(self.requests).unwrap_or(0) {
-                faults.push(format!("{place}: {} answers", round.load.latencies.len()));
-            }
-        }
-        if self.rounds.is_empty() {
-            faults.push("no case has that name".to_owned());
-        }
-        faults
-    }
-
-    pub(crate) fn json(&self) -> Value {
-        let rounds: Vec<_> = self.rounds.iter().map(Round::json).collect();
-        let ratios = self.ratios().into_iter();
-        let ratios: Vec<_> = ratios
-            .map(|(base, all, rounds)| {
-                json!({"base": base.name(), "ratio": all, "quartiles_of_rounds": rounds})
-            })
-            .collect();
-        json!({
-            "setting": self.setting, "rounds": rounds, "es256_verification_us": self.signatures,
-            "ratios": ratios, "bar": BAR,
-        })
-    }
-
     fn of(&self, case: Case) -> impl Iterator<Item = &Round> {
         self.rounds.iter().filter(move |round| round.case == case)
     }
 
-    /// What DPoP requests cost in those of a plain proxy and one signature each, over each protocol:
-    /// all rounds together, and the quartiles of the rounds. A machine that changes its speed within a
-    /// round makes each round's ratio a toss; in the sums that evens out.
-    fn ratios(&self) -> Vec<(Case, f64, [f64; 3])> {
-        let costs = |kind, protocol| self.of(Case { kind, protocol }).map(Round::cpu);
+    /// What DPoP requests cost in those of a plain proxy and a signature each, over each protocol.
+    fn ratios(&self) -> Vec<(String, Ratio)> {
+        let costs = |kind, protocol| self.of(Case { kind, protocol }).map(Round::cost);
         let mut ratios = Vec::new();
-        for base in [Kind::Public, Kind::Passed] {
+        for kind in [Kind::Public, Kind::Passed] {
             for protocol in Protocol::ALL {
                 let signatures = self.signatures.iter();
-                let bases = costs(base, protocol).zip(signatures).map(|(base, one)| base + one);
+                let bases = costs(kind, protocol).zip(signatures).map(|(base, one)| base + one);
                 let rounds: Vec<_> = costs(Kind::Dpop, protocol).zip(bases).collect();
-                let (dpop, bases): (Vec<_>, Vec<_>) = rounds.iter().copied().unzip();
-                let rounds: Vec<_> = rounds.iter().map(|(dpop, base)| dpop / base).collect();
-                if !rounds.is_empty() {
-                    let all = dpop.iter().sum::<f64>() / bases.iter().sum::<f64>();
-                    ratios.push((Case { kind: base, protocol }, all, quartiles(rounds)));
-                }
+                let name = Case { kind, protocol }.name();
+                ratios.extend(Ratio::of(&rounds).map(|ratio| (name, ratio)));
             }
         }
         ratios
     }
 }
 
+impl bench::Report for Report {
+    fn json(&self) -> Value {
+        let rounds: Vec<_> = self.rounds.iter().map(Round::json).collect();
+        let ratios: Vec<_> =
+            self.ratios().iter().map(|(base, ratio)| ratio.json("base", base)).collect();
+        json!({
+            "setting": self.setting, "rounds": rounds, "es256_verification_us": self.signatures,
+            "ratios": ratios, "bar": BAR,
+        })
+    }
+
+    /// Every request that was not answered with 200.
+    fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        for round in &self.rounds {
+            faults.extend(round.load.faults(round.number, &round.case.name(), self.requests));
+        }
+        if self.rounds.is_empty() {
+            faults.push("no case has that name".to_owned());
+        }
+        faults
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}", self.setting)?;
-        if self.trial {
-            writeln!(f, "a trial: these figures say nothing")?;
-        }
+        heading(f, &self.setting, self.trial)?;
         let columns =
             ["CPU µs", "busy", "requests/s", "p50 µs", "p90 µs", "p99 µs", "max µs", "answers"];
         write!(f, "\n{:<32}", "medians of the rounds")?;
@@ -173,43 +130,22 @@ impl fmt::Display for Report {
             }
             let statuses: Vec<_> =
                 statuses.iter().map(|(status, count)| format!("{count} × {status}")).collect();
-            write!(f, "{:<32}{:>11.1}", case.name(), middle(&Round::cpu))?;
-            write!(f, "{:>10.0}%", middle(&Round::busy) * 100.0)?;
-            write!(f, "{:>11.0}", middle(&Round::rate))?;
+            write!(f, "{:<32}{:>11.1}", case.name(), middle(&Round::cost))?;
+            write!(f, "{:>10.0}%", middle(&|round| round.load.busy()) * 100.0)?;
+            write!(f, "{:>11.0}", middle(&|round| round.load.rate()))?;
             for share in [0.5, 0.9, 0.99] {
-                write!(f, "{:>11.0}", middle(&|round: &Round| round.latency(share)))?;
+                write!(f, "{:>11.0}", middle(&|round| round.load.latency(share)))?;
             }
-            let most = self.of(case).map(|round| round.latency(1.0)).fold(0.0, f64::max);
+            let most = self.of(case).map(|round| round.load.latency(1.0)).fold(0.0, f64::max);
             writeln!(f, "{most:>11.0}    {}", statuses.join(", "))?;
         }
         let signature = median(self.signatures.clone());
         writeln!(f, "{:<32}{signature:>11.1}", "one ES256 verification")?;
         writeln!(f, "\nCPU(dpop) / (CPU(base) + CPU(one ES256 verification)), at most {BAR}:")?;
-        for (base, all, [low, _, high]) in self.ratios() {
+        for (base, Ratio { all, quartiles: [low, _, high] }) in self.ratios() {
             let verdict = if all <= BAR { "within" } else { "ABOVE" };
-            let base = base.name();
             writeln!(f, "  base {base:<34}{all:>9.3}  (rounds: {low:.2} to {high:.2})  {verdict}")?;
         }
         Ok(())
     }
-}
-
-fn median(figures: Vec<f64>) -> f64 {
-    let [_, median, _] = quartiles(figures);
-    median
-}
-
-fn quartiles(mut figures: Vec<f64>) -> [f64; 3] {
-    figures.sort_by(f64::total_cmp);
-    let last = figures.len().saturating_sub(1);
-    [1, 2, 3].map(|quarter| figures.get(last * quarter / 4).copied().unwrap_or(f64::NAN))
-}
-
-fn micros(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e6
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a count of requests")]
-fn as_number(count: usize) -> f64 {
-    count as f64
 }

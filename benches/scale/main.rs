@@ -17,43 +17,53 @@
     reason = "a benchmark has a clock, randomness, files and tasks"
 )]
 
+#[path = "../shared/bench.rs"]
+mod bench;
 #[path = "../edge/cases.rs"]
 #[expect(dead_code, reason = "one case is enough")]
 mod cases;
-#[path = "../edge/cpu.rs"]
+#[path = "../edge/clients.rs"]
+mod clients;
+#[path = "../shared/cpu.rs"]
 mod cpu;
-#[path = "../capsules/figures.rs"]
-#[expect(dead_code, reason = "differences are the other benchmark's")]
+#[path = "../shared/drive.rs"]
+mod drive;
+#[path = "../shared/figures.rs"]
 mod figures;
-#[path = "../edge/load/mod.rs"]
+#[path = "../shared/h2.rs"]
+mod h2;
+#[path = "../shared/http1.rs"]
+mod http1;
+#[path = "../shared/load.rs"]
 mod load;
-#[path = "../edge/origin.rs"]
+#[path = "../shared/origin.rs"]
 mod origin;
-#[path = "../edge/pki.rs"]
+#[path = "../shared/pki.rs"]
 mod pki;
-#[path = "../edge/program.rs"]
+#[path = "../shared/program.rs"]
 mod program;
-#[path = "../edge/proofs.rs"]
+#[path = "../shared/proofs.rs"]
 mod proofs;
 mod report;
+#[path = "../shared/rounds.rs"]
+mod rounds;
 mod server;
 #[path = "../edge/stage.rs"]
-#[expect(dead_code, reason = "signatures are the other benchmark's")]
 mod stage;
+#[path = "../shared/tokens.rs"]
+mod tokens;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
 
+use bench::{Call, Outcome};
 use cases::{Case, Kind, Protocol};
 use cpu::Used;
 use report::{Memory, Report, Round};
 use server::Server;
 use stage::Stage;
-
-type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// After this the run is given up, whatever it does.
 const LIMIT: Duration = Duration::from_secs(1800);
@@ -84,42 +94,21 @@ struct Options {
     /// Proofs that Redis alone is sent to see what it takes, in batches of 1, 4, 16 and 64
     #[arg(long, default_value_t = 400_000)]
     alone: u64,
-    /// Writes every round's figures here
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// As cargo calls a benchmark
-    #[arg(long, hide = true)]
-    bench: bool,
-    /// Only sees that it works: a few requests, whose figures say nothing
-    #[arg(long)]
-    test: bool,
+    #[command(flatten)]
+    call: Call,
 }
 
 fn main() -> ExitCode {
     let mut options = Options::parse();
-    // Called by `cargo test`, a benchmark gets no `--bench`.
-    if options.test || !options.bench {
-        options.test = true;
+    if options.call.is_trial() {
         (options.clients, options.requests, options.rounds) = (vec![4], 16, 1);
         (options.live, options.alone) = (vec![100, 1000], 640);
     }
     if !server::is_there() {
         eprintln!("no redis-server on the PATH: nothing to measure");
-        return if options.test { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        return if options.call.is_trial() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
-    match run(&options) {
-        Ok(report) => {
-            print!("{report}");
-            for fault in report.faults() {
-                eprintln!("FAULT: {fault}");
-            }
-            if report.faults().is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-        }
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    bench::end(run(&options), &options.call)
 }
 
 fn run(options: &Options) -> Outcome<Report> {
@@ -127,19 +116,7 @@ fn run(options: &Options) -> Outcome<Report> {
     if usize::try_from(options.requests)? * levels > MOST_PROOFS {
         return Err(format!("more than {MOST_PROOFS} proofs at one edge in one run").into());
     }
-    // Before there is another thread, which would not be moved.
-    let pinned = cpu::pin(std::process::id(), cpu::GENERATOR_CORE);
-    let mut runtime = tokio::runtime::Builder::new_current_thread();
-    // As nothing here sleeps under load, sockets are looked at after this many steps.
-    let runtime = runtime.enable_all().event_interval(8).build()?;
-    let report = runtime.block_on(async {
-        let measured = tokio::time::timeout(LIMIT, measure(options, pinned));
-        measured.await.map_err(|_| format!("not done after {LIMIT:?}"))?
-    })?;
-    if let Some(file) = &options.json {
-        std::fs::write(file, serde_json::to_vec_pretty(&report.json())?)?;
-    }
-    Ok(report)
+    rounds::run(LIMIT, async |pinned| measure(options, pinned).await)
 }
 
 async fn measure(options: &Options, pinned: bool) -> Outcome<Report> {
@@ -180,9 +157,9 @@ async fn round(
 ) -> Outcome<Round> {
     let case = Case { kind: Kind::Dpop, protocol: Protocol::Http1 };
     let requests = usize::try_from(options.requests)?;
-    let work = load::Work { clients: clients.into(), streams: 1, requests };
+    let work = clients::Work { clients: clients.into(), streams: 1, requests };
     let before = Used::of(server.id())?;
-    let load = load::run(stage, case, &work).await?;
+    let load = clients::run(stage, case, &work).await?;
     let server = Used::of(server.id())?.since(&before);
     Ok(Round { number, memory, clients, live, load, server })
 }

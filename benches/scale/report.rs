@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::Options;
-use crate::figures::{median, micros, number, quantile, sorted};
+use crate::figures::{median, micros};
 use crate::load::Load;
+use crate::rounds::heading;
 use crate::server::Alone;
+use crate::{Options, bench};
 
 /// The least that throughput with Redis may be of that without.
 const BAR: f64 = 0.7;
@@ -43,48 +44,22 @@ pub(crate) struct Round {
 }
 
 impl Round {
-    fn answers(&self) -> f64 {
-        number(self.load.latencies.len())
-    }
-
-    fn rate(&self) -> f64 {
-        self.answers() / self.load.wall.as_secs_f64()
-    }
-
-    fn cpu(&self) -> f64 {
-        micros(self.load.cpu) / self.answers()
-    }
-
+    /// Microseconds of Redis's CPU time a request.
     fn server(&self) -> f64 {
-        micros(self.server) / self.answers()
-    }
-
-    fn busy(&self) -> f64 {
-        self.load.cpu.as_secs_f64() / self.load.wall.as_secs_f64()
-    }
-
-    /// Microseconds within which this share of the requests was answered.
-    fn latency(&self, share: f64) -> f64 {
-        let nanoseconds = self.load.latencies.iter();
-        let times = nanoseconds.map(|&time| micros(Duration::from_nanos(time))).collect();
-        quantile(&sorted(times), share)
+        self.load.each(self.server)
     }
 
     fn json(&self) -> Value {
-        json!({
+        self.load.json(json!({
             "round": self.number, "memory": self.memory.name(), "clients": self.clients,
-            "live_before": self.live, "requests": self.load.latencies.len(),
-            "requests_per_s": self.rate(), "edge_cpu_us": self.cpu(), "edge_busy": self.busy(),
-            "redis_cpu_us": self.server(), "p50_us": self.latency(0.5),
-            "p99_us": self.latency(0.99), "max_us": self.latency(1.0),
-            "statuses": self.load.statuses, "unanswered": self.load.failures,
-        })
+            "live_before": self.live, "redis_cpu_us": self.server(),
+        }))
     }
 
     fn line(&self, f: &mut fmt::Formatter<'_>, name: &str) -> fmt::Result {
-        write!(f, "{name:<28}{:>9.1}{:>9.1}", self.cpu(), self.server())?;
-        write!(f, "{:>8.0}%{:>9.0}", self.busy() * 100.0, self.rate())?;
-        writeln!(f, "{:>9.0}{:>9.0}", self.latency(0.5), self.latency(0.99))
+        write!(f, "{name:<28}{:>9.1}{:>9.1}", self.load.cost(), self.server())?;
+        write!(f, "{:>8.0}%{:>9.0}", self.load.busy() * 100.0, self.load.rate())?;
+        writeln!(f, "{:>9.0}{:>9.0}", self.load.latency(0.5), self.load.latency(0.99))
     }
 }
 
@@ -119,7 +94,7 @@ impl Report {
         let (rounds, requests) = (options.rounds, options.requests);
         Self {
             setting: format!("{rounds} rounds of {requests} requests; HTTP/1.1, TLS 1.3; {cores}"),
-            trial: options.test,
+            trial: options.call.is_trial(),
             requests,
             clients: options.clients.clone(),
             rounds: Vec::new(),
@@ -144,21 +119,6 @@ impl Report {
         self.rounds.iter().chain(self.levels.iter().map(|level| &level.round))
     }
 
-    /// Every request that was not answered with 200.
-    pub(crate) fn faults(&self) -> Vec<String> {
-        let mut faults = Vec::new();
-        for round in self.all() {
-            let place = format!("round {}, {}", round.number + 1, round.memory.name());
-            let other = round.load.statuses.iter().filter(|(status, _)| **status != 200);
-            faults.extend(other.map(|(status, count)| format!("{place}: {count} × {status}")));
-            faults.extend(round.load.failures.iter().map(|failure| format!("{place}: {failure}")));
-            if round.load.latencies.len() != usize::try_from(self.requests).unwrap_or(0) {
-                faults.push(format!("{place}: {} answers", round.load.latencies.len()));
-            }
-        }
-        faults
-    }
-
     fn of(&self, memory: Memory, clients: u16, figure: impl Fn(&Round) -> f64) -> Vec<f64> {
         let mine = |round: &&Round| round.memory == memory && round.clients == clients;
         self.rounds.iter().filter(mine).map(figure).collect()
@@ -166,12 +126,14 @@ impl Report {
 
     /// Throughput with Redis in that without, round by round: the median.
     fn ratio(&self, clients: u16) -> f64 {
-        let own = self.of(Memory::Own, clients, Round::rate);
-        let redis = self.of(Memory::Redis, clients, Round::rate);
+        let own = self.of(Memory::Own, clients, |round| round.load.rate());
+        let redis = self.of(Memory::Redis, clients, |round| round.load.rate());
         median(redis.iter().zip(&own).map(|(redis, own)| redis / own).collect())
     }
+}
 
-    pub(crate) fn json(&self) -> Value {
+impl bench::Report for Report {
+    fn json(&self) -> Value {
         let rounds: Vec<_> = self.rounds.iter().map(Round::json).collect();
         let levels = self.levels.iter().map(|level| {
             json!({"live": level.live, "redis_bytes": level.bytes, "round": level.round.json()})
@@ -187,14 +149,20 @@ impl Report {
             "levels": levels.collect::<Vec<_>>(), "alone": alone.collect::<Vec<_>>(),
         })
     }
+
+    /// Every request that was not answered with 200.
+    fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        for round in self.all() {
+            faults.extend(round.load.faults(round.number, round.memory.name(), self.requests));
+        }
+        faults
+    }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}", self.setting)?;
-        if self.trial {
-            writeln!(f, "a trial: these figures say nothing")?;
-        }
+        heading(f, &self.setting, self.trial)?;
         let columns = |f: &mut fmt::Formatter<'_>, name: &str| {
             write!(f, "\n{name:<28}{:>9}{:>9}", "edge µs", "Redis µs")?;
             writeln!(f, "{:>9}{:>9}{:>9}{:>9}", "busy", "req/s", "p50 µs", "p99 µs")
@@ -205,10 +173,20 @@ impl fmt::Display for Report {
                 let middle =
                     |figure: &dyn Fn(&Round) -> f64| median(self.of(memory, clients, figure));
                 let name = format!("{}, {clients} at once", memory.name());
-                write!(f, "{name:<28}{:>9.1}", middle(&Round::cpu))?;
-                write!(f, "{:>9.1}{:>8.0}%", middle(&Round::server), middle(&Round::busy) * 100.0)?;
-                write!(f, "{:>9.0}{:>9.0}", middle(&Round::rate), middle(&|it| it.latency(0.5)))?;
-                writeln!(f, "{:>9.0}", middle(&|it| it.latency(0.99)))?;
+                write!(f, "{name:<28}{:>9.1}", middle(&|it| it.load.cost()))?;
+                write!(
+                    f,
+                    "{:>9.1}{:>8.0}%",
+                    middle(&Round::server),
+                    middle(&|it| it.load.busy()) * 100.0
+                )?;
+                write!(
+                    f,
+                    "{:>9.0}{:>9.0}",
+                    middle(&|it| it.load.rate()),
+                    middle(&|it| it.load.latency(0.5))
+                )?;
+                writeln!(f, "{:>9.0}", middle(&|it| it.load.latency(0.99)))?;
             }
         }
         writeln!(f)?;

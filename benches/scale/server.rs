@@ -45,13 +45,7 @@ impl Server {
     /// One that keeps nothing on a disk, on the generator's core where there are two.
     pub(crate) fn start(pinned: bool) -> Outcome<Self> {
         let (directory, port) = (tempfile::tempdir()?, free_port()?);
-        let mut command = if pinned {
-            let mut command = Command::new("taskset");
-            command.args(["-c", &cpu::GENERATOR_CORE.to_string(), "redis-server"]);
-            command
-        } else {
-            Command::new("redis-server")
-        };
+        let mut command = cpu::command("redis-server", pinned, cpu::GENERATOR_CORE);
         command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--dir"]);
         command.arg(directory.path()).args(["--save", "", "--appendonly", "no"]);
         command.args(["--maxmemory-policy", "noeviction"]);

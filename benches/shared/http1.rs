@@ -10,7 +10,13 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::Outcome;
-use crate::stage::{Fields, HOST};
+use crate::load;
+
+/// The edge's name, in certificates, `Host` and `htu`.
+pub(crate) const HOST: &str = "api.example";
+
+/// Header fields of one request.
+pub(crate) type Fields = Vec<(&'static str, String)>;
 
 pub(crate) struct Client {
     stream: TlsStream<TcpStream>,
@@ -29,7 +35,7 @@ pub(crate) fn request(path: &str, fields: &Fields) -> Vec<u8> {
 }
 
 /// A TLS connection on which `tls`'s protocol was agreed.
-pub(super) async fn connect(port: u16, tls: Arc<ClientConfig>) -> Outcome<TlsStream<TcpStream>> {
+pub(crate) async fn connect(port: u16, tls: Arc<ClientConfig>) -> Outcome<TlsStream<TcpStream>> {
     let wanted = tls.alpn_protocols.first().cloned();
     let socket = TcpStream::connect(("127.0.0.1", port)).await?;
     socket.set_nodelay(true)?;
@@ -82,4 +88,20 @@ impl Client {
         });
         std::str::from_utf8(value?.trim_ascii()).ok()
     }
+}
+
+impl load::Client for Client {
+    type Request = Vec<u8>;
+
+    async fn send(&mut self, request: Vec<u8>) -> Outcome<u16> {
+        self.get(&request).await
+    }
+}
+
+/// A nonce of the edge's, as a client gets one: by being challenged for this request.
+pub(crate) async fn nonce(port: u16, tls: Arc<ClientConfig>, request: &[u8]) -> Outcome<String> {
+    let mut client = Client::open(port, tls).await?;
+    let status = client.get(request).await?;
+    let nonce = client.field("dpop-nonce").ok_or_else(|| format!("no nonce, but {status}"))?;
+    Ok(nonce.to_owned())
 }

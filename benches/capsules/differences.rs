@@ -1,23 +1,6 @@
-//! Quantiles, and what can be said of a difference.
+//! What can be said of a difference.
 
-use std::time::Duration;
-
-/// The smallest value that this share of `sorted` does not exceed.
-pub(crate) fn quantile(sorted: &[f64], share: f64) -> f64 {
-    let last = sorted.len().saturating_sub(1);
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to last")]
-    let at = (number(last) * share).round() as usize;
-    sorted.get(at).copied().unwrap_or(f64::NAN)
-}
-
-pub(crate) fn sorted(mut figures: Vec<f64>) -> Vec<f64> {
-    figures.sort_by(f64::total_cmp);
-    figures
-}
-
-pub(crate) fn median(figures: Vec<f64>) -> f64 {
-    quantile(&sorted(figures), 0.5)
-}
+use crate::figures::{median, number, quantile, sorted};
 
 /// The median, and within which 95 % of the medians of samples drawn from `figures` lie.
 pub(crate) fn bootstrap(figures: &[f64]) -> (f64, [f64; 2]) {
@@ -54,13 +37,4 @@ pub(crate) fn exceeds(slow: &[f64], fast: &[f64]) -> f64 {
         }
     }
     wins / (number(slow.len()) * number(fast.len()))
-}
-
-pub(crate) fn micros(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e6
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a count")]
-pub(crate) fn number(count: usize) -> f64 {
-    count as f64
 }

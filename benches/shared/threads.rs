@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::Outcome;
+use crate::{Outcome, cpu};
 
 /// How often a thread is looked for, and how long between.
 const LOOKS: usize = 100;
@@ -12,7 +12,8 @@ const PAUSE: Duration = Duration::from_millis(10);
 
 /// A thread that goes on.
 pub(crate) struct Thread {
-    directory: PathBuf,
+    process: u32,
+    pub(crate) id: u32,
 }
 
 /// What it did since it began.
@@ -32,10 +33,11 @@ impl Thread {
     pub(crate) fn named(process: u32, name: &str) -> Outcome<Self> {
         for _ in 0..LOOKS {
             for task in fs::read_dir(format!("/proc/{process}/task"))? {
-                let directory = task?.path();
-                let called = fs::read_to_string(directory.join("comm"));
+                let task = task?;
+                let called = fs::read_to_string(task.path().join("comm"));
                 if called.is_ok_and(|called| called.trim_end() == name) {
-                    return Ok(Self { directory });
+                    let id = task.file_name().to_str().ok_or("a thread has an id")?.parse()?;
+                    return Ok(Self { process, id });
                 }
             }
             std::thread::sleep(PAUSE);
@@ -43,27 +45,18 @@ impl Thread {
         Err(format!("no thread is called {name}").into())
     }
 
-    /// Its id.
-    pub(crate) fn id(&self) -> Outcome<u32> {
-        let name = self.directory.file_name().and_then(|name| name.to_str());
-        Ok(name.ok_or("a thread has an id")?.parse()?)
-    }
-
     pub(crate) fn done(&self) -> Outcome<Done> {
-        let (schedule, stat) = ("schedstat", "stat");
-        let schedule = fs::read_to_string(self.directory.join(schedule))?;
+        let directory = PathBuf::from(format!("/proc/{}/task/{}", self.process, self.id));
+        let schedule = fs::read_to_string(directory.join("schedstat"))?;
         let mut numbers = schedule.split_whitespace().map(str::parse);
         let mut next = || numbers.next().ok_or("a short schedstat");
         let (ran, waited) = (next()??, next()??);
-        let stat = fs::read_to_string(self.directory.join(stat))?;
-        let (_, fields) = stat.rsplit_once(')').ok_or("a stat without a name")?;
-        let mut fields = fields.split_whitespace().skip(11).map(str::parse);
-        let mut next = || fields.next().ok_or("a short stat");
+        let (user_ticks, system_ticks) = cpu::ticks(&directory)?;
         Ok(Done {
             ran: Duration::from_nanos(ran),
             waited: Duration::from_nanos(waited),
-            user_ticks: next()??,
-            system_ticks: next()??,
+            user_ticks,
+            system_ticks,
         })
     }
 }
@@ -79,9 +72,9 @@ impl Done {
     }
 }
 
-/// Bytes that this process has had written to the disk.
-pub(crate) fn bytes_written() -> Outcome<u64> {
-    let text = fs::read_to_string("/proc/self/io")?;
+/// Bytes that a process has had written to the disk.
+pub(crate) fn bytes_written(process: u32) -> Outcome<u64> {
+    let text = fs::read_to_string(format!("/proc/{process}/io"))?;
     let line = text.lines().find_map(|line| line.strip_prefix("write_bytes: "));
     Ok(line.ok_or("no write_bytes")?.parse()?)
 }

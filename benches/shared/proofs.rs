@@ -1,10 +1,7 @@
-//! Keys, tokens and proofs, signed before the clock starts.
+//! Keys and proofs, signed before the clock starts.
 
 use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _,
-    ParsedPublicKey,
-};
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
@@ -13,7 +10,7 @@ use crate::Outcome;
 
 /// An ES256 key.
 pub(crate) struct Key {
-    pair: EcdsaKeyPair,
+    pub(crate) pair: EcdsaKeyPair,
     random: SystemRandom,
     pub(crate) jwk: Value,
     /// RFC 7638.
@@ -41,22 +38,9 @@ impl Key {
         Ok(Self { pair, random: SystemRandom::new(), jwk, jkt })
     }
 
-    /// An access token (RFC 9068) of this issuer's.
-    pub(crate) fn token(&self, number: u32, confirmation: &Value) -> Outcome<String> {
-        let now = now()?;
-        let header = json!({"typ": "at+jwt", "alg": "ES256", "kid": "k1"});
-        let claims = json!({
-            "iss": "https://as.example", "sub": "user-1", "client_id": "client-1",
-            "aud": "https://api.example", "scope": "orders:read orders:write",
-            "jti": format!("token-{number}"), "iat": now, "exp": now + 3600, "cnf": confirmation,
-        });
-        self.sign(&encoded(&header), &claims)
-    }
-
     /// `count` proofs, each with a `jti` of its own.
     pub(crate) fn proofs(&self, about: &About<'_>, count: usize) -> Outcome<Vec<String>> {
-        let header = json!({"typ": "dpop+jwt", "alg": "ES256", "jwk": self.jwk});
-        let header = encoded(&header);
+        let header = encoded(&json!({"typ": "dpop+jwt", "alg": "ES256", "jwk": self.jwk}));
         let (ath, now) = (about.token.map(digest), now()?);
         let mut proofs = Vec::with_capacity(count);
         for _ in 0..count {
@@ -77,23 +61,14 @@ impl Key {
         Ok(proofs)
     }
 
-    fn sign(&self, header: &str, claims: &Value) -> Outcome<String> {
+    /// A JWS with this header, which is encoded already.
+    pub(crate) fn sign(&self, header: &str, claims: &Value) -> Outcome<String> {
         let mut text = format!("{header}.{}", encoded(claims));
         let signature = self.pair.sign(&self.random, text.as_bytes())?;
         text.push('.');
         URL_SAFE_NO_PAD.encode_string(signature, &mut text);
         Ok(text)
     }
-
-    pub(crate) fn verifier(&self) -> Outcome<ParsedPublicKey> {
-        Ok(ParsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, self.pair.public_key().as_ref())?)
-    }
-}
-
-/// A proof in the form in which its signature can be verified.
-pub(crate) fn signed(proof: &str) -> Outcome<(Vec<u8>, Vec<u8>)> {
-    let (input, signature) = proof.rsplit_once('.').ok_or("a proof has a signature")?;
-    Ok((input.as_bytes().to_vec(), URL_SAFE_NO_PAD.decode(signature)?))
 }
 
 /// base64url(SHA-256(bytes)).
@@ -101,7 +76,7 @@ pub(crate) fn digest(bytes: impl AsRef<[u8]>) -> String {
     URL_SAFE_NO_PAD.encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes.as_ref()))
 }
 
-fn encoded(value: &Value) -> String {
+pub(crate) fn encoded(value: &Value) -> String {
     URL_SAFE_NO_PAD.encode(value.to_string())
 }
 

@@ -1,8 +1,8 @@
-//! The disk: which it is, and how often a second it makes something durable by itself.
+//! How often a second a disk makes something durable by itself.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -13,21 +13,6 @@ use crate::figures::number;
 const BLOCK: [u8; 4096] = [0x5a; 4096];
 /// Blocks of the file that is written over.
 const BLOCKS: u64 = 4096;
-
-/// The directory with its file system. One in memory is no disk.
-pub(crate) fn describe(directory: &Path) -> Outcome<String> {
-    let device = directory.metadata()?.dev();
-    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-    let wanted = format!("{major}:{minor}");
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
-    let line = mounts.lines().find(|line| line.split(' ').nth(2) == Some(&wanted));
-    let kind = line.and_then(|line| line.split_once(" - ")).map_or("unknown", |(_, kind)| kind);
-    let kind = kind.split(' ').next().unwrap_or_default();
-    if ["tmpfs", "ramfs"].contains(&kind) {
-        return Err(format!("{} is in memory: --directory DIR", directory.display()).into());
-    }
-    Ok(format!("{} ({kind}, device {wanted})", directory.display()))
-}
 
 /// How a request is made durable without a store.
 #[derive(Clone, Copy, Debug)]
