@@ -464,4 +464,33 @@ async fn the_server_of_deploy_starts_and_serves_an_edge() {
     assert!(redis.cli(&["CONFIG", "GET", "maxmemory-policy"]).contains("noeviction"));
     assert!(redis.cli(&["KEYS", "*"]).contains("NOPERM"));
     assert!(redis.cli(&["GET", "another:key"]).contains("NOPERM"));
+
+    // What one script wrote more than once is there after a restart as well: Redis plays such writes back
+    // as a transaction, by the rights of the user `default`.
+    let mut redis = redis;
+    let twice = "for _, key in ipairs(KEYS) do redis.call('HSET', key, 'a', 'kept') end return 1";
+    let keys = ["{holdfast:0}:one", "{holdfast:0}:two"];
+    assert_eq!(redis.cli(&["EVAL", twice, "2", keys[0], keys[1]]).trim(), "1");
+    redis.kill();
+    redis.again().await;
+    for key in keys {
+        assert_eq!(redis.cli(&["HGET", key, "a"]).trim(), "kept", "{key}");
+    }
+    assert!(redis.cli(&["--user", "default", "--pass", "", "PING"]).contains("WRONGPASS"));
+
+    // Whoever looks after the server turns passwords, and reads nothing that is kept.
+    let admin = |words: &[&str]| {
+        let login = ["--user", "holdfast-admin", "--pass", "CHANGE-ME-ADMIN"];
+        redis.cli(&[&login, words].concat())
+    };
+    for words in [
+        &["ACL", "SETUSER", "holdfast", ">another", "<CHANGE-ME"][..],
+        &["ACL", "SAVE"],
+        &["CONFIG", "SET", "maxmemory", "3gb"],
+    ] {
+        assert_eq!(admin(words).trim(), "OK", "{words:?}");
+    }
+    assert!(admin(&["GET", "{holdfast:0}:mark"]).contains("NOPERM"));
+    assert!(redis.cli(&["PING"]).contains("WRONGPASS"));
+    assert!(redis.cli(&["--user", "holdfast", "--pass", "another", "TIME"]).trim().contains('\n'));
 }
