@@ -42,7 +42,8 @@ impl Audit {
     pub async fn status(&self) -> StoreStatus {
         let nodes = self.nodes.count().await;
         self.look_again().await;
-        let (up, suppressed) = (self.is_up(), self.budget.suppressed());
+        // Nodes that lie in Redis have a gauge of their own.
+        let (up, suppressed) = (self.registry.is_up(), self.budget.suppressed());
         StoreStatus {
             up,
             nodes: nodes.unwrap_or_default(),

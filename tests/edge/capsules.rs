@@ -523,6 +523,10 @@ async fn every_decision_is_in_the_log_and_is_explained() {
     let kinds: Vec<_> = lines.iter().filter_map(|line| line["kind"].as_str()).collect();
     table.row("begin", expect_eq("first", &kinds.first(), &Some(&"chain.begin")));
     table.row("change", expect_eq("change", &kinds.contains(&"node.change"), &true));
+    let change = lines.iter().find(|line| line["kind"] == "node.change").expect("a change");
+    let shown = world.command(&["audit", "show", change["id"].as_str().expect("an id")]);
+    let line = shown.lines().any(|line| line.trim().starts_with("\"action\": \"add\""));
+    table.row("change", expect_eq(&shown, &line, &true));
     let all = serde_json::to_string(&lines).expect("JSON");
     let record = world.process.output();
     let key = first.json()["runtimeKey"].as_str().expect("a key").to_owned();

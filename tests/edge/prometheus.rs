@@ -335,6 +335,11 @@ async fn alerts_fire_and_end_in_a_real_prometheus() {
     ready_is(world.admin, false).await;
     prometheus.fires(&["HoldfastStoreDown"]).await;
     are_told(&alertmanager, "HoldfastStoreDown", &["pager"]).await;
+    // The edge's own file has nothing to do with it.
+    for (store, up) in [("redis", 0.0), ("embedded", 1.0)] {
+        let label = format!("store=\"{store}\"");
+        assert_eq!(world.metric("holdfast_store_up", &[&label]).await, up, "{store}");
+    }
     redis.again().await;
     ready_is(world.admin, true).await;
     prometheus.fires(&[]).await;

@@ -108,9 +108,16 @@ async fn a_restored_node_is_refused_until_it_is_confirmed() {
     }
     let listed = world.command(&["node", "list"]);
     table.row("list", expect_eq("says so", &listed.contains("unconfirmed"), &true));
+    let unconfirmed = || {
+        let listed = world.command(&["node", "list", "--json", "--status", "unconfirmed"]);
+        listed.lines().count()
+    };
+    // The other one is revoked, which it stays.
+    table.row("list", expect_eq("unconfirmed", &unconfirmed(), &1));
     for id in ["node-1", "node-2"] {
         let _ = world.change(&["confirm", id]);
     }
+    table.row("list", expect_eq("unconfirmed", &unconfirmed(), &0));
     let answer = told(&world.ask(&kept, HERE).await.expect("an answer"));
     table.row("confirmed", expect_eq("answer", &answer.as_str(), &"200 risk 0"));
     let answer = told(&world.send(&gone.bearer()).await.expect("an answer"));

@@ -211,7 +211,8 @@ fn parse_seen(text: &str) -> Result<(u64, Sha256), String> {
 
 fn parse_kind(text: &str) -> Result<Kind, String> {
     let quoted = serde_json::Value::from(text);
-    serde_json::from_value(quoted).map_err(|_| "no kind of line is called so".to_owned())
+    // It says which there are.
+    serde_json::from_value(quoted).map_err(|error| format!("no kind of line is called so: {error}"))
 }
 
 fn is_wanted(stored: &Stored, node: Option<&str>, kind: Option<Kind>) -> bool {

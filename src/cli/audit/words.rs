@@ -97,7 +97,10 @@ pub(super) fn explain(line: &Line, out: &mut dyn Write) -> io::Result<()> {
         | Kind::Alarm
         | Kind::Successor
         | Kind::Replay
-        | Kind::Mismatch => writeln!(out, "{}", clean(&format!("{:#}", line.data))),
+        | Kind::Mismatch => {
+            // Whatever a value holds, JSON keeps it within its line.
+            format!("{:#}", line.data).lines().try_for_each(|line| writeln!(out, "{}", clean(line)))
+        }
     }
 }
 

@@ -146,10 +146,12 @@ pub(super) fn confirm(site: &Site, reason: &str, out: &mut dyn Write) -> Result<
         let text = "there is nothing to confirm: the registry is a file of this machine's own";
         return Err(CommandError::Other(text.to_owned()));
     }
+    let count: u64 = nodes.ask(|nodes| nodes.count())?.iter().map(|(_, count)| count).sum();
     if site.json {
-        writeln!(out, "{:#}", json!({ "action": "confirm" }))?;
+        writeln!(out, "{:#}", json!({ "action": "confirm", "nodes": count }))?;
     } else {
-        writeln!(out, "confirmed: nodes are served from the shared store as it is")?;
+        let nodes = if count == 1 { "node is" } else { "nodes are" };
+        writeln!(out, "confirmed: {count} {nodes} served from the shared store as it is")?;
     }
     Ok(())
 }

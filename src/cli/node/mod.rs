@@ -14,7 +14,7 @@ use ipnet::IpNet;
 
 use super::site::{self, CommandError, parse_duration, parse_reason};
 use crate::policy::capsule::change::Change;
-use crate::policy::capsule::node::{NodeId, Status};
+use crate::policy::capsule::node::NodeId;
 use crate::policy::digest::{Jkt, Sha256, X5tS256};
 
 /// Enrol, look at and change nodes
@@ -33,9 +33,9 @@ enum Command {
     List {
         #[command(flatten)]
         site: Site,
-        /// Only those of this status
-        #[arg(long, value_parser = parse_status)]
-        status: Option<Status>,
+        /// Only those of this status; unconfirmed: active, from a backup, and not confirmed since
+        #[arg(long, value_parser = show::Wanted::parse)]
+        status: Option<show::Wanted>,
     },
     /// Everything that is known of a node
     Show {
@@ -195,13 +195,6 @@ fn dispatch(command: &Command, out: &mut dyn Write) -> Result<(), CommandError> 
         }
         Command::Confirm { site, node: None, reason } => change::confirm(site, reason, out),
     }
-}
-
-fn parse_status(text: &str) -> Result<Status, String> {
-    Status::from_name(text).ok_or_else(|| {
-        let names: Vec<_> = Status::ALL.into_iter().map(Status::name).collect();
-        format!("one of {}", names.join(", "))
-    })
 }
 
 fn parse_hash(text: &str) -> Result<Sha256, String> {

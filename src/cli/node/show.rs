@@ -15,12 +15,42 @@ const UNCONFIRMED: &str = "unconfirmed";
 /// Nodes that are read at a time.
 const PAGE: usize = 1000;
 
+/// Which nodes are listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    Of(Status),
+    Unconfirmed,
+}
+
+impl Wanted {
+    /// What a word names.
+    ///
+    /// # Errors
+    /// The words that there are.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        if text == UNCONFIRMED {
+            return Ok(Self::Unconfirmed);
+        }
+        let names = || Status::ALL.map(Status::name).join(", ");
+        let none = || format!("one of {}, {UNCONFIRMED}", names());
+        Status::from_name(text).map(Self::Of).ok_or_else(none)
+    }
+}
+
+fn is_unconfirmed(node: &Node) -> bool {
+    node.restored.is_some() && node.status == Status::Active
+}
+
 /// Lists nodes in the order of their ids.
 pub(super) fn list(
     site: &Site,
-    status: Option<Status>,
+    wanted: Option<Wanted>,
     out: &mut dyn Write,
 ) -> Result<(), CommandError> {
+    let status = wanted.map(|wanted| match wanted {
+        Wanted::Of(status) => status,
+        Wanted::Unconfirmed => Status::Active,
+    });
     let nodes = site::look(&site::load(&site.config)?, &site.config)?;
     let mut after = String::new();
     let mut count = 0;
@@ -31,9 +61,12 @@ pub(super) fn list(
         let page = nodes.ask(|nodes| nodes.list(&after, status, PAGE))?;
         let Some((last, _)) = page.last() else { break };
         after.clone_from(last);
-        count += page.len();
         for listed in &page {
-            line(site, listed, out)?;
+            let held = listed.1.as_ref().is_ok_and(is_unconfirmed);
+            if wanted != Some(Wanted::Unconfirmed) || held {
+                count += 1;
+                line(site, listed, out)?;
+            }
         }
     }
     if !site.json {
@@ -53,8 +86,7 @@ fn line(site: &Site, (id, node): &Listed, out: &mut dyn Write) -> Result<(), Com
             let key = format!("n{}", node.key_version);
             let issued = node.issued.as_ref().map(|issued| time(issued.at)).unwrap_or_default();
             let network = node.baseline.as_ref().map(|it| network(&it.network)).unwrap_or_default();
-            let held = node.restored.is_some() && node.status == Status::Active;
-            let status = if held { UNCONFIRMED } else { node.status.name() };
+            let status = if is_unconfirmed(node) { UNCONFIRMED } else { node.status.name() };
             let row = format!("{id:<32} {status:<12} {key:<9} {issued:<24} {network}");
             writeln!(out, "{}", row.trim_end())?;
         }
