@@ -1,9 +1,18 @@
 //! The admin listener: `/metrics`, `/healthz`, `/readyz`. In clear on a loopback address; on any other
 //! with TLS, for whoever has a certificate.
+//!
+//! HTTP/1.1 alone, so that a connection has one answer at most, and none that nobody reads: whoever does not
+//! ask, or does not take what he is answered, is cut off. One is answered at a time.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a connection holds up nobody but who has opened it"
+)]
 
 mod door;
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use axum::Router;
@@ -11,19 +20,27 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::jwks::KeyStatus;
 use super::listener::Occupancy;
 use super::parts::{self, Common, Parts};
 use super::upstream::{ServerStatus, Servers};
-use door::Door;
 pub use door::Tls;
+use door::{Door, Guest};
 
 use crate::policy::time::UnixTime;
 use crate::store::redis;
 use crate::telemetry::metrics::{ByMemory, Now};
+
+/// How long a request's head is waited for, and the next request after an answer.
+const HEAD: Duration = Duration::from_secs(10);
+/// How long a connection may go on once nobody is let in any more.
+const LEAVE: Duration = Duration::from_secs(5);
 
 /// What the admin listener tells, one configuration after another.
 #[derive(Debug)]
@@ -32,6 +49,8 @@ pub struct Told {
     listeners: Vec<(String, Arc<Occupancy>)>,
     reloads: Mutex<Reloads>,
     tls: Tls,
+    /// Whose turn it is: for the metrics, and for readiness.
+    turns: [tokio::sync::Mutex<()>; 2],
 }
 
 #[derive(Clone, Debug)]
@@ -50,7 +69,7 @@ impl Told {
     ) -> Self {
         edge.load().common().metrics.config_started(since);
         let reloads = Mutex::new(Reloads { since, error: None });
-        Self { edge, listeners, reloads, tls: Tls::default() }
+        Self { edge, listeners, reloads, tls: Tls::default(), turns: Default::default() }
     }
 
     /// From now on who asks must speak TLS like this; `None`: in clear.
@@ -89,9 +108,50 @@ pub async fn serve(
     told: Arc<Told>,
     mut ends: watch::Receiver<()>,
 ) -> std::io::Result<()> {
-    let door = Door::open(socket, Arc::clone(&told.tls))?;
-    let ended = async move { while ends.changed().await.is_ok() {} };
-    axum::serve(door, router(told)).with_graceful_shutdown(ended).await
+    let mut door = Door::open(socket, Arc::clone(&told.tls));
+    let router = router(told);
+    let (open, mut all_gone) = mpsc::channel::<()>(1);
+    loop {
+        let guest = tokio::select! {
+            guest = door.accept() => guest,
+            ended = ends.changed() => match ended {
+                Ok(()) => continue,
+                Err(_) => break,
+            },
+        };
+        let (router, ends, open) = (router.clone(), ends.clone(), open.clone());
+        tokio::spawn(async move {
+            attend(guest, router, ends).await;
+            drop(open);
+        });
+    }
+    // What comes now is the next process's.
+    drop((door, open));
+    let _ = all_gone.recv().await;
+    Ok(())
+}
+
+/// Answers one connection, until it or the listener ends.
+async fn attend(guest: Guest, router: Router, mut ends: watch::Receiver<()>) {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD);
+    let service = TowerToHyperService::new(router);
+    let connection = http.serve_connection(TokioIo::new(guest), service);
+    tokio::pin!(connection);
+    let ended = async { while ends.changed().await.is_ok() {} };
+    let outcome = tokio::select! {
+        outcome = &mut connection => outcome,
+        () = ended => {
+            connection.as_mut().graceful_shutdown();
+            match tokio::time::timeout(LEAVE, connection).await {
+                Ok(outcome) => outcome,
+                Err(_) => return,
+            }
+        }
+    };
+    if let Err(error) = outcome {
+        tracing::debug!(%error, "admin listener");
+    }
 }
 
 fn router(told: Arc<Told>) -> Router {
@@ -103,6 +163,8 @@ fn router(told: Arc<Told>) -> Router {
 }
 
 async fn metrics(State(told): State<Arc<Told>>) -> Response {
+    let [turn, _] = &told.turns;
+    let _turn = turn.lock().await;
     let edge = told.edge.load_full();
     let capsules = edge.common().capsules.as_deref();
     let mut store = match &edge.common().audit {
@@ -132,6 +194,8 @@ async fn metrics(State(told): State<Arc<Told>>) -> Response {
 }
 
 async fn ready(State(told): State<Arc<Told>>) -> Response {
+    let [_, turn] = &told.turns;
+    let _turn = turn.lock().await;
     let edge = told.edge.load_full();
     if let Some(audit) = &edge.common().audit {
         audit.look_again().await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::support::Table;
-use super::support::client::{Client, Request, plain_from, plain_get};
+use super::support::client::{Client, Request, plain_from, plain_get, plain_h2};
 use super::support::pki::Identity;
 use super::support::prometheus::Prometheus;
 use super::support::world::{World, expect_eq};
@@ -92,6 +92,36 @@ async fn who_shows_nothing_keeps_nobody_out() {
     table.row("fail", expect_eq(&format!("{waiting} wait"), &(waiting <= 16), &true));
     let alice = asked(&client, Some(&world.pki.alice)).await;
     table.row("ok/alice", expect_eq("status", &alice, &Ok(200)));
+}
+
+/// On a loopback address whoever is on the machine may ask, and nobody holds what others need.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_nothing_and_who_reads_nothing_is_cut_off() {
+    let world = World::start().await;
+    let mut table = Table::default();
+    // On one connection there would be any number of answers at once.
+    let streams = plain_h2(world.admin).await.expect("a connection");
+    let answer = streams.send(&Request::new("GET", "/healthz")).await;
+    table.row("fail/HTTP/2", expect_eq("an answer", &answer.is_ok(), &false));
+    let mut silent = Vec::new();
+    for _ in 0..300 {
+        silent.push(plain_from("127.0.0.1", world.admin).await.expect("a connection"));
+    }
+    let answer = plain_get(world.admin, "/healthz").await.map(|answer| answer.status());
+    table.row("ok/beside silent ones", expect_eq("status", &answer, &Ok(200)));
+
+    // Answers that are not read, until nothing more fits between the two.
+    let mut deaf = plain_from("127.0.0.1", world.admin).await.expect("a connection");
+    let requests = "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(2000);
+    let mut cut = deaf.write(requests.as_bytes()).await.is_err();
+    for _ in 0..300 {
+        if cut {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        cut = deaf.write(b"x").await.is_err();
+    }
+    table.row("fail/reads nothing", expect_eq("cut off", &cut, &true));
 }
 
 #[tokio::test(flavor = "multi_thread")]

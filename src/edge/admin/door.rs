@@ -11,7 +11,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -22,6 +22,7 @@ use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -33,6 +34,8 @@ const HANDSHAKES: usize = 128;
 const OF_ONE_ADDRESS: usize = 16;
 /// The time of a handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long somebody may take nothing of what he is answered.
+const STALL: Duration = Duration::from_secs(20);
 /// How long is waited after the system gave no connection.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -41,41 +44,28 @@ pub type Tls = Arc<ArcSwapOption<ServerConfig>>;
 
 /// Gives out connections whose handshake is over.
 pub(super) struct Door {
-    address: SocketAddr,
-    ready: mpsc::Receiver<(Guest, SocketAddr)>,
+    ready: mpsc::Receiver<Guest>,
 }
 
 impl Door {
     /// Of `socket`, from now on. Not outside of a runtime.
-    ///
-    /// # Errors
-    /// When the socket has no address.
-    pub(super) fn open(socket: TcpListener, tls: Tls) -> io::Result<Self> {
-        let address = socket.local_addr()?;
+    pub(super) fn open(socket: TcpListener, tls: Tls) -> Self {
         let (let_in, ready) = mpsc::channel(1);
         tokio::spawn(stand(socket, tls, let_in));
-        Ok(Self { address, ready })
+        Self { ready }
     }
-}
 
-impl axum::serve::Listener for Door {
-    type Addr = SocketAddr;
-    type Io = Guest;
-
-    async fn accept(&mut self) -> (Guest, SocketAddr) {
+    /// The next one whose handshake is over. May be dropped and called again.
+    pub(super) async fn accept(&mut self) -> Guest {
         match self.ready.recv().await {
             Some(guest) => guest,
             // The runtime ends.
             None => std::future::pending().await,
         }
     }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        Ok(self.address)
-    }
 }
 
-async fn stand(socket: TcpListener, tls: Tls, let_in: mpsc::Sender<(Guest, SocketAddr)>) {
+async fn stand(socket: TcpListener, tls: Tls, let_in: mpsc::Sender<Guest>) {
     let (handshakes, connections) = (Semaphore::new(HANDSHAKES), Semaphore::new(CONNECTIONS));
     let (handshakes, connections) = (Arc::new(handshakes), Arc::new(connections));
     let crowd = Crowd::default();
@@ -94,9 +84,13 @@ async fn stand(socket: TcpListener, tls: Tls, let_in: mpsc::Sender<(Guest, Socke
                 continue;
             }
         };
-        let Some(among) = crowd.enter(address.ip()) else {
-            tracing::debug!(%address, "admin listener: too many handshakes from there");
-            continue;
+        // In clear there is no handshake, and only this machine.
+        let among = match tls.load().is_some().then(|| crowd.enter(address.ip())) {
+            Some(None) => {
+                tracing::debug!(%address, "admin listener: too many handshakes from there");
+                continue;
+            }
+            among => among.flatten(),
         };
         let (tls, let_in, connections) = (Arc::clone(&tls), let_in.clone(), connections.clone());
         tokio::spawn(async move {
@@ -112,8 +106,8 @@ async fn stand(socket: TcpListener, tls: Tls, let_in: mpsc::Sender<(Guest, Socke
             };
             let Ok(place) = connections.acquire_owned().await else { return };
             drop((handshake, among));
-            let guest = Guest { stream, under, in_force: tls, _place: place };
-            let _ = let_in.send((guest, address)).await;
+            let guest = Guest { stream, under, in_force: tls, stalled: None, _place: place };
+            let _ = let_in.send(guest).await;
         });
     }
 }
@@ -172,6 +166,8 @@ pub(super) struct Guest {
     stream: Stream,
     under: Option<Arc<ServerConfig>>,
     in_force: Tls,
+    /// Until when what is written must go on.
+    stalled: Option<Pin<Box<Sleep>>>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -181,6 +177,20 @@ enum Stream {
 }
 
 impl Guest {
+    /// What came of writing, or that it has been waited for long enough.
+    fn in_time<T>(
+        &mut self,
+        written: Poll<io::Result<T>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(STALL)));
+        stalled.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+
     /// Whether what its handshake was held under is in force.
     fn is_welcome(&self) -> bool {
         let now = self.in_force.load();
@@ -218,17 +228,19 @@ impl AsyncWrite for Guest {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.stream {
+        let written = match &mut self.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
             Stream::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
-        }
+        };
+        self.in_time(written, cx)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.stream {
+        let flushed = match &mut self.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
             Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        }
+        };
+        self.in_time(flushed, cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
