@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 
 use super::batch;
 use super::tail::Tail;
@@ -98,7 +98,33 @@ pub struct Stored {
     pub node: Option<String>,
 }
 
+/// The file as it is at one time, whatever is written meanwhile. The write-ahead log grows until this ends.
+#[derive(Debug)]
+pub struct Snapshot<'a> {
+    reader: &'a Reader,
+    _ended_with_it: Transaction<'a>,
+}
+
+impl std::ops::Deref for Snapshot<'_> {
+    type Target = Reader;
+
+    fn deref(&self) -> &Reader {
+        self.reader
+    }
+}
+
 impl Reader {
+    /// What is there now, for reads that must fit each other.
+    ///
+    /// # Errors
+    /// [`Fault::Failed`].
+    pub fn snapshot(&self) -> Result<Snapshot<'_>, Fault> {
+        let transaction = self.connection.unchecked_transaction()?;
+        // It is of the time of the first read.
+        self.last()?;
+        Ok(Snapshot { reader: self, _ended_with_it: transaction })
+    }
+
     /// A connection to the file at `path`, which must be there.
     ///
     /// # Errors
