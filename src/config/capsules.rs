@@ -39,4 +39,6 @@ pub struct Audit {
     pub refusals_per_minute: u32,
     /// Free bytes of the disk that refusals leave to grants.
     pub reserve_bytes: u64,
+    /// Used bytes of the store's file from which on refusals are counted only.
+    pub max_bytes: u64,
 }

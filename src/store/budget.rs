@@ -12,6 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::failures::network;
+use super::registry::Registry;
 
 /// The time that a budget is for.
 const WINDOW: Duration = Duration::from_secs(60);
@@ -38,6 +39,8 @@ pub struct Budget {
     per_window: u32,
     directory: PathBuf,
     reserve_bytes: u64,
+    max_bytes: u64,
+    registry: Option<Registry>,
     state: Mutex<State>,
     suppressed_ever: AtomicU64,
 }
@@ -86,9 +89,18 @@ impl Budget {
             per_window,
             directory: directory.unwrap_or(Path::new(".")).to_owned(),
             reserve_bytes,
+            max_bytes: u64::MAX,
+            registry: None,
             state: Mutex::new(state),
             suppressed_ever: AtomicU64::new(0),
         }
+    }
+
+    /// And only while less than `max_bytes` of the file of `registry` are used. What is free in the file
+    /// counts as unused: it does not grow before that is full.
+    #[must_use]
+    pub fn up_to(self, max_bytes: u64, registry: Registry) -> Self {
+        Self { max_bytes, registry: Some(registry), ..self }
     }
 
     /// Records that were not written since the start.
@@ -154,8 +166,13 @@ impl Budget {
         self.suppressed_ever.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Where the system does not say how much is left, nothing is held back.
+    /// Where the system does not say how much is left or used, nothing is held back.
     fn has_room(&self) -> bool {
+        let full =
+            |registry: &Registry| registry.used_bytes().is_ok_and(|used| used >= self.max_bytes);
+        if self.registry.as_ref().is_some_and(full) {
+            return false;
+        }
         rustix::fs::statvfs(&self.directory)
             .map_or(true, |it| it.f_bavail.saturating_mul(it.f_frsize) >= self.reserve_bytes)
     }
@@ -173,6 +190,10 @@ fn place<'a, K: Default + Eq + std::hash::Hash>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::audit::{Draft, Kind};
+    use crate::policy::time::UnixTime;
+    use crate::store::sqlite::Database;
+    use crate::store::sqlite::writer::CheckpointRule;
 
     fn at(address: &str) -> Whom<'_> {
         Whom::Stranger(Some(address.parse().unwrap()))
@@ -228,5 +249,29 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let budget = Budget::new(2, &scratch.path().join("x.db"), u64::MAX);
         assert_eq!(budget.take(at("192.0.2.1"), "X"), Verdict::Suppress);
+    }
+
+    #[test]
+    fn a_store_that_is_as_large_as_it_may_be_gets_none_until_there_is_room_in_it() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("x.db");
+        let rule = CheckpointRule { lines: 1000, interval: Duration::from_secs(3600) };
+        let registry = Registry::open(&path, rule).unwrap();
+        let empty = registry.used_bytes().unwrap();
+        let data = serde_json::json!({ "x": "x".repeat(1_000_000) });
+        let draft = Draft::new(Kind::Suppressed, UnixTime::from_secs(0), "x", None, &data);
+        Database::open(&path).unwrap().transact(|batch| batch.append(&draft)).unwrap();
+        let used = registry.used_bytes().unwrap();
+        assert!(used >= empty + 900_000, "{empty}, then {used}");
+        let take = |max| {
+            let budget = Budget::new(2, &path, 0).up_to(max, registry.clone());
+            budget.take(Whom::Node("a"), "X")
+        };
+        assert_eq!(take(used), Verdict::Suppress);
+        assert_eq!(take(used + 1), Verdict::Write { suppressed: 0 });
+        // The file keeps its size when lines are moved out.
+        let connection = rusqlite::Connection::open(&path).unwrap();
+        connection.execute("DELETE FROM audit WHERE length(line) > 1000000", []).unwrap();
+        assert_eq!(take(used), Verdict::Write { suppressed: 0 });
     }
 }

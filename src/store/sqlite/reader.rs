@@ -239,6 +239,20 @@ impl Reader {
         Ok(u64::try_from(seq.unwrap_or_default()).unwrap_or_default())
     }
 
+    /// Bytes of the file that something is in. What is free in it is used before it grows.
+    ///
+    /// # Errors
+    /// [`Fault::Failed`].
+    pub fn used_bytes(&self) -> Result<u64, Fault> {
+        let sql = "SELECT (SELECT page_count FROM pragma_page_count)
+                   - (SELECT freelist_count FROM pragma_freelist_count), page_size
+                   FROM pragma_page_size";
+        let mut statement = self.connection.prepare_cached(sql)?;
+        let found = statement.query_row([], |row| Ok((row.get::<_, i64>(0)?, row.get(1)?)))?;
+        let (pages, page_bytes): (i64, i64) = found;
+        Ok(u64::try_from(pages.saturating_mul(page_bytes)).unwrap_or_default())
+    }
+
     /// The chain's id.
     ///
     /// # Errors
