@@ -263,7 +263,8 @@ fn open_store(
         CheckpointRule { lines: audit.checkpoint_lines, interval: audit.checkpoint_interval };
     let registry = Registry::open(&store.path, rule)?;
     let limits = config.capsules.as_ref().map_or(FailureLimits::default(), |it| it.failures);
-    let budget = Budget::new(audit.refusals_per_minute, &store.path, audit.reserve_bytes);
+    let budget = Budget::new(audit.refusals_per_minute, &store.path, audit.reserve_bytes)
+        .up_to(audit.max_bytes, registry.clone());
     let failures = failures(limits, NODES, redis, runtime)?;
     let nodes: Arc<dyn Nodes> = match redis {
         Some(redis) => {

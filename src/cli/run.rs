@@ -1,6 +1,8 @@
 //! `holdfast run`: serve until told to stop.
 
+use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -71,7 +73,9 @@ enum RunError {
 fn serve(config: &Config, args: &Args, watch: Watch) -> Result<(), RunError> {
     // Before there are threads: it changes the environment.
     let given = manager::sockets()?;
-    let log = Log::start(Box::new(io::stdout()), config.telemetry.level)?;
+    // Not `Stdout`, which takes in what it cannot write and says that it was written.
+    let records = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    let log = Log::start(Box::new(records), config.telemetry.level)?;
     log.install();
     let waiting = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut signals = {

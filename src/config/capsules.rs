@@ -34,8 +34,11 @@ pub struct Audit {
     pub checkpoint_lines: u64,
     /// or after so long, if there are any.
     pub checkpoint_interval: Duration,
-    /// Refusals that one client can have written for one reason, a minute; more are counted.
+    /// Refusals that one client can have written for one reason, a minute, and 20 times as many all that
+    /// are no nodes; more are counted.
     pub refusals_per_minute: u32,
     /// Free bytes of the disk that refusals leave to grants.
     pub reserve_bytes: u64,
+    /// Used bytes of the store's file from which on refusals are counted only.
+    pub max_bytes: u64,
 }

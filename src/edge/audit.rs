@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::policy::audit::Draft;
 use crate::policy::time::UnixTime;
-use crate::store::budget::{Budget, Verdict};
+use crate::store::budget::{Budget, Verdict, Whom};
 use crate::store::nodes::Nodes;
 use crate::store::registry::Registry;
 use crate::telemetry::metrics::{Quarantines, StoreStatus};
@@ -23,10 +23,10 @@ pub struct Audit {
 
 impl Audit {
     /// Writes a line about what `client` did, some time soon and as far as its budget for `reason`
-    /// goes. What is left out is counted, and the count is written with the next line.
+    /// goes, and that of all strangers. What is left out is counted, and the count is written with the next line.
     pub(super) fn note(&self, client: Option<IpAddr>, reason: &'static str, draft: Draft) {
-        let client = client.map(|address| address.to_string()).unwrap_or_default();
-        let Verdict::Write { suppressed } = self.budget.take(&client, reason) else { return };
+        let verdict = self.budget.take(Whom::Stranger(client), reason);
+        let Verdict::Write { suppressed } = verdict else { return };
         if suppressed > 0 {
             self.write(Draft::suppressed(suppressed, draft.at, &draft.id));
         }

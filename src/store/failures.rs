@@ -191,8 +191,8 @@ fn place_of(name: &[u8]) -> u64 {
     hash.0.first_chunk().map_or(1, |bytes| u64::from_be_bytes(*bytes)).max(1)
 }
 
-/// What one sender may choose its addresses from.
-fn network(address: IpAddr) -> [u8; 8] {
+/// What one sender may choose its addresses from: an IPv4 address, or the /64 of an IPv6 one.
+pub(super) fn network(address: IpAddr) -> [u8; 8] {
     match address.to_canonical() {
         IpAddr::V4(address) => {
             let [a, b, c, d] = address.octets();

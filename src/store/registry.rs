@@ -55,6 +55,14 @@ impl Registry {
         })
     }
 
+    /// Bytes of the file that something is in.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    pub fn used_bytes(&self) -> Result<u64, Fault> {
+        self.readers.read(Reader::used_bytes)
+    }
+
     /// Who signs checkpoints from now on.
     pub fn sign_with(&self, signer: Option<Box<dyn Signer>>) {
         self.writer.sign_with(signer);

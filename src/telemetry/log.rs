@@ -1,7 +1,8 @@
 //! JSON lines: decision records and process events, through one bounded queue and one writer thread.
 //!
-//! A request never waits for the log. When the queue is full a line is dropped and counted, and the
-//! count is written as soon as there is room again, so nothing goes missing silently.
+//! A request never waits for the log. When the queue is full, or the line cannot be written (a full disk, a
+//! reader that has ended), it is dropped and counted, and the count is written as soon as that is
+//! possible again, so nothing goes missing silently.
 //!
 //! Levels: `error` needs a person, `warn` will if it goes on, `info` is start, stop and change,
 //! `debug` is one line a connection. Messages of the libraries underneath are taken from `warn` up
@@ -9,11 +10,12 @@
 
 #![expect(clippy::disallowed_methods, reason = "a log has a clock and a thread")]
 
+mod writer;
+
 use std::fmt::{self, Write as _};
 use std::io::Write;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError};
+use std::sync::mpsc::{self, SyncSender, TrySendError};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -25,17 +27,10 @@ use crate::policy::clock::Hint;
 use crate::policy::digest::Sha256;
 use crate::policy::time::UnixTime;
 use crate::policy::trace::TraceId;
+use writer::Lost;
 
 /// Lines that may wait for the writer.
 const QUEUE_LINES: usize = 8192;
-/// How long the writer rests after lines were written, so that those that come meanwhile are one
-/// write, and who logs them has nobody to wake. A line after a pause is written at once.
-const GATHER: Duration = Duration::from_millis(5);
-/// Bytes of one write: what a pipe takes as a whole, so that the lines of two processes that share one
-/// during an upgrade stay lines.
-const WRITE_BYTES: usize = 4096;
-/// How often a count of dropped lines is looked for when nothing else is written.
-const IDLE: Duration = Duration::from_secs(1);
 /// Longest value of a field that a client has a say in, bytes.
 const VALUE_BYTES: usize = 256;
 /// Bytes that an ordinary record fits into.
@@ -47,8 +42,7 @@ const FLUSH: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug)]
 pub struct Log {
     queue: SyncSender<Entry>,
-    suppressed: Arc<AtomicU64>,
-    suppressed_ever: Arc<AtomicU64>,
+    lost: Lost,
     level: Arc<ArcSwap<Level>>,
 }
 
@@ -235,14 +229,12 @@ impl Log {
     /// When the system gives no thread.
     pub fn start(out: Box<dyn Write + Send>, level: Level) -> std::io::Result<Self> {
         let (queue, lines) = mpsc::sync_channel(QUEUE_LINES);
-        let suppressed = Arc::new(AtomicU64::new(0));
-        let counter = Arc::clone(&suppressed);
-        std::thread::Builder::new().name("log".to_owned()).spawn(move || {
-            let out = std::io::BufWriter::with_capacity(WRITE_BYTES, out);
-            write_lines(&lines, &counter, out);
-        })?;
+        let lost = Lost::default();
+        let counted = lost.clone();
+        let write = move || writer::write_lines(&lines, &counted, out);
+        std::thread::Builder::new().name("log".to_owned()).spawn(write)?;
         let level = Arc::new(ArcSwap::from_pointee(level));
-        Ok(Self { queue, suppressed, suppressed_ever: Arc::default(), level })
+        Ok(Self { queue, lost, level })
     }
 
     /// Leaves out process events below `level` from now on.
@@ -280,10 +272,10 @@ impl Log {
         self.record("holdfast.capsule.decision", record);
     }
 
-    /// Lines dropped since the start because the queue was full.
+    /// Lines dropped since the start because the queue was full or they could not be written.
     #[must_use]
     pub fn suppressed(&self) -> u64 {
-        self.suppressed_ever.load(Ordering::Relaxed)
+        self.lost.ever()
     }
 
     /// Waits until what was logged so far is written, at most two seconds.
@@ -314,10 +306,7 @@ impl Log {
     fn push(&self, line: Vec<u8>) {
         match self.queue.try_send(Entry::Line(line)) {
             Ok(()) => {}
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
-                self.suppressed.fetch_add(1, Ordering::Relaxed);
-                self.suppressed_ever.fetch_add(1, Ordering::Relaxed);
-            }
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => self.lost.add(1),
         }
     }
 
@@ -337,53 +326,6 @@ impl Log {
 fn push_field(line: &mut String, name: &str, value: &str) {
     let value = serde_json::Value::from(value);
     let _ = write!(line, ",{}:{value}", serde_json::Value::from(name));
-}
-
-fn write_lines(lines: &Receiver<Entry>, suppressed: &AtomicU64, mut out: impl Write) {
-    let mut wrote = false;
-    loop {
-        let entry = match lines.try_recv() {
-            Ok(entry) => Some(entry),
-            Err(TryRecvError::Disconnected) => break,
-            Err(TryRecvError::Empty) => {
-                report_suppressed(suppressed, &mut out);
-                let _ = out.flush();
-                if std::mem::take(&mut wrote) {
-                    std::thread::sleep(GATHER);
-                    continue;
-                }
-                match lines.recv_timeout(IDLE) {
-                    Ok(entry) => Some(entry),
-                    Err(RecvTimeoutError::Timeout) => None,
-                    Err(RecvTimeoutError::Disconnected) => break,
-                }
-            }
-        };
-        match entry {
-            // A reader that went away (a closed pipe) must not stop the edge.
-            Some(Entry::Line(line)) => {
-                wrote = true;
-                let _ = out.write_all(&line);
-            }
-            Some(Entry::Flush(done)) => {
-                report_suppressed(suppressed, &mut out);
-                let _ = out.flush();
-                let _ = done.try_send(());
-            }
-            None => {}
-        }
-    }
-    report_suppressed(suppressed, &mut out);
-    let _ = out.flush();
-}
-
-fn report_suppressed(suppressed: &AtomicU64, out: &mut impl Write) {
-    let count = suppressed.swap(0, Ordering::Relaxed);
-    if count > 0 {
-        let ts = Timestamp(SystemTime::now());
-        let _ =
-            writeln!(out, r#"{{"ts":"{ts}","event":"holdfast.log.suppressed","count":{count}}}"#);
-    }
 }
 
 /// Takes `tracing` events and `log` records into the log.

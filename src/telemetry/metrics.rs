@@ -188,7 +188,7 @@ impl Metrics {
             ends: shape.ends.clone(),
             log_suppressed: define.counter(
                 "holdfast_log_suppressed_total",
-                "Log lines dropped because the queue was full",
+                "Log lines dropped because the queue was full or they could not be written",
             )?,
             spans_dropped: define.reasons(
                 "holdfast_spans_dropped_total",

@@ -719,6 +719,36 @@ async fn replays_and_mismatches_are_in_the_log_up_to_a_budget() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_store_as_large_as_it_may_be_gets_no_refusals_and_grants_all_the_same() {
+    let world = world(|config| {
+        config["audit"] = json!({"maxBytes": 1_048_576, "refusalsPerMinute": 100_000});
+    })
+    .await;
+    let node = world.enrol("node-1", &[]);
+    let mut table = Table::default();
+    table.row("ok/first", is(world.ask(&node, "127.0.0.1").await, "200 risk 0"));
+    let connection = rusqlite::Connection::open(world.directory.path().join("holdfast.db"));
+    let connection = connection.expect("the store");
+    connection.busy_timeout(std::time::Duration::from_secs(10)).expect("a timeout");
+    let fill = "CREATE TABLE filler AS SELECT zeroblob(1048576) AS bytes";
+    connection.execute_batch(fill).expect("a larger store");
+    let nonce = world.node_nonce(&node).await;
+    let elsewhere = Node { fingerprint: Some("another".into()), ..node.clone() };
+    let suppressed = async || world.metric("holdfast_audit_suppressed_total", &[]).await;
+    // It is looked at once a second.
+    for _ in 0..200 {
+        let refused = world.send(&elsewhere.request(&nonce)).await;
+        table.row("fail/fingerprint", is(refused, "403 FINGERPRINT_MISMATCH"));
+        if suppressed().await >= 1.0 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    table.row("left out", expect_eq("counted", &(suppressed().await >= 1.0), &true));
+    table.row("ok/granted", is(world.send(&node.request(&nonce)).await, "200 risk 0"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_has_the_secret_alone_fills_nothing() {
     let world = world(|config| {
         config["edge"]["limits"] = json!({"replayEntries": 1000});

@@ -82,11 +82,18 @@ fn mixture(world: &World, nonce: &str) -> Vec<(&'static str, usize, Request)> {
 
 /// Reads what the edge wrote so far.
 pub(crate) fn report(world: &World, more: &[&str]) -> (Option<i32>, String) {
-    // Its stderr is not what a collector keeps; another program's line may be in between.
+    // Its stderr is not what a collector keeps.
     let output = world.process.output();
     let lines: Vec<_> = output.lines().filter(|line| line.starts_with('{')).collect();
-    let lines = format!("something else\n{}\n", lines.join("\n"));
-    std::fs::write(world.directory.path().join("edge.log"), lines).expect("a writable directory");
+    let lines = format!("{}\n", lines.join("\n"));
+    let write = |name, lines: &str| {
+        std::fs::write(world.directory.path().join(name), lines).expect("a writable directory");
+    };
+    write("edge.log", &lines);
+    write("other.log", "something else\n");
+    let lost =
+        r#"{"ts":"2026-11-26T10:00:00.000Z","event":"holdfast.log.suppressed","count":200000}"#;
+    write("lost.log", lost);
     let arguments = [&["rollout", "report", "--log", "edge.log", "--min-requests", "3"], more];
     let (status, out, errors) = holdfast(world.directory.path(), &arguments.concat());
     (status, out + &errors)
@@ -142,7 +149,6 @@ async fn the_report_tells_who_could_be_enforced_and_what_the_others_lack() {
         told["clocks"].as_array().expect("rows").iter().map(|row| row["client"].clone()).collect();
     table.row("clocks", expect_eq("clients", &clocks, &vec![json!("ahead"), json!("slow")]));
     table.row("routes", expect_eq("route", &told["routes"][0]["route"], &json!("orders")));
-    table.row("bad", expect_eq("bad", &told["read"]["badLines"], &json!(["edge.log:1"])));
     for (name, more, expect) in [
         ("all", vec!["--require-ready"], 1),
         ("good", vec!["--require-ready", "--client", "good"], 0),
@@ -154,14 +160,47 @@ async fn the_report_tells_who_could_be_enforced_and_what_the_others_lack() {
         let (status, out) = report(&world, &more);
         table.row(name, expect_eq(&out, &status, &Some(expect)));
     }
+    let good = ["--require-ready", "--client", "good", "--log"];
+    for (file, why) in [
+        ("lost.log", "200000 lines that the edge could not write"),
+        ("other.log", "1 lines that could not be read"),
+    ] {
+        let (status, out) = report(&world, &[&good[..], &[file]].concat());
+        table.row(file, expect_eq(&out, &(status, out.contains(why)), &(Some(1), true)));
+        let (status, _) = report(&world, &["--log", file]);
+        table.row(file, expect_eq("status", &status, &Some(0)));
+    }
+    let (_, told) = report(&world, &["--json", "--log", "other.log"]);
+    let told: Value = serde_json::from_str(&told).expect("JSON");
+    table.row("bad", expect_eq("bad", &told["read"]["badLines"], &json!(["other.log:1"])));
+    two_apps(&world, &nonce, &mut table).await;
     let (_, text) = report(&world, &[]);
     let line = "not yet: 1 of 5 requests had no proof";
     table.row("text", expect_eq(&text, &text.contains(line), &true));
-    for (reason, count) in [("proof", 1.0), ("nonce", 5.0), ("clock", 2.0), ("edge", 0.0)] {
+    for (reason, count) in [("proof", 1.0), ("nonce", 9.0), ("clock", 2.0), ("edge", 0.0)] {
         let labels = [r#"tenant="default""#, &format!("reason=\"{reason}\"")];
         let found = world.metric_once("holdfast_observed_refusals_total", &labels, count).await;
         table.row(reason, expect_eq("counted", &found, &count));
     }
+}
+
+/// A client of which one copy takes nonces up and another does not: it is not ready, although as many were
+/// good as were not.
+async fn two_apps(world: &World, nonce: &str, table: &mut Table) {
+    let (new, old) = (&world.key, &Key::new("ES256"));
+    let mut last = None;
+    for (key, with_nonce) in [(new, true), (old, false)].repeat(4) {
+        let token = world.token().claim("client_id", "mobile").jkt(&key.jkt()).sign();
+        let proof = Proof::new(key, "GET", &format!("https://api.example{TARGET}")).token(&token);
+        let proof = if with_nonce { proof.nonce(nonce) } else { proof };
+        let answer = world.send(&get(TARGET, &token, &proof.sign())).await;
+        table.row("two apps", expect_eq("answered", &answer.is_ok(), &true));
+        last = answer.ok();
+    }
+    record(world, &last.expect("an answer")).await;
+    let (status, out) = report(world, &["--require-ready", "--client", "mobile"]);
+    let line = "not yet: 4 of 8 requests had no good nonce";
+    table.row("two apps", expect_eq(&out, &(status, out.contains(line)), &(Some(1), true)));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,6 +17,28 @@ const NONCES: &str = "authority_dpop_nonce_miss_total";
 const CERTIFICATES: &str = "authority_mtls_mismatch_total";
 
 #[tokio::test(flavor = "multi_thread")]
+async fn records_that_cannot_be_written_are_counted() {
+    let under = ["sh", "-c", r#"exec "$0" "$@" >/dev/full"#].map(str::to_owned);
+    let world = World::start_under(&under, |_| {}).await;
+    let dropped = async || world.metric("holdfast_log_suppressed_total", &[]).await;
+    let before = dropped().await;
+    for _ in 0..5 {
+        let answer = world.send(&bearer("/orders/1", "x")).await.expect("an answer");
+        assert_eq!(answer.status(), 401);
+    }
+    // They are written some time soon.
+    for _ in 0..500 {
+        if dropped().await >= before + 5.0 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let after = dropped().await;
+    assert!(before >= 1.0, "it has said that it started: {before}");
+    assert!(after >= before + 5.0, "{before}, then {after}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_series_is_there_from_the_start() {
     let world = node::world(|config| {
         config["tenancy"] = json!({"claim": "tenant", "unknown": "default"});

@@ -23,6 +23,8 @@ pub(super) fn run(
     errors: &mut dyn Write,
 ) -> Result<(), CommandError> {
     let reader = asked.site.open()?;
+    // `rotate` may move out meanwhile what is read.
+    let reader = reader.snapshot()?;
     let Some((before, to)) = range(&reader, asked)? else {
         writeln!(errors, "nothing was written down in that time")?;
         return Ok(());

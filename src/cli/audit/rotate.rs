@@ -100,7 +100,9 @@ impl Store<'_> {
     /// Refuses to go on with a chain that does not verify.
     fn is_whole(&self, errors: &mut dyn Write) -> Result<(), CommandError> {
         let mut chain = self.follower()?;
-        let broken = verify::follow(&self.reader, &mut chain, &mut |_, _| Ok(()), errors)?;
+        let store = self.reader.snapshot()?;
+        let broken = verify::follow(&store, &mut chain, &mut |_, _| Ok(()), errors)?;
+        drop(store);
         let broken = broken.or_else(|| chain.unvouched().filter(|_| !self.asked.unsigned));
         match broken {
             None => Ok(()),

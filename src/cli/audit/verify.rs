@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::policy::audit::{Head, Line};
 use crate::policy::digest::Sha256;
 use crate::store::keys::KeyRing;
-use crate::store::sqlite::reader::{Reader, Stored};
+use crate::store::sqlite::reader::{Reader, Snapshot, Stored};
 
 /// What is asked.
 pub(super) struct Asked<'a> {
@@ -65,6 +65,9 @@ fn follow_all(
     found: &mut Found,
     errors: &mut dyn Write,
 ) -> Result<Option<String>, CommandError> {
+    // As it is before the files are read: `rotate` may move lines into one more meanwhile.
+    let reader = asked.site.is_named().then(|| asked.site.open()).transpose()?;
+    let store = reader.as_ref().map(Reader::snapshot).transpose()?;
     // One is open at a time, however many years are asked for.
     let mut files = Vec::new();
     for path in asked.files {
@@ -79,12 +82,9 @@ fn follow_all(
             return Ok(Some(format!("{name}: {wrong}")));
         }
     }
-    if !asked.site.is_named() {
-        return Ok(None);
-    }
-    let reader = asked.site.open()?;
+    let Some(store) = store else { return Ok(None) };
     let (chain, seen) = (&mut found.chain, &mut found.unseen);
-    follow(&reader, chain, &mut |line, head| met(seen, line, head), errors)
+    follow(&store, chain, &mut |line, head| met(seen, line, head), errors)
 }
 
 /// Whether a line that was met is not the one that was seen.
@@ -95,9 +95,10 @@ fn met(unseen: &mut Vec<(u64, Sha256)>, line: &Line, head: &Head) -> Result<(), 
 }
 
 /// Follows the chain through the store, from where it is, or else from where it begins there. What is
-/// wrong with it.
+/// wrong with it. Where the chain begins and each page are reads of one time: `rotate` may move lines out
+/// beside it, which nobody has tampered with.
 pub(super) fn follow(
-    reader: &Reader,
+    reader: &Snapshot<'_>,
     chain: &mut Chain,
     met: &mut dyn FnMut(&Line, &Head) -> Result<(), String>,
     errors: &mut dyn Write,
@@ -155,7 +156,11 @@ fn enter(
     }
     let (Some(_), head) = (chain.before, chain.head) else { return Ok(chain.begin(base)) };
     if head.seq <= base.seq {
-        return Ok(chain.begin(base));
+        let hint = |wrong: String| match head.seq < base.seq {
+            true => format!("{wrong}: name the file as well that they were moved into"),
+            false => wrong,
+        };
+        return Ok(chain.begin(base).map_err(hint));
     }
     // Files that have lines of the store as well: it goes on where they end.
     let there = reader.line_hash(head.seq)?.is_some_and(|hash| chain.is_at(head.seq, &hash));
@@ -270,4 +275,54 @@ fn report(
         Some(broken) => writeln!(out, "THE LOG IS NOT WHOLE: {broken}")?,
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::audit::{Draft, Kind, Rotated};
+    use crate::policy::time::UnixTime;
+    use crate::store::sqlite::Database;
+
+    const AT: UnixTime = UnixTime::from_secs(1_800_000_000);
+
+    /// Moves all lines up to `last` out, as `rotate` does.
+    fn rotate(path: &Path, last: u64) {
+        let reader = Reader::open(path).unwrap();
+        let last = Head { seq: last, hash: reader.line_hash(last).unwrap().unwrap() };
+        let rotated = Rotated { file: "f".into(), from: 1, last };
+        let data = serde_json::to_value(&rotated).unwrap();
+        let draft = Draft::new(Kind::Rotation, AT, "rotated", None, &data);
+        let mut database = Database::open(path).unwrap();
+        let base = reader.audit_base().unwrap();
+        database.transact(|batch| batch.rotate(base, last, &draft)).unwrap();
+        while database.transact(|batch| batch.remove_rotated()).unwrap() > 0 {}
+    }
+
+    #[test]
+    fn what_is_moved_out_meanwhile_is_no_tampering() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("holdfast.db");
+        let mut database = Database::open(&path).unwrap();
+        let line = Draft::suppressed(1, AT, "x");
+        let written =
+            database.transact(|batch| (0..3 * PAGE).try_for_each(|_| batch.append(&line)));
+        written.unwrap();
+        let reader = Reader::open(&path).unwrap();
+        let lines = reader.last().unwrap();
+        let followed = |moves: bool| {
+            let mut chain = Chain::new(None, 1_000_000);
+            let mut met = |line: &Line, _: &Head| {
+                if moves && line.seq == 5 {
+                    rotate(&path, lines - 10);
+                }
+                Ok(())
+            };
+            let store = reader.snapshot().unwrap();
+            let broken = follow(&store, &mut chain, &mut met, &mut Vec::new()).unwrap();
+            (broken, chain.before.unwrap().seq, chain.head.seq)
+        };
+        assert_eq!(followed(true), (None, 0, lines));
+        assert_eq!(followed(false), (None, lines - 10, lines + 1));
+    }
 }

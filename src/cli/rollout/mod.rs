@@ -1,5 +1,6 @@
 //! `holdfast rollout`: who could be enforced today, and what the others lack.
 
+mod nonces;
 mod read;
 mod report;
 mod tally;
@@ -28,10 +29,16 @@ enum Command {
     #[command(
         after_help = "Reads authority.dpop.request records, as the edge writes them to stdout: JSON lines, with \
         or without what a log collector puts before them. Lines that cannot be read are counted and named. \
-        Requests that no mode lets pass (a token that has expired) count for nobody. A client that was asked \
-        for a nonce and has sent at least as many good ones lacks none.\n\nMemory is bounded: past 100000 \
-        tenant, client and route combinations, further clients are counted together.\n\nExit status: 0, or 1 \
-        when records could not be read, or with --require-ready when anything is not ready."
+        Requests that no mode lets pass (a token that has expired) count for nobody.\n\nWhether nonces are taken \
+        up is told by the tokens' keys (cnf_jkt). A key that has sent a good one lacks none. One with two misses \
+        or more and no good one does not take them up, and its client is not ready; one with a single miss is \
+        excused while as many keys of its client have sent good ones. Records without a key (token routes) are \
+        excused while their client has sent at least as many good nonces.\n\nMemory is bounded: past 100000 \
+        tenant, client and route combinations, further clients are counted together; past 1000000 keys, what \
+        further ones miss counts as not taken up.\n\nExit status: 0, or 1 when a file could not be read, or with \
+        --require-ready when anything is not ready or the records are incomplete: lines that the edge could not \
+        write (holdfast.log.suppressed), that could not be read, or that were left out. Why is said on stderr. \
+        Lines of other programs count too: give it the edge's alone."
     )]
     Report(Report),
 }
@@ -62,7 +69,7 @@ struct Report {
     /// Rows of each table, the worst first; 0 for all
     #[arg(long, value_name = "COUNT", default_value_t = 50)]
     rows: usize,
-    /// Exit with 1 unless all that is reported is ready
+    /// Exit with 1 unless all that is reported is ready, and no line is missing
     #[arg(long)]
     require_ready: bool,
     /// Write one JSON document
@@ -108,5 +115,9 @@ fn report(
         let width = std::io::stdout().is_terminal().then(text::width).flatten();
         text::write(out, &report, asked.rows, width)?;
     }
-    Ok(!asked.require_ready || report.is_ready())
+    let obstacle = report.obstacle().filter(|_| asked.require_ready);
+    if let Some(why) = &obstacle {
+        writeln!(errors, "not ready: {why}")?;
+    }
+    Ok(obstacle.is_none())
 }

@@ -39,6 +39,7 @@ pub(super) struct Record {
     pub(super) route: Option<String>,
     pub(super) mode: Option<String>,
     pub(super) admitted: Option<String>,
+    pub(super) cnf_jkt: Option<String>,
     #[serde(default)]
     pub(super) nonce_status: String,
     #[serde(default)]
@@ -62,7 +63,7 @@ pub(super) struct Summary {
     pub(super) bad: u64,
     /// The first of those: file and line.
     pub(super) bad_lines: Vec<String>,
-    /// Records that the edge says it had no room for.
+    /// Lines that the edge says it could not write.
     pub(super) suppressed: u64,
     /// Whether records of `ok` were sampled, so that counts are estimates.
     pub(super) sampled: bool,
@@ -173,8 +174,12 @@ fn take(line: &[u8], wanted: &Wanted, tally: &mut Tally, summary: &mut Summary) 
     }
     let Ok(record) = serde_json::from_slice::<Record>(text) else { return false };
     if record.event == "holdfast.log.suppressed" {
-        summary.suppressed += record.count.unwrap_or_default();
-        return true;
+        // It tells of what was lost before it. Without a time it is of any.
+        let at = UnixTime::from_rfc3339(&record.ts);
+        let counts = wanted.since.is_none_or(|since| at.is_none_or(|at| at >= since));
+        let count = record.count.filter(|_| counts).unwrap_or_default();
+        summary.suppressed = summary.suppressed.saturating_add(count);
+        return record.count.is_some();
     }
     if record.event != "authority.dpop.request" {
         return true;
@@ -264,8 +269,13 @@ pub(super) mod tests {
         let newer = RECORD.replace("T10:", "T12:");
         let since = UnixTime::from_rfc3339("2026-11-26T11:00:00Z");
         let wanted = Wanted { since, ..Wanted::default() };
-        let (_, summary) = read_text(&format!("{RECORD}\n{newer}\n"), &wanted);
+        let lost =
+            r#"{"ts":"2026-11-26T10:00:00.000Z","event":"holdfast.log.suppressed","count":4}"#;
+        let later = lost.replace("T10:", "T12:").replace("4}", "5}");
+        let text = format!("{RECORD}\n{lost}\n{newer}\n{later}\n");
+        let (_, summary) = read_text(&text, &wanted);
         assert_eq!((summary.records, summary.first), (2, summary.last));
+        assert_eq!((summary.suppressed, summary.bad), (5, 0));
         assert_eq!(summary.last, UnixTime::from_rfc3339("2026-11-26T12:00:00Z"));
     }
 

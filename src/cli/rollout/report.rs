@@ -1,11 +1,11 @@
 //! Who could be enforced, by what the records come to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 
 use super::read::{Record, Summary};
-use super::tally::{Cell, Clock, Key, Tally, UNNAMED};
+use super::tally::{Cell, Client, Clock, Key, Tally, UNNAMED};
 use crate::policy::denial::Lack;
 use crate::policy::time::UnixTime;
 
@@ -81,7 +81,7 @@ pub(super) struct Row {
     pub(super) lacks: Vec<(&'static str, u64)>,
     /// By the temporary bypass, which is no passing.
     pub(super) bypassed: u64,
-    /// Requests without a good nonce, of clients that take up nonces: they would have tried again.
+    /// Requests without a good nonce, of keys that take up nonces: they would have tried again.
     pub(super) challenged: u64,
     /// With an unbound token that a rule allows.
     pub(super) unbound: u64,
@@ -123,6 +123,8 @@ pub(super) struct Report {
     pub(super) tolerate_percent: f64,
     /// Whether clients were counted together because there were too many.
     pub(super) clients_together: bool,
+    /// Whether there were too many keys, so that misses of some count as lacks.
+    pub(super) keys_left_out: bool,
     pub(super) left_out: u64,
     pub(super) tenants: Vec<Row>,
     pub(super) clients: Vec<Row>,
@@ -210,27 +212,18 @@ fn count(number: f64) -> u64 {
     number.max(0.0).round() as u64
 }
 
-/// A client of a tenant, on all of its routes.
-type Client<'a> = (&'a str, &'a str);
-
 impl Report {
     pub(super) fn of(tally: &Tally, wanted: &Wanted, read: Summary) -> Self {
-        let mut whole: BTreeMap<Client<'_>, Cell> = BTreeMap::new();
+        let mut whole: HashMap<Client<'_>, Cell> = HashMap::new();
         for (key, cell) in &tally.cells {
-            whole.entry((&key.tenant, &key.client)).or_default().join(cell);
+            whole.entry(key.client()).or_default().join(cell);
         }
-        // A nonce is good on every route of an origin: whether a client takes them up shows on all of
-        // them together.
-        let takes_up = |client: Client<'_>| {
-            let missed = |cell: &Cell| cell.lacking(Lack::Nonce);
-            whole.get(&client).is_some_and(|cell| missed(cell) <= cell.fresh)
-        };
+        let excused = tally.nonces.excused(&whole);
         let mut clients: BTreeMap<Client<'_>, Sum> = BTreeMap::new();
         let mut cells: BTreeMap<&Key, Sum> = BTreeMap::new();
         for (key, cell) in &tally.cells {
-            let client = (key.tenant.as_str(), key.client.as_str());
-            let challenged = if takes_up(client) { cell.lacking(Lack::Nonce) } else { 0.0 };
-            for sum in [clients.entry(client).or_default(), cells.entry(key).or_default()] {
+            let challenged = excused.get(key).copied().unwrap_or_default();
+            for sum in [clients.entry(key.client()).or_default(), cells.entry(key).or_default()] {
                 sum.cell.join(cell);
                 sum.challenged += challenged;
             }
@@ -256,6 +249,7 @@ impl Report {
             min_requests: wanted.min_requests,
             tolerate_percent: wanted.tolerate,
             clients_together: tally.full,
+            keys_left_out: tally.nonces.full,
             left_out: tally.left_out,
             tenants: worst_first(tenants.collect()),
             clients: worst_first(rows.collect()),
@@ -264,11 +258,36 @@ impl Report {
         }
     }
 
-    /// Whether all that is reported could be enforced, and something is.
-    pub(super) fn is_ready(&self) -> bool {
-        let rows = [&self.tenants, &self.routes];
-        let ready = |rows: &Vec<Row>| rows.iter().all(|row| row.verdict == Verdict::Ready);
-        !self.tenants.is_empty() && rows.into_iter().all(ready)
+    /// Why it does not say that all that is reported could be enforced; `None` where it does.
+    pub(super) fn obstacle(&self) -> Option<String> {
+        let missing = self.missing();
+        if !missing.is_empty() {
+            let missing = missing.join(", ");
+            return Some(format!("the records are incomplete, which is too few to say: {missing}"));
+        }
+        if self.tenants.is_empty() {
+            return Some("there are no requests to report on".to_owned());
+        }
+        let others = |rows: &[Row]| rows.iter().filter(|row| row.verdict != Verdict::Ready).count();
+        match (others(&self.tenants), others(&self.routes)) {
+            (0, 0) => None,
+            (tenants, routes) => Some(format!(
+                "{tenants} of {} tenants and {routes} of {} routes are not",
+                self.tenants.len(),
+                self.routes.len()
+            )),
+        }
+    }
+
+    /// What is not in it that was or may have been a record.
+    pub(super) fn missing(&self) -> Vec<String> {
+        let parts = [
+            (self.read.suppressed, "lines that the edge could not write"),
+            (self.read.bad, "lines that could not be read"),
+            (self.left_out, "records of too many names"),
+        ];
+        let parts = parts.into_iter().filter(|(count, _)| *count > 0);
+        parts.map(|(count, what)| format!("{count} {what}")).collect()
     }
 }
 
@@ -292,7 +311,7 @@ fn worst_first(mut rows: Vec<Row>) -> Vec<Row> {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "milliseconds of a day are exact")]
-fn clocks(clients: &BTreeMap<Client<'_>, Cell>) -> Vec<ClockRow> {
+fn clocks(clients: &HashMap<Client<'_>, Cell>) -> Vec<ClockRow> {
     let mut rows = Vec::new();
     for ((tenant, client), cell) in clients {
         let faults = cell.lacking(Lack::Clock);
@@ -307,7 +326,10 @@ fn clocks(clients: &BTreeMap<Client<'_>, Cell>) -> Vec<ClockRow> {
             });
         }
     }
-    rows.sort_by_key(|row| std::cmp::Reverse(row.faults));
+    rows.sort_by(|one, other| {
+        let name = |row: &ClockRow| (row.tenant.clone(), row.client.clone());
+        other.faults.cmp(&one.faults).then_with(|| name(one).cmp(&name(other)))
+    });
     rows
 }
 
@@ -398,20 +420,89 @@ mod tests {
         assert_eq!(client(&report, "expired").refused_in_every_mode, 500);
         let [tenant] = &report.tenants[..] else { panic!("{:?}", report.tenants) };
         assert_eq!((tenant.verdict, tenant.clients), (Verdict::NotYet, Some([11, 5])));
-        assert!(!report.is_ready());
+        assert!(report.obstacle().is_some());
         // The worst first.
         let order: Vec<_> = report.clients.iter().map(|row| row.verdict).collect();
         assert!(order.is_sorted());
         assert_eq!(report.clients[0].client.as_deref(), Some("never"));
     }
 
+    /// Records of `count` keys, each of which has `each`.
+    fn keys(client: &str, prefix: &str, count: usize, each: &[&str]) -> String {
+        let key = |number| {
+            let jkt = format!(",\"cnf_jkt\":\"{prefix}{number}\"");
+            each.iter().map(|members| of(client, 1, &format!("{members}{jkt}"))).collect::<String>()
+        };
+        (0..count).map(key).collect()
+    }
+
+    #[test]
+    fn nonces_are_taken_up_or_not_by_each_key() {
+        let log = [
+            // As many good ones as missed, and half of the installations would be shut out.
+            keys("mobile", "new", 50, &[OK, OK]) + &keys("mobile", "old", 50, &[ABSENT, ABSENT]),
+            // The miss may come after.
+            keys("adopts", "a", 30, &[ABSENT, ABSENT, OK])
+                + &keys("adopts", "b", 30, &[OK, ABSENT]),
+            // Seen once and not again: one can only guess.
+            keys("seldom", "a", 30, &[OK, OK]) + &keys("seldom", "b", 30, &[ABSENT]),
+            keys("once", "a", 30, &[OK, OK]) + &keys("once", "b", 31, &[ABSENT]),
+            // One key's good nonces say nothing of the others'.
+            keys("busy", "a", 1, &[OK; 100]) + &keys("busy", "b", 40, &[ABSENT]),
+            // Token routes know no key.
+            keys("tokens", "a", 50, &[OK]) + &of("tokens", 50, ABSENT),
+            keys("no tokens", "a", 50, &[OK]) + &of("no tokens", 51, ABSENT),
+        ];
+        // On another route it is the same key.
+        let log = log.concat()
+            + &keys("routes", "a", 30, &[OK, OK])
+            + &keys("routes", "a", 30, &[ABSENT, ABSENT]).replace("orders", "bills");
+        let report = report(&log, &wanted());
+        for (name, verdict, lacking, challenged) in [
+            ("mobile", Verdict::NotYet, 100, 0),
+            ("adopts", Verdict::Ready, 0, 90),
+            ("seldom", Verdict::Ready, 0, 30),
+            ("once", Verdict::NotYet, 31, 0),
+            ("busy", Verdict::NotYet, 40, 0),
+            ("tokens", Verdict::Ready, 0, 50),
+            ("no tokens", Verdict::NotYet, 51, 0),
+            ("routes", Verdict::Ready, 0, 60),
+        ] {
+            let row = client(&report, name);
+            let found = row.lacks.first().map_or(0, |(_, count)| *count);
+            assert_eq!(
+                (row.verdict, found, row.challenged),
+                (verdict, lacking, challenged),
+                "{name}"
+            );
+        }
+        assert!(!report.keys_left_out);
+    }
+
+    #[test]
+    fn nothing_is_ready_by_records_that_are_incomplete() {
+        let log = of("web", 100, OK);
+        assert_eq!(report(&log, &wanted()).obstacle(), None);
+        let lost =
+            r#"{"ts":"2026-11-26T10:00:00.000Z","event":"holdfast.log.suppressed","count":200000}"#;
+        for (more, expect) in [
+            (lost, "200000 lines that the edge could not write"),
+            ("{\"ts\":\"2026-11-26T10:0\nnonsense", "2 lines that could not be read"),
+        ] {
+            let why = report(&format!("{log}{more}\n"), &wanted()).obstacle();
+            assert!(why.as_ref().is_some_and(|why| why.contains(expect)), "{why:?}");
+        }
+        let left_out = Report { left_out: 3, ..report(&log, &wanted()) };
+        assert!(left_out.obstacle().is_some_and(|why| why.contains("3 records")));
+    }
+
     #[test]
     fn what_is_tolerated_is_no_obstacle() {
         let log = of("some", 999, OK) + &of("some", 1, BARE);
         let wanted = |tolerate| Wanted { tolerate, ..wanted() };
-        assert!(!report(&log, &wanted(0.05)).is_ready());
-        assert!(report(&log, &wanted(0.1)).is_ready());
-        assert!(!report("", &wanted(100.0)).is_ready());
+        assert!(report(&log, &wanted(0.05)).obstacle().is_some());
+        assert!(report(&log, &wanted(0.1)).obstacle().is_none());
+        assert!(report("", &wanted(100.0)).obstacle().is_some());
     }
 
     #[test]
@@ -449,7 +540,7 @@ mod tests {
         let log = of("good", 60, OK) + &acme(of("bad", 60, BARE));
         let only = |tenant: Option<&str>, client: Option<&str>, route: Option<&str>| {
             let [tenant, client, route] = [tenant, client, route].map(|it| it.map(str::to_owned));
-            report(&log, &Wanted { tenant, client, route, ..wanted() }).is_ready()
+            report(&log, &Wanted { tenant, client, route, ..wanted() }).obstacle().is_none()
         };
         assert!(!only(None, None, None));
         assert!(only(Some("default"), None, None) && !only(Some("acme"), None, None));

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::nonces::Nonces;
 use super::read::Record;
 use crate::policy::denial::Lack;
 
@@ -21,6 +22,15 @@ pub(super) struct Key {
     pub(super) route: String,
 }
 
+/// A client of a tenant, on all of its routes.
+pub(super) type Client<'a> = (&'a str, &'a str);
+
+impl Key {
+    pub(super) fn client(&self) -> Client<'_> {
+        (&self.tenant, &self.client)
+    }
+}
+
 /// How far the proofs' `iat` lay from now, milliseconds, and how many were refused for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Clock {
@@ -37,6 +47,8 @@ pub(super) struct Cell {
     pub(super) unbound: f64,
     /// With a nonce that was good.
     pub(super) fresh: f64,
+    /// Keys that have sent one, each where it was first seen.
+    pub(super) fresh_keys: f64,
     /// By the temporary bypass.
     pub(super) bypassed: f64,
     /// Would not pass, or did not, by what they lack.
@@ -63,6 +75,7 @@ impl Cell {
         self.passed += other.passed;
         self.unbound += other.unbound;
         self.fresh += other.fresh;
+        self.fresh_keys += other.fresh_keys;
         self.bypassed += other.bypassed;
         self.enforced += other.enforced;
         self.refused += other.refused;
@@ -121,6 +134,8 @@ impl Cell {
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     pub(super) cells: HashMap<Key, Cell>,
+    /// Who takes nonces up.
+    pub(super) nonces: Nonces,
     /// Whether clients were counted together because there are too many.
     pub(super) full: bool,
     /// Records that even so had no room.
@@ -144,7 +159,16 @@ impl Tally {
                 return;
             }
         }
-        self.cells.entry(key).or_default().add(record);
+        let (tenant, client) = (text(&record.tenant, "default"), text(&record.client, UNNAMED));
+        let jkt = record.cnf_jkt.as_deref();
+        if record.lacks.as_deref().and_then(Lack::from_name) == Some(Lack::Nonce) {
+            self.nonces.missed(&key, &tenant, &client, jkt);
+        }
+        let fresh = jkt.filter(|_| record.nonce_status == "fresh");
+        let first = fresh.is_some_and(|jkt| self.nonces.fresh(&tenant, &client, jkt));
+        let cell = self.cells.entry(key).or_default();
+        cell.fresh_keys += if first { 1.0 } else { 0.0 };
+        cell.add(record);
     }
 }
 

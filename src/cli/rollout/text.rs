@@ -44,6 +44,9 @@ pub(super) fn write(
             ready(tenants),
             tenants.len(),
         )?;
+        if !report.missing().is_empty() {
+            writeln!(out, "but the records are incomplete: see the notes above")?;
+        }
     }
     Ok(())
 }
@@ -63,13 +66,17 @@ fn write_head(out: &mut dyn Write, report: &Report) -> io::Result<()> {
         writeln!(out, "note: {} lines could not be read: {named}{more}", read.bad)?;
     }
     if read.suppressed > 0 {
-        writeln!(out, "note: the edge had no room to write {} lines", read.suppressed)?;
+        writeln!(out, "note: the edge could not write {} lines", read.suppressed)?;
     }
     if read.sampled {
         writeln!(out, "note: records of ok were sampled (okSample): counts are estimates")?;
     }
     if report.clients_together {
         writeln!(out, "note: too many clients: those past the limit are counted together")?;
+    }
+    if report.keys_left_out {
+        let note = "note: too many keys: what those past the limit missed counts as not taken up";
+        writeln!(out, "{note}")?;
     }
     if report.left_out > 0 {
         writeln!(out, "note: {} records were left out: too many names", report.left_out)?;
@@ -169,7 +176,7 @@ fn verdict(row: &Row) -> String {
 fn lack(name: &str) -> &'static str {
     match Lack::from_name(name) {
         Some(Lack::Proof) => "had no proof",
-        Some(Lack::Nonce) => "had no good nonce, and too few had one since",
+        Some(Lack::Nonce) => "had no good nonce, and show no sign of taking one up",
         Some(Lack::GoodProof) | None => "had a faulty proof",
         Some(Lack::Clock) => "had an iat that is too far off",
         Some(Lack::NewProof) => "had a proof that was used before",
@@ -309,7 +316,7 @@ mod tests {
             "too few requests to say (3)",
             "… and 2 more, no worse (--rows)",
             "(1 of 4 clients)",
-            "2 of 4 clients and 0 of 1 tenants can be enforced today",
+            "2 of 4 clients and 0 of 1 tenants can be enforced today\nbut the records are incomplete",
         ] {
             assert!(whole.contains(part), "{part}\n{whole}");
         }

@@ -224,5 +224,6 @@ pub(super) fn audit(root: &Section<'_>) -> Audit {
         checkpoint_interval: section.duration("checkpointInterval", "1h", ["1s", "30d"]),
         refusals_per_minute: section.count("refusalsPerMinute", 30, 1..=100_000),
         reserve_bytes: section.number("reserveBytes", 64 << 20, 0..=1 << 40),
+        max_bytes: section.number("maxBytes", 1 << 40, 1 << 20..=1 << 40),
     }
 }

@@ -16,7 +16,7 @@ use crate::policy::nonce::FreshNonce;
 use crate::policy::presented::Scheme;
 use crate::policy::proof::{self, Seen};
 use crate::policy::time::UnixTime;
-use crate::store::budget::{Budget, Verdict};
+use crate::store::budget::{Budget, Verdict, Whom};
 use crate::store::networks::Networks;
 use crate::store::nodes::{About, Becomes, Commit, Found, Standing};
 use crate::store::sqlite::Fault;
@@ -332,7 +332,7 @@ impl Work {
         if decision.quarantined {
             return true;
         }
-        match self.budget.take(self.id.as_str(), refusal.reason.name()) {
+        match self.budget.take(Whom::Node(self.id.as_str()), refusal.reason.name()) {
             Verdict::Suppress => false,
             Verdict::Write { suppressed: 0 } => true,
             Verdict::Write { suppressed } => {

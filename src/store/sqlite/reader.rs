@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 
 use super::batch;
 use super::tail::Tail;
@@ -98,7 +98,33 @@ pub struct Stored {
     pub node: Option<String>,
 }
 
+/// The file as it is at one time, whatever is written meanwhile. The write-ahead log grows until this ends.
+#[derive(Debug)]
+pub struct Snapshot<'a> {
+    reader: &'a Reader,
+    _ended_with_it: Transaction<'a>,
+}
+
+impl std::ops::Deref for Snapshot<'_> {
+    type Target = Reader;
+
+    fn deref(&self) -> &Reader {
+        self.reader
+    }
+}
+
 impl Reader {
+    /// What is there now, for reads that must fit each other.
+    ///
+    /// # Errors
+    /// [`Fault::Failed`].
+    pub fn snapshot(&self) -> Result<Snapshot<'_>, Fault> {
+        let transaction = self.connection.unchecked_transaction()?;
+        // It is of the time of the first read.
+        self.last()?;
+        Ok(Snapshot { reader: self, _ended_with_it: transaction })
+    }
+
     /// A connection to the file at `path`, which must be there.
     ///
     /// # Errors
@@ -211,6 +237,20 @@ impl Reader {
         let mut statement = self.connection.prepare_cached(sql)?;
         let seq: Option<i64> = statement.query_row([], |row| row.get(0)).optional()?;
         Ok(u64::try_from(seq.unwrap_or_default()).unwrap_or_default())
+    }
+
+    /// Bytes of the file that something is in. What is free in it is used before it grows.
+    ///
+    /// # Errors
+    /// [`Fault::Failed`].
+    pub fn used_bytes(&self) -> Result<u64, Fault> {
+        let sql = "SELECT (SELECT page_count FROM pragma_page_count)
+                   - (SELECT freelist_count FROM pragma_freelist_count), page_size
+                   FROM pragma_page_size";
+        let mut statement = self.connection.prepare_cached(sql)?;
+        let found = statement.query_row([], |row| Ok((row.get::<_, i64>(0)?, row.get(1)?)))?;
+        let (pages, page_bytes): (i64, i64) = found;
+        Ok(u64::try_from(pages.saturating_mul(page_bytes)).unwrap_or_default())
     }
 
     /// The chain's id.
