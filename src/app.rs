@@ -31,7 +31,7 @@ use crate::edge::proxy::Edge;
 use crate::edge::tls::{ServerTls, TlsError};
 use crate::edge::trust::Live;
 use crate::edge::upstream::{MAX_ATTEMPTS, Servers, UpstreamError};
-use crate::gate::{Gate, Settings, Stores, Withdrawn};
+use crate::gate::{EraSecret, Gate, Settings, Stores, Withdrawn};
 use crate::policy::bypass::Bypass;
 use crate::policy::time::UnixTime;
 use crate::store::epoch::OfProcess;
@@ -194,6 +194,11 @@ impl Running {
         let sockets = sockets.iter().map(again).collect::<std::io::Result<_>>()?;
         let ahead = self.site.in_force().config.dpop.clock_skew;
         Ok(Estate { sockets, memory: self.site.lasting.memory.clone(), ahead })
+    }
+
+    /// Gives out the nonces of the process that takes this one's place, or its own again.
+    pub fn give_out(&self, successor: Option<&EraSecret>) {
+        self.site.current.load().common().gate.give_out(successor);
     }
 
     /// Stops accepting, and waits until the last connection has ended, at most `drainTimeout`.

@@ -42,7 +42,8 @@ use crate::store::nonces::SpentNonces;
 use crate::store::replay::ReplayLog;
 use crate::store::tokens::TokenMemory;
 
-use era::{Era, Held, Secrets};
+pub use era::EraSecret;
+use era::{Era, Held, Secrets, Successor};
 pub use facts::{Challenge, Facts, NonceStatus};
 pub use grants::{Asking, GrantDecision, Granted, Terms};
 use tokens::Presented;
@@ -189,6 +190,7 @@ pub struct Gate {
     stores: Stores,
     nonce_secrets: Secrets,
     era: Held,
+    successor: Successor,
     era_margin: Duration,
     clients: Vec<KnownClient>,
     bypass: Arc<OnceLock<Bypass>>,
@@ -213,6 +215,7 @@ impl Gate {
             stores,
             nonce_secrets: Secrets::new(settings.nonce_secrets),
             era: Held::empty(),
+            successor: Successor::empty(),
             era_margin: settings.era_margin,
             clients: settings.clients,
             bypass: settings.bypass,
@@ -384,6 +387,9 @@ impl Gate {
     /// would be for.
     #[must_use]
     pub fn nonce(&self, origin: usize, now: UnixTime, random: [u8; 8]) -> Option<String> {
+        if let Some(keys) = &*self.successor.load() {
+            return keys.get(origin)?.make(now, random);
+        }
         self.era()?.nonce_keys(origin)?.make(now, random)
     }
 

@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! serving → next   the sockets (SCM_RIGHTS, with one byte), and their names
+//! next → serving   what its nonces are made from, where the other one asks for that
 //! next → serving   ready: bound, keys fetched, or why not
 //! serving → next   the line between the two memories of proofs
 //! next → serving   accepting
@@ -34,10 +35,15 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use rustix::process::{Uid, geteuid};
-use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+mod word;
+
+use word::{Secret, Word};
 
 use super::Estate;
 use super::sockets::Named;
+use crate::gate::EraSecret;
 use crate::policy::time::UnixTime;
 use crate::store::epoch::OfProcess;
 
@@ -91,29 +97,6 @@ pub enum HandoverError {
     Declined(String),
 }
 
-/// What is said, either way.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-enum Word {
-    /// With the sockets of these names.
-    Sockets {
-        version: u32,
-        names: Vec<String>,
-    },
-    Ready,
-    /// What the one that serves admits is dated up to here, milliseconds since 1970; `None` where both
-    /// share a memory of proofs.
-    Line {
-        line: Option<i64>,
-    },
-    Accepting,
-    Yours,
-    /// Why the next process does not begin.
-    Declined {
-        reason: String,
-    },
-}
-
 /// The other process, at the other end of a Unix socket.
 #[derive(Debug)]
 struct Peer {
@@ -134,19 +117,23 @@ impl Peer {
     }
 
     fn say(&mut self, word: &Word) -> Result<(), HandoverError> {
-        let line =
-            serde_json::to_string(word).map_err(|error| HandoverError::Gone(error.into()))?;
-        writeln!(self.lines.get_mut(), "{line}").map_err(HandoverError::Gone)
+        let line = serde_json::to_string(word).map(Zeroizing::new);
+        let mut line = line.map_err(|error| HandoverError::Gone(error.into()))?;
+        // In one piece: a word without its end would be no word to whoever stops waiting in between.
+        line.push('\n');
+        self.lines.get_mut().write_all(line.as_bytes()).map_err(HandoverError::Gone)
     }
 
     fn hear(&mut self, limit: Duration) -> Result<Word, HandoverError> {
         self.lines.get_ref().set_read_timeout(Some(limit)).map_err(HandoverError::Gone)?;
-        let mut line = String::new();
+        let mut line = Zeroizing::new(String::new());
         let read = self.lines.by_ref().take(LINE).read_line(&mut line);
         if read.map_err(HandoverError::Gone)? == 0 {
             return Err(HandoverError::Gone(io::ErrorKind::UnexpectedEof.into()));
         }
-        serde_json::from_str(&line).map_err(|_| HandoverError::Unexpected(line.trim().to_owned()))
+        // Not as it was said: there are secrets in it.
+        serde_json::from_str(&line)
+            .map_err(|error| HandoverError::Unexpected(format!("{:?}: no word", error.classify())))
     }
 
     /// Neither says nor hears anything more but what has come already.
@@ -166,10 +153,11 @@ impl Peer {
         let sent = sendmsg(stream, &[byte], &mut control, SendFlags::NOSIGNAL);
         sent.map_err(|error| HandoverError::Gone(error.into()))?;
         let names = sockets.iter().map(|(name, _)| name.clone()).collect();
-        self.say(&Word::Sockets { version: VERSION, names })
+        self.say(&Word::Sockets { version: VERSION, names, nonces: true })
     }
 
-    fn receive_sockets(&mut self) -> Result<Vec<Named>, HandoverError> {
+    /// The sockets, and whether the other end wants to hear of nonces.
+    fn receive_sockets(&mut self) -> Result<(Vec<Named>, bool), HandoverError> {
         let stream = self.lines.get_ref();
         stream.set_read_timeout(Some(ANSWER)).map_err(HandoverError::Gone)?;
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS))];
@@ -188,10 +176,11 @@ impl Peer {
             }
         }
         match self.hear(ANSWER)? {
-            Word::Sockets { version: VERSION, names } if names.len() == sockets.len() => {
+            Word::Sockets { version: VERSION, names, nonces } if names.len() == sockets.len() => {
                 let named = names.into_iter().zip(sockets);
                 let named = named.map(|(name, socket)| Named::new(name, socket));
-                named.collect::<io::Result<_>>().map_err(HandoverError::Gone)
+                let named = named.collect::<io::Result<_>>().map_err(HandoverError::Gone)?;
+                Ok((named, nonces))
             }
             other => Err(HandoverError::Unexpected(format!("{other:?}"))),
         }
@@ -200,7 +189,11 @@ impl Peer {
 
 /// The process that serves, as the one that does not yet sees it.
 #[derive(Debug)]
-pub struct Serving(Peer);
+pub struct Serving {
+    peer: Peer,
+    /// Whether it wants to hear what nonces are made from.
+    nonces: bool,
+}
 
 impl Serving {
     /// Waits at `path` until the process that serves comes, at most `limit`, and takes its sockets.
@@ -239,23 +232,27 @@ impl Serving {
     fn of(stream: UnixStream) -> Result<(Self, Vec<Named>), HandoverError> {
         stream.set_nonblocking(false).map_err(HandoverError::Gone)?;
         let mut peer = Peer::new(stream, geteuid())?;
-        let sockets = peer.receive_sockets()?;
-        Ok((Self(peer), sockets))
+        let (sockets, nonces) = peer.receive_sockets()?;
+        Ok((Self { peer, nonces }, sockets))
     }
 
     /// Its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.0.pid
+        self.peer.pid
     }
 
-    /// Says that this process could accept. Gives the line between the memories of proofs.
+    /// Says that this process could accept, and what its nonces are made from. Gives the line between the
+    /// memories of proofs.
     ///
     /// # Errors
     /// [`HandoverError`]; then this process must end.
-    pub fn ready(&mut self) -> Result<Option<UnixTime>, HandoverError> {
-        self.0.say(&Word::Ready)?;
-        match self.0.hear(ANSWER)? {
+    pub fn ready(&mut self, nonces: Option<&EraSecret>) -> Result<Option<UnixTime>, HandoverError> {
+        if let Some(secret) = nonces.filter(|_| self.nonces) {
+            self.peer.say(&Word::Nonces { secret: Secret::of(secret) })?;
+        }
+        self.peer.say(&Word::Ready)?;
+        match self.peer.hear(ANSWER)? {
             Word::Line { line } => Ok(line.map(UnixTime::from_millis)),
             other => Err(HandoverError::Unexpected(format!("{other:?}"))),
         }
@@ -270,12 +267,12 @@ impl Serving {
     }
 
     fn accepting_within(&mut self, limit: Duration) -> Result<(), HandoverError> {
-        self.0.say(&Word::Accepting)?;
-        let word = self.0.hear(limit).or_else(|error| {
+        self.peer.say(&Word::Accepting)?;
+        let word = self.peer.hear(limit).or_else(|error| {
             // From here on the other one finds that nobody listens, and goes on. What it has said until now
             // counts: it has left.
-            self.0.close();
-            self.0.hear(ANSWER).map_err(|_| error)
+            self.peer.close();
+            self.peer.hear(ANSWER).map_err(|_| error)
         });
         match word? {
             Word::Yours => Ok(()),
@@ -286,7 +283,7 @@ impl Serving {
     /// Says why this process does not begin.
     pub fn decline(&mut self, reason: &str) {
         // It goes on without this word too.
-        let _ = self.0.say(&Word::Declined { reason: reason.to_owned() });
+        let _ = self.peer.say(&Word::Declined { reason: reason.to_owned() });
     }
 }
 
@@ -295,6 +292,7 @@ impl Serving {
 pub struct Next {
     peer: Peer,
     ceded: Option<Ceded>,
+    nonces: Option<EraSecret>,
 }
 
 /// A memory of proofs that was ceded. It is taken back, unless the next process has all there is.
@@ -327,7 +325,7 @@ impl Next {
         match UnixStream::connect(path) {
             Ok(stream) => {
                 let peer = Peer::new(stream, geteuid())?;
-                Ok(Some(Self { peer, ceded: None }))
+                Ok(Some(Self { peer, ceded: None, nonces: None }))
             }
             Err(error) if is_nobody(&error) => Ok(None),
             Err(error) => Err(wrong(path, error)),
@@ -347,7 +345,7 @@ impl Next {
     /// [`HandoverError`]; when this is dropped everything is as it was.
     pub fn take(&mut self, estate: &Estate, now: fn() -> UnixTime) -> Result<(), HandoverError> {
         self.peer.send_sockets(&estate.sockets)?;
-        self.expect(BECOMING_READY + ANSWER, |word| matches!(word, Word::Ready))?;
+        self.become_ready()?;
         let line = estate.memory.as_ref().map(|memory| {
             let (memory, ahead) = (Arc::clone(memory), estate.ahead);
             let line = memory.cede(now()).millis();
@@ -356,6 +354,27 @@ impl Next {
         });
         self.peer.say(&Word::Line { line })?;
         self.expect(ANSWER, |word| matches!(word, Word::Accepting))
+    }
+
+    /// Waits until it could accept.
+    fn become_ready(&mut self) -> Result<(), HandoverError> {
+        let limit = BECOMING_READY + ANSWER;
+        match self.peer.hear(limit)? {
+            Word::Ready => Ok(()),
+            Word::Nonces { secret } => {
+                let none = || HandoverError::Unexpected("a secret that is none".to_owned());
+                self.nonces = Some(secret.read().ok_or_else(none)?);
+                self.expect(limit, |word| matches!(word, Word::Ready))
+            }
+            Word::Declined { reason } => Err(HandoverError::Declined(reason)),
+            other => Err(HandoverError::Unexpected(format!("{other:?}"))),
+        }
+    }
+
+    /// What its nonces are made from, where its memory of proofs is another one.
+    #[must_use]
+    pub fn nonces(&self) -> Option<EraSecret> {
+        self.nonces.clone().filter(|_| self.ceded.is_some())
     }
 
     fn expect(

@@ -22,6 +22,7 @@ use crate::config::Config;
 use crate::edge::accept::Serving;
 use crate::edge::admin;
 use crate::edge::listener::{Front, Occupancy};
+use crate::gate::EraSecret;
 use crate::policy::time::UnixTime;
 use crate::telemetry::log::Log;
 
@@ -131,6 +132,12 @@ impl Ready {
         if let Some(memory) = &self.site.lasting.memory {
             memory.begin(line);
         }
+    }
+
+    /// What this process makes its nonces from.
+    #[must_use]
+    pub fn nonce_secret(&self) -> Option<EraSecret> {
+        self.site.current.load().common().gate.nonce_secret()
     }
 
     /// Sockets once more, by name, to be handed on.

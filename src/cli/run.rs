@@ -177,7 +177,7 @@ async fn until_told(running: &Running, mut signals: Signals, path: &Path, mut wa
             loaded = loaded(&mut under_way) => reload(running, &mut watch, loaded),
             _ = signals.quit.recv() => begin(&mut attempt, running, path),
             next = outcome(&mut attempt) => {
-                if hand_over(next) {
+                if hand_over(running, next) {
                     break End::Succeeded;
                 }
             }
@@ -248,12 +248,14 @@ async fn outcome(attempt: &mut Option<Attempt>) -> Result<Next, String> {
 }
 
 /// Leaves the sockets to the next process. Whether it has them.
-fn hand_over(next: Result<Next, String>) -> bool {
+fn hand_over(running: &Running, next: Result<Next, String>) -> bool {
     let given = next.and_then(|next| {
         let pid = next.pid();
         // Before the next process tells the service manager anything.
         manager::main_process(pid, "sockets handed over");
+        running.give_out(next.nonces().as_ref());
         next.theirs().map(|()| pid).map_err(|error| {
+            running.give_out(None);
             manager::main_process(std::process::id(), "serving; the sockets were not handed over");
             error.to_string()
         })

@@ -34,6 +34,33 @@ pub(super) struct Era {
     keys: Vec<NonceKeys>,
 }
 
+/// What the nonces of one memory of proofs are made from. Not to be printed.
+#[derive(Clone)]
+pub struct EraSecret(Zeroizing<[u8; 32]>);
+
+impl EraSecret {
+    /// One that another process has made.
+    #[must_use]
+    pub fn new(bytes: [u8; 32]) -> Self {
+        Self(bytes.into())
+    }
+
+    /// For the process that makes nonces in this one's name.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for EraSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("EraSecret")
+    }
+}
+
+/// The nonces of the process that takes this one's place, by external origin.
+pub(super) type Successor = ArcSwapOption<Vec<NonceKeys>>;
+
 impl Era {
     fn of(reign: Reign, secrets: &Secrets, sites: &[Site], nonces: bool) -> Self {
         let bound = |secret: &[u8; 32]| nonce::bound_secret(secret, &reign.epoch);
@@ -68,6 +95,27 @@ impl Gate {
         let era = Arc::new(Era::of(reign, &self.nonce_secrets, &self.sites, nonces));
         self.era.store(Some(Arc::clone(&era)));
         Some(era)
+    }
+
+    /// What a process makes its nonces from; `None` where nonces are off.
+    #[must_use]
+    pub fn nonce_secret(&self) -> Option<EraSecret> {
+        self.proof.nonce_ttl?;
+        let epoch = self.stores.epochs.current()?.epoch;
+        let secret = self.nonce_secrets.0.first()?;
+        Some(EraSecret::new(nonce::bound_secret(secret, &epoch)))
+    }
+
+    /// From now on gives out nonces that are another memory's, and takes its own alone as before: whoever
+    /// is asked for a nonce comes again on a connection of the process that has the other memory. `None`:
+    /// gives out its own.
+    pub fn give_out(&self, successor: Option<&EraSecret>) {
+        let keys = successor.map(|secret| {
+            let secret = Zeroizing::new([*secret.bytes()]);
+            let keys = |site: &Site| NonceKeys::derive(&*secret, &site.origin);
+            Arc::new(self.sites.iter().map(keys).collect())
+        });
+        self.successor.store(keys);
     }
 
     /// Nobody is told to come again with a nonce while there is none to be had. For token endpoints, where

@@ -17,6 +17,7 @@ use super::support::client::{Client, Connection, H2, Message, Request, patiently
 use super::support::keys::Key;
 use super::support::process::{Process, write_config};
 use super::support::proof::Proof;
+use super::support::sharing::key_file;
 use super::support::world::{Expect, World, expect_eq, get};
 
 use Expect::{Admitted, Public, Refused};
@@ -326,6 +327,57 @@ async fn a_proof_that_one_admitted_is_not_admitted_by_the_next() {
     let fresh = world.proof("GET", "/orders/1").token(&token).nonce(&nonce).sign();
     let answer = world.send(&get("/orders/1", &token, &fresh)).await;
     table.row("ok/its own nonce", world.judge(answer, Admitted("dpop")).await);
+}
+
+/// Whoever is asked for a nonce by the one before comes again at the next with that very nonce: nobody is
+/// asked twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_asked_for_a_nonce_by_the_one_before_has_the_next_one_s() {
+    for keys in ["of each process", "in a file"] {
+        let mut table = Table::default();
+        let mut world = World::start_in(|directory, _, config| {
+            if keys == "in a file" {
+                key_file(directory);
+                config["security"]["senderConstraints"]["dpop"]["nonce"]["keyFiles"] =
+                    json!(["nonce.key"]);
+            }
+            drain(config, "10s");
+        })
+        .await;
+        let token = world.bound();
+        let before = world.nonce().await;
+        let proof = |world: &World, nonce: &str| {
+            world.proof("GET", "/orders/1").token(&token).nonce(nonce).sign()
+        };
+        let mut kept = Vec::new();
+        for _ in 0..3 {
+            let mut connection = world.client.connect(None).await.expect("a connection");
+            let answer = connection.send(&Request::new("GET", "/public/1").bytes()).await;
+            table.row("ok/before", world.judge(answer, Public).await);
+            kept.push(connection);
+        }
+        let _old = world.upgrade().await;
+        let of_the_next = world.nonce().await;
+        let bare = get("/orders/1", &token, &world.proof("GET", "/orders/1").token(&token).sign());
+        let of_next = get("/orders/1", &token, &proof(&world, &of_the_next));
+        for (name, request) in [("no nonce", &bare), ("the next one's", &of_next)] {
+            let mut connection = kept.pop().expect("a connection");
+            let answer = connection.send(&request.bytes()).await.expect("an answer");
+            let challenge = answer.all("www-authenticate").join(", ");
+            let asked = (answer.status(), challenge.contains("use_dpop_nonce"));
+            table.row(&format!("fail/{name}"), expect_eq("asked", &asked, &(401, true)));
+            let nonce = answer.one("dpop-nonce").expect("a nonce").to_owned();
+            let again = world.send(&get("/orders/1", &token, &proof(&world, &nonce))).await;
+            table.row(&format!("ok/{name}, again"), world.judge(again, Admitted("dpop")).await);
+        }
+        // Its own it takes as ever, once.
+        let own = proof(&world, &before);
+        let mut connection = kept.pop().expect("a connection");
+        let answer = connection.send(&get("/orders/1", &token, &own).bytes()).await;
+        table.row("ok/its own", world.judge(answer, Admitted("dpop")).await);
+        let again = world.send(&get("/orders/1", &token, &own)).await;
+        table.row("fail/again", world.judge(again, Refused("nonce_unknown")).await);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -63,10 +63,12 @@ fn sockets_pass_and_the_one_that_serves_goes_last() {
         socket.set_nonblocking(false).unwrap();
         socket.accept().unwrap();
     }
-    assert_eq!(serving.ready().unwrap(), Some(NOW));
+    let secret = EraSecret::new([7; 32]);
+    assert_eq!(serving.ready(Some(&secret)).unwrap(), Some(NOW));
     let told = std::thread::spawn(move || serving.accepting());
     let (given, next, estate) = giving.join().unwrap();
     given.unwrap();
+    assert_eq!(next.nonces().unwrap().bytes(), &[7; 32]);
     next.theirs().unwrap();
     told.join().unwrap().unwrap();
     assert!(!estate.memory.unwrap().takes(UnixTime::from_millis(1001)));
@@ -83,7 +85,7 @@ fn the_next_one_is_told_nothing_when_the_one_that_serves_ends() {
     next.peer.send_sockets(&estate.sockets).unwrap();
     let (mut serving, _) = taking.join().unwrap().unwrap();
     drop(next);
-    assert!(matches!(serving.ready(), Err(HandoverError::Gone(_))));
+    assert!(matches!(serving.ready(None), Err(HandoverError::Gone(_))));
 }
 
 #[test]
@@ -92,11 +94,11 @@ fn whoever_breaks_off_leaves_the_one_that_serves_as_it_was() {
         ("declines", false, (|mut serving| serving.decline("no store")) as fn(Serving)),
         ("ends before it is ready", false, |serving| drop(serving)),
         ("ends before it accepts", true, |mut serving| {
-            serving.ready().unwrap();
+            serving.ready(None).unwrap();
         }),
         ("does not wait for the last word", true, |mut serving| {
-            serving.ready().unwrap();
-            serving.0.say(&Word::Accepting).unwrap();
+            serving.ready(None).unwrap();
+            serving.peer.say(&Word::Accepting).unwrap();
         }),
     ] {
         let directory = tempfile::tempdir().unwrap();
@@ -130,8 +132,8 @@ fn whoever_breaks_off_leaves_the_one_that_serves_as_it_was() {
 #[test]
 fn who_gives_up_waiting_for_the_last_word_is_not_left_to() {
     let (one, other) = UnixStream::pair().unwrap();
-    let one = Next { peer: Peer::new(one, geteuid()).unwrap(), ceded: None };
-    let mut other = Serving(Peer::new(other, geteuid()).unwrap());
+    let one = Next { peer: Peer::new(one, geteuid()).unwrap(), ceded: None, nonces: None };
+    let mut other = Serving { peer: Peer::new(other, geteuid()).unwrap(), nonces: true };
     assert!(other.accepting_within(Duration::from_millis(10)).is_err());
     assert!(one.theirs().is_err(), "it left to one that ends");
 }
@@ -153,6 +155,22 @@ fn one_waits_at_a_time_and_nothing_is_removed_that_is_no_socket() {
     let link = directory.path().join("link.sock");
     std::os::unix::fs::symlink(directory.path().join("elsewhere"), &link).unwrap();
     assert!(matches!(Meeting::new(&link), Err(HandoverError::Taken(_))));
+}
+
+/// Words of builds that know nothing of nonces are understood, and none is said to them that they are not.
+#[test]
+fn a_build_of_before_is_not_told_of_nonces() {
+    let word = serde_json::from_str(r#"{"sockets":{"version":1,"names":[]}}"#).unwrap();
+    assert!(matches!(word, Word::Sockets { nonces: false, .. }));
+    let (one, other) = UnixStream::pair().unwrap();
+    let peer = Peer::new(one, geteuid()).unwrap();
+    let mut before = Peer::new(other, geteuid()).unwrap();
+    let mut serving = Serving { peer, nonces: false };
+    before.say(&Word::Line { line: None }).unwrap();
+    serving.ready(Some(&EraSecret::new([7; 32]))).unwrap();
+    assert!(matches!(before.hear(LIMIT), Ok(Word::Ready)));
+    let printed = format!("{:?}", Word::Nonces { secret: Secret::of(&EraSecret::new([7; 32])) });
+    assert!(!printed.contains("BwcH"), "{printed}");
 }
 
 #[test]

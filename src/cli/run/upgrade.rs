@@ -64,7 +64,7 @@ fn succeed(
     if called_off() {
         return Err(HandoverError::CalledOff.into());
     }
-    if let Some(line) = serving.ready()? {
+    if let Some(line) = serving.ready(ready.nonce_secret().as_ref())? {
         ready.begin_after(line);
     }
     let running = ready.serve();
