@@ -13,6 +13,8 @@ use crate::telemetry::metrics::{Term, Use};
 
 /// The name that the admin listener's certificates stand under.
 const ADMIN: &str = "admin";
+/// The name that the collector's certificates stand under.
+const TRACES: &str = "traces";
 /// The name that the store's certificates stand under.
 const STORE: &str = "store";
 
@@ -59,6 +61,11 @@ pub fn of(config: &Config) -> Vec<Term> {
             STORE,
             tls.client.iter().map(|(certificate, _)| certificate),
         );
+    }
+    if let Some(traces) = &config.telemetry.traces {
+        found.authorities(Use::CollectorAuthority, TRACES, &traces.authorities);
+        let client = traces.client.iter().map(|it| &it.certificate);
+        found.chains(Use::CollectorClient, TRACES, client);
     }
     found.0
 }

@@ -1,6 +1,6 @@
 //! How many refusals are written to the audit log: enough to see what happens, and never so many that
 //! a stranger fills the disk that grants need: each client has a budget, where an IPv6 client is a /64, and
-//! all strangers together have one of [`STRANGERS`] such budgets, however many addresses they come from.
+//! all strangers together have one of `STRANGERS` such budgets, however many addresses they come from.
 
 #![expect(clippy::disallowed_methods, reason = "a budget has a clock")]
 

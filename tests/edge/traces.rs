@@ -308,6 +308,11 @@ async fn both_sides_say_who_they_are() {
     let mut table = Table::default();
     let taken = async |world: &World| collector.of(&ask(world).await).await.is_some();
     table.row("ok/both", expect_eq("taken", &taken(&world).await, &true));
+    for used in ["collector-authority", "collector-client"] {
+        let labels = ["owner=\"traces\"", &format!("use=\"{used}\"")];
+        let ends = world.metric("holdfast_certificate_expiry_timestamp_seconds", &labels).await;
+        table.row(used, expect_eq("told", &(ends > 0.0), &true));
+    }
     let name = "holdfast_spans_dropped_total";
     let reason = ["reason=\"not_taken\""];
     // Each request has a server's, a decision's and a client's span.

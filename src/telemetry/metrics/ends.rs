@@ -27,6 +27,10 @@ pub enum Use {
     StoreAuthority,
     /// What the edge shows the store's servers of itself.
     StoreClient,
+    /// Who signs the certificate of the collector of traces.
+    CollectorAuthority,
+    /// What the edge shows the collector of itself.
+    CollectorClient,
 }
 
 impl Use {
@@ -41,6 +45,8 @@ impl Use {
             Self::IssuerClient => "issuer-client",
             Self::StoreAuthority => "store-authority",
             Self::StoreClient => "store-client",
+            Self::CollectorAuthority => "collector-authority",
+            Self::CollectorClient => "collector-client",
         }
     }
 }
@@ -50,7 +56,7 @@ impl Use {
 pub struct Term {
     /// What it is for.
     pub used: Use,
-    /// Whose: the listener's, upstream's or issuer's name; `store` for the store's.
+    /// Whose: the listener's, upstream's or issuer's name; `store` and `traces` for theirs.
     pub owner: String,
     /// The file.
     pub file: String,
