@@ -183,7 +183,7 @@ async fn websockets_of_another_maker() {
         let mut aged = config["routes"][0].clone();
         aged["name"] = json!("aged");
         aged["path"] = json!("/aged");
-        aged["streamMaxAge"] = json!("6s");
+        aged["streamMaxAge"] = json!("15s");
         config["routes"].as_array_mut().expect("routes").push(aged);
     })
     .await;
@@ -208,7 +208,7 @@ async fn websockets_of_another_maker() {
     let end = unknown_end();
     let known = Arc::clone(&end);
     let told = client(command, move || {
-        let (end, far) = (now() + 10, now() + 600);
+        let (end, far) = (now() + 20, now() + 600);
         known.store(end, Ordering::Relaxed);
         asked["cases"] = json!({
             "proof": case(token(far), "DPoP", "/orders/1", false, false),
