@@ -7,6 +7,8 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
+use pingora::proxy::Session;
+
 /// How long a connection that says nothing is kept once nothing new is accepted: what was sent before
 /// its client could know arrives within it, a lost packet included.
 pub const SILENCE: Duration = Duration::from_secs(1);
@@ -28,9 +30,17 @@ impl Leaving {
     }
 
     /// Whether each answer from now on is the last of its connection.
-    #[must_use]
-    pub fn has_begun(&self) -> bool {
+    fn has_begun(&self) -> bool {
         self.0.load(Ordering::Acquire) != SERVING
+    }
+
+    /// Has the answer say that it is the last of its connection, where each is. What came before that knows
+    /// nothing of it yet. To be asked after the answer's nonce was made: one of the next process is of no
+    /// use on this connection.
+    pub(super) fn take_leave(&self, session: &mut Session) {
+        if self.has_begun() {
+            session.set_keepalive(None);
+        }
     }
 
     /// How long an idle HTTP/1.1 connection may still bring a request. `None`: until its keepalive or the

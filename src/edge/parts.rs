@@ -21,6 +21,7 @@ use super::exporter::Traces;
 use super::headers::Onward;
 use super::introspect::Introspectors;
 use super::jwks::KeySets;
+use super::leaving::Leaving;
 use super::resource_metadata::ResourceMetadata;
 use super::route::{Miss, RouteTable};
 use super::spans;
@@ -353,6 +354,7 @@ impl Parts {
         session: &mut Session,
         ctx: &mut Ctx,
         own: &Own,
+        leaving: &Leaving,
     ) -> pingora::Result<()> {
         let Some(capsules) = &self.common.capsules else { return Ok(()) };
         let Some(target) = &ctx.target else { return Ok(()) };
@@ -363,7 +365,12 @@ impl Parts {
             authorization_bytes: self.limits.authorization_bytes,
             id: &ctx.id,
         };
-        let (gate, nonce) = (&self.common.gate, || self.nonce(own.origin));
+        let gate = &self.common.gate;
+        let nonce = |session: &mut Session| {
+            let nonce = self.nonce(own.origin);
+            leaving.take_leave(session);
+            nonce
+        };
         ctx.own = capsules::send(capsules, gate, session, own, &from, nonce).await?;
         Ok(())
     }

@@ -60,12 +60,20 @@ impl Edge {
         Self { current, listener, leaving }
     }
 
-    /// Has the answer say that it is the last of its connection, when the listeners stop. What came before
-    /// that knows nothing of it yet.
-    fn take_leave(&self, session: &mut Session) {
-        if self.leaving.has_begun() {
-            session.set_keepalive(None);
-        }
+    /// Serves a request to an authorization server, watched where it is sampled.
+    async fn ask(
+        &self,
+        parts: &Parts,
+        session: &mut Session,
+        ctx: &mut Ctx,
+    ) -> Result<Reply, Stop> {
+        let reply = match spans::calls(ctx) {
+            None => authority::serve(parts, session, ctx).await,
+            Some(calls) => calls.watch(authority::serve(parts, session, ctx)).await,
+        };
+        // Much may have happened since its form began to come.
+        self.leaving.take_leave(session);
+        reply
     }
 }
 
@@ -104,7 +112,7 @@ impl ProxyHttp for Edge {
             Some(calls) => calls.watch(parts.decide(session, ctx)).await,
         };
         ctx.decided = ctx.started.elapsed();
-        self.take_leave(session);
+        self.leaving.take_leave(session);
         match verdict {
             Ok(Permit::Preflight(grant)) => {
                 if let Cors::Edge(rules) = parts.cors(ctx) {
@@ -116,7 +124,7 @@ impl ProxyHttp for Edge {
                 if let Some(begun) = &mut ctx.trace {
                     begun.is_for(own.what);
                 }
-                parts.answer(session, ctx, &own).await?;
+                parts.answer(session, ctx, &own, &self.leaving).await?;
                 Ok(true)
             }
             Ok(Permit::Fresh(admitted)) => {
@@ -132,7 +140,7 @@ impl ProxyHttp for Edge {
                 ctx.admitted = Some(admitted);
                 Ok(false)
             }
-            Ok(Permit::Authority) => match ask(&parts, session, ctx).await {
+            Ok(Permit::Authority) => match self.ask(&parts, session, ctx).await {
                 Ok(reply) => {
                     authority::send(&parts, session, ctx, reply).await?;
                     Ok(true)
@@ -281,7 +289,7 @@ impl ProxyHttp for Edge {
             headers::informational_response(response, issues);
             return Ok(());
         }
-        self.take_leave(session);
+        self.leaving.take_leave(session);
         ctx.answered = Some(ctx.started.elapsed());
         if let Some(line) = &ctx.line {
             line.head_came();
@@ -367,14 +375,6 @@ impl ProxyHttp for Edge {
         _context: ProxyWarnLogContext,
     ) -> bool {
         true
-    }
-}
-
-/// Serves a request to an authorization server, watched where it is sampled.
-async fn ask(parts: &Parts, session: &mut Session, ctx: &mut Ctx) -> Result<Reply, Stop> {
-    match spans::calls(ctx) {
-        None => authority::serve(parts, session, ctx).await,
-        Some(calls) => calls.watch(authority::serve(parts, session, ctx)).await,
     }
 }
 

@@ -13,6 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::support::Table;
+use super::support::authority::{Form, Site, TOKEN, form, grant};
 use super::support::client::{Client, Connection, H2, Message, Request, patiently};
 use super::support::keys::Key;
 use super::support::process::{Process, write_config};
@@ -378,6 +379,33 @@ async fn who_is_asked_for_a_nonce_by_the_one_before_has_the_next_one_s() {
         let again = world.send(&get("/orders/1", &token, &own)).await;
         table.row("fail/again", world.judge(again, Refused("nonce_unknown")).await);
     }
+}
+
+/// The same where a request was under way already, and its answer is decided late: the connection is of no
+/// use for the nonce that it brings.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_form_that_comes_late_is_sent_for_the_next_ones_nonce_on_another_connection() {
+    let mut site = Site::retrofit(Form::Opaque, |config| drain(config, "20s")).await;
+    let mut kept = site.world.client.connect(None).await.expect("a connection");
+    let key = Key::new("ES256");
+    let asking = |nonce: Option<&str>| {
+        let proof = Proof::new(&key, "POST", "https://api.example/token");
+        let proof = nonce.map_or_else(|| proof.clone(), |nonce| proof.clone().nonce(nonce)).sign();
+        form(TOKEN, &grant("client_credentials")).field("DPoP", proof).bytes()
+    };
+    let request = asking(None);
+    let (begun, rest) = request.split_at(request.len() - 5);
+    kept.write(begun).await.expect("most of it");
+    // It is at the edge before the end, which reads as far as it can.
+    tokio::time::sleep(STEP * 10).await;
+    let _old = site.world.upgrade().await;
+    kept.write(rest).await.expect("the rest");
+    let answer = kept.answer(false).await.expect("an answer");
+    assert_eq!(answer.json()["error"], "use_dpop_nonce", "{}", answer.start);
+    assert_eq!(answer.one("connection"), Some("close"));
+    let nonce = answer.one("dpop-nonce").expect("a nonce");
+    let again = site.world.client.send_bytes(None, &asking(Some(nonce))).await;
+    assert_eq!(again.expect("an answer").status(), 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

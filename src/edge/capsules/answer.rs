@@ -127,7 +127,7 @@ pub(in crate::edge) async fn send(
     session: &mut Session,
     own: &Own,
     from: &From<'_>,
-    nonce: impl FnOnce() -> Option<String>,
+    nonce: impl FnOnce(&mut Session) -> Option<String>,
 ) -> pingora::Result<Option<Told>> {
     let id = from.id;
     let method = session.req_header().method.clone();
@@ -164,7 +164,7 @@ pub(in crate::edge) async fn send(
         What::Telemetry => capsules.telemetry(gate, &asking, body.as_deref()).await,
         What::Capsule | What::Jwks => capsules.capsule(gate, &asking).await,
     };
-    let nonce = if outcome.wants_nonce { nonce() } else { None };
+    let nonce = if outcome.wants_nonce { nonce(session) } else { None };
     let (head, body) = written(&outcome.answer, gate.node_challenge(), nonce, id)?;
     finish(session, head, body, id, "no-store").await?;
     Ok(Some(outcome.told))
