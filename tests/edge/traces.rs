@@ -403,9 +403,8 @@ async fn what_is_not_taken_is_counted_and_delays_nobody() {
     let told = world.process.records(|record| {
         record["message"].as_str().is_some_and(|text| text.starts_with("spans not sent"))
     });
-    // One of each configuration's, and on a slow machine one of a later minute; not one of each span.
-    let few = (2..=5).contains(&told.len());
-    table.row("ok/told", expect_eq(&format!("{} lines", told.len()), &few, &true));
+    // One of each configuration's.
+    table.row("ok/told", expect_eq("lines", &told.len(), &2));
     ask(&world).await;
     let began = Instant::now();
     world.process.terminate();

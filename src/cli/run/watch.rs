@@ -46,10 +46,9 @@ impl Before {
     }
 
     fn of(files: &[PathBuf]) -> Self {
-        // A file system's clock is some milliseconds behind.
-        const BEHIND: Duration = Duration::from_millis(20);
+        // A file system's clock is up to some milliseconds behind: a change within those is not seen. To look
+        // back further would have each edge that starts right after its file was written load it twice.
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let since = since.saturating_sub(BEHIND);
         let seconds = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
         let at = (seconds, i64::from(since.subsec_nanos()));
         Self { files: files.to_vec(), marks: marks(files), at }
@@ -128,6 +127,7 @@ mod tests {
         let files = || vec![path.clone()];
         // The very first time, and later.
         let mut before = Before::start();
+        std::thread::sleep(Duration::from_millis(50));
         for next in ["twoo", "three"] {
             std::fs::write(&path, next).unwrap();
             let mut watch = Watch::new(files(), &before);
