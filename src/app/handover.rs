@@ -353,22 +353,20 @@ impl Next {
             line
         });
         self.peer.say(&Word::Line { line })?;
-        self.expect(ANSWER, |word| matches!(word, Word::Accepting))
+        let word = self.hear(ANSWER)?;
+        as_expected(&word, matches!(word, Word::Accepting))
     }
 
     /// Waits until it could accept.
     fn become_ready(&mut self) -> Result<(), HandoverError> {
         let limit = BECOMING_READY + ANSWER;
-        match self.peer.hear(limit)? {
-            Word::Ready => Ok(()),
-            Word::Nonces { secret } => {
-                let none = || HandoverError::Unexpected("a secret that is none".to_owned());
-                self.nonces = Some(secret.read().ok_or_else(none)?);
-                self.expect(limit, |word| matches!(word, Word::Ready))
-            }
-            Word::Declined { reason } => Err(HandoverError::Declined(reason)),
-            other => Err(HandoverError::Unexpected(format!("{other:?}"))),
+        let mut word = self.hear(limit)?;
+        if let Word::Nonces { secret } = &word {
+            let none = || HandoverError::Unexpected("a secret that is none".to_owned());
+            self.nonces = Some(secret.read().ok_or_else(none)?);
+            word = self.hear(limit)?;
         }
+        as_expected(&word, matches!(word, Word::Ready))
     }
 
     /// What its nonces are made from, where its memory of proofs is another one.
@@ -377,15 +375,11 @@ impl Next {
         self.nonces.clone().filter(|_| self.ceded.is_some())
     }
 
-    fn expect(
-        &mut self,
-        limit: Duration,
-        expected: impl Fn(&Word) -> bool,
-    ) -> Result<(), HandoverError> {
+    /// Its next word, unless that is that it does not begin.
+    fn hear(&mut self, limit: Duration) -> Result<Word, HandoverError> {
         match self.peer.hear(limit)? {
-            word if expected(&word) => Ok(()),
             Word::Declined { reason } => Err(HandoverError::Declined(reason)),
-            other => Err(HandoverError::Unexpected(format!("{other:?}"))),
+            word => Ok(word),
         }
     }
 
@@ -400,6 +394,10 @@ impl Next {
         }
         Ok(())
     }
+}
+
+fn as_expected(word: &Word, is_expected: bool) -> Result<(), HandoverError> {
+    is_expected.then_some(()).ok_or_else(|| HandoverError::Unexpected(format!("{word:?}")))
 }
 
 /// A Unix socket at which somebody is waited for.
