@@ -1,5 +1,7 @@
 //! Which store it is: marks that it keeps, and who its masters are.
 
+use std::time::Duration;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use redis::{Pipeline, Value};
@@ -38,11 +40,30 @@ pub(super) fn mark(set: &Value, got: &Value) -> Result<Mark, String> {
     }
 }
 
-/// SHA-256 over `lp("holdfast-epoch/v1")`, every tag's mark in order, and every master's identity,
+/// `KEYS`: a tag's mark. `ARGV`: the one that is not to be gone on from; another. Edges that find out the
+/// same at one time make one new mark.
+const DISOWN: &str = "
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('SET', KEYS[1], ARGV[2]) end
+return 1
+";
+
+/// Has a tag's mark be another than `mark`: one answer. What is there may not be all that was.
+pub(super) fn disown(
+    pipeline: &mut Pipeline,
+    keys: &Keys,
+    tag: Tag,
+    mark: &Mark,
+    random: &[u8; 16],
+) {
+    let fresh = URL_SAFE_NO_PAD.encode(random);
+    pipeline.cmd("EVAL").arg(DISOWN).arg(1).arg(keys.named(tag, "mark")).arg(mark).arg(fresh);
+}
+
+/// SHA-256 over `lp("holdfast-epoch/v2")`, every tag's mark in order, and every master's identity,
 /// sorted.
 pub(super) fn of(marks: &[Mark], masters: &[Identity]) -> Epoch {
     let mut text = Vec::new();
-    lp(&mut text, b"holdfast-epoch/v1");
+    lp(&mut text, b"holdfast-epoch/v2");
     for mark in marks {
         lp(&mut text, mark);
     }
@@ -51,21 +72,44 @@ pub(super) fn of(marks: &[Mark], masters: &[Identity]) -> Epoch {
     for master in masters {
         lp(&mut text, master.run.as_bytes());
         lp(&mut text, master.replication.as_bytes());
+        lp(&mut text, master.evicted.as_bytes());
     }
     Epoch(Sha256::of(&text))
 }
 
-/// What the store remembers of its epoch's begin: `<epoch> <milliseconds>`.
-pub(super) fn begun(epoch: Epoch, at: UnixTime) -> String {
-    format!("{} {}", epoch.0, at.millis())
+/// `KEYS`: what the store remembers of its epoch's begin: `<epoch> <begun> <at>`. `ARGV`: the epoch.
+///
+/// When it began, in milliseconds, later than any that the store remembers; and how long ago that was. Both
+/// by the server's clock. `begun` runs ahead of that where the server before had a clock that did, so that
+/// epochs have an order.
+const BEGIN: &str = "
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local epoch, begun, at = string.match(redis.call('GET', KEYS[1]) or '', '^(%S+) (%d+) (%d+)$')
+if epoch ~= ARGV[1] then
+  begun, at = math.max(now, (tonumber(begun) or 0) + 1), now
+  local text = string.format('%s %.0f %.0f', ARGV[1], begun, at)
+  redis.call('SET', KEYS[1], text)
+end
+return { string.format('%.0f', begun), string.format('%.0f', now - at) }
+";
+
+/// Has the store remember that this epoch has begun, where it does not: one answer, for [`began`].
+///
+/// The key has no TTL: there is one such key, and each epoch writes over it.
+pub(super) fn ask_begin(pipeline: &mut Pipeline, keys: &Keys, epoch: Epoch) {
+    let key = keys.named(Tag::FIRST, "begun");
+    pipeline.cmd("EVAL").arg(BEGIN).arg(1).arg(key).arg(epoch.0.to_string());
 }
 
-/// Since when this epoch is one; `None` where what is kept is another's.
-pub(super) fn since(epoch: Epoch, kept: &Value) -> Option<UnixTime> {
-    let Value::BulkString(kept) = kept else { return None };
-    let (name, at) = std::str::from_utf8(kept).ok()?.split_once(' ')?;
-    let at = at.parse().ok().map(UnixTime::from_millis)?;
-    (Sha256::from_base64url(name) == Some(epoch.0)).then_some(at)
+/// When the epoch began, by the server's clock, and how long ago; `None` for an answer that is none.
+pub(super) fn began(answer: &Value) -> Option<(UnixTime, Duration)> {
+    let Value::Array(answer) = answer else { return None };
+    let [Value::BulkString(begun), Value::BulkString(age)] = answer.as_slice() else { return None };
+    let number = |text: &[u8]| std::str::from_utf8(text).ok()?.parse::<i64>().ok();
+    // Less than nothing where the server's clock was set back: then it counts from now on.
+    let age = u64::try_from(number(age)?).unwrap_or_default();
+    Some((UnixTime::from_millis(number(begun)?), Duration::from_millis(age)))
 }
 
 #[cfg(test)]
@@ -73,7 +117,8 @@ mod tests {
     use super::*;
 
     fn master(run: &str, replication: &str) -> Identity {
-        Identity { run: run.to_owned(), replication: replication.to_owned() }
+        let (run, replication) = (run.to_owned(), replication.to_owned());
+        Identity { run, replication, evicted: "0".to_owned() }
     }
 
     #[test]
@@ -87,18 +132,22 @@ mod tests {
             of(&marks("one"), std::slice::from_ref(&a)),
             of(&marks("one"), &[master("a", "t"), b.clone()]),
             of(&marks("one"), &[master("c", "r"), b.clone()]),
+            of(&marks("one"), &[Identity { evicted: "1".to_owned(), ..a.clone() }, b.clone()]),
         ] {
             assert_ne!(epoch, other);
         }
     }
 
     #[test]
-    fn remembers_its_begin_and_no_other_s() {
-        let epoch = of(&[], &[master("a", "r")]);
-        let at = UnixTime::from_millis(1_800_000_000_123);
-        let kept = Value::BulkString(begun(epoch, at).into_bytes());
-        assert_eq!(since(epoch, &kept), Some(at));
-        assert_eq!(since(of(&[], &[]), &kept), None);
-        assert_eq!(since(epoch, &Value::Nil), None);
+    fn reads_when_it_began() {
+        let answer = |begun: &str, age: &str| {
+            let text = |text: &str| Value::BulkString(text.as_bytes().to_vec());
+            began(&Value::Array(vec![text(begun), text(age)]))
+        };
+        let begun = UnixTime::from_millis(1_800_000_000_123);
+        assert_eq!(answer("1800000000123", "7000"), Some((begun, Duration::from_secs(7))));
+        assert_eq!(answer("1800000000123", "-7000"), Some((begun, Duration::ZERO)));
+        assert_eq!(answer("1800000000123", ""), None);
+        assert_eq!(began(&Value::Nil), None);
     }
 }

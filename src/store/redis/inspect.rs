@@ -10,6 +10,8 @@ pub(super) struct Identity {
     pub(super) run: String,
     /// `master_replid`: another where a replica was made master.
     pub(super) replication: String,
+    /// `evicted_keys`: how many keys the process has dropped to make room. Which they were nobody knows.
+    pub(super) evicted: String,
 }
 
 /// What `INFO` says.
@@ -30,13 +32,13 @@ pub(super) struct Info {
 
 /// Asks for [`Info`]; the answers go to [`info`].
 pub(super) fn ask_info(pipeline: &mut Pipeline) {
-    for section in ["server", "replication", "memory", "persistence", "cluster"] {
+    for section in ["server", "replication", "stats", "memory", "persistence", "cluster"] {
         pipeline.cmd("INFO").arg(section);
     }
 }
 
 /// How many answers [`ask_info`] gets.
-pub(super) const INFO_ANSWERS: usize = 5;
+pub(super) const INFO_ANSWERS: usize = 6;
 
 /// Reads them.
 ///
@@ -67,7 +69,11 @@ pub(super) fn info(answers: &[Value]) -> Result<Info, String> {
     let needed = |name: &str| field(name).ok_or(format!("INFO has no {name}"));
     let yes = |name: &str| field(name).as_deref() == Some("1");
     Ok(Info {
-        identity: Identity { run: needed("run_id")?, replication: needed("master_replid")? },
+        identity: Identity {
+            run: needed("run_id")?,
+            replication: needed("master_replid")?,
+            evicted: needed("evicted_keys")?,
+        },
         master: needed("role")? == "master",
         loading: yes("loading"),
         eviction: field("maxmemory_policy"),
@@ -164,6 +170,7 @@ mod tests {
         info(&[
             bulk("# Server\r\nrun_id:abc\r\n"),
             bulk("role:master\r\nmaster_replid:def\r\n"),
+            bulk("evicted_keys:0\r\n"),
             bulk(&format!("maxmemory_policy:{policy}\r\n")),
             bulk(&format!("loading:0\r\naof_enabled:{appends}\r\n")),
             bulk("cluster_enabled:0\r\n"),
@@ -178,7 +185,8 @@ mod tests {
     #[test]
     fn reads_who_it_is() {
         let info = told("noeviction", 1);
-        let expect = Identity { run: "abc".to_owned(), replication: "def".to_owned() };
+        let of = |text: &str| text.to_owned();
+        let expect = Identity { run: of("abc"), replication: of("def"), evicted: of("0") };
         assert_eq!(info.identity, expect);
         assert!(info.master && info.appends && !info.loading && !info.clustered);
         assert!(super::info(&[bulk("role:master\r\nmaster_replid:def\r\n")]).is_err());

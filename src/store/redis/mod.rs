@@ -21,8 +21,8 @@
 //! # The epoch
 //!
 //! A store that lost what it had acknowledged must not be asked whether a proof is new. So an [`Epoch`]
-//! names one memory: it is a hash over a random mark at each tag and over `run_id` and `master_replid`
-//! of each master. Nonces are keyed by it, so that a proof with a nonce can be admitted under the epoch
+//! names one memory: it is a hash over a random mark at each tag and over `run_id`, `master_replid` and
+//! `evicted_keys` of each master. Nonces are keyed by it, so that a proof with a nonce can be admitted under the epoch
 //! of its nonce and under no other; where there is no nonce, a proof that is dated before the epoch's
 //! begin (and the clocks' skew after it) is refused. Every use of a proof is sent together with a `GET`
 //! of the mark and counts only when the mark is the epoch's.
@@ -35,6 +35,12 @@
 //!   is looked at each second.
 //! - **`FLUSHALL`**: the marks are gone. The mark comes behind the write in the same round trip, so that
 //!   no write is taken for new which a wiped key made so, without any connection being lost.
+//! - **Keys dropped to make room**: a server whose policy says so is not used, and when it is put right
+//!   what it has counted as dropped is another number. Whoever has seen the policy changes the marks, too,
+//!   so that it is another store also where the number was set back.
+//! - **A server's clock set forward**: keys end by it, and end too soon then. It is held against this
+//!   process's monotonic clock each second; where it has leapt, the marks are changed. What keys are kept
+//!   longer than is needed has room for a smaller leap.
 //! - **A restored backup**: needs a restart, or a resynchronisation: as those.
 //! - **Partition, the old master still alive**: edges on its side stay in the old epoch, those on the
 //!   other side go to a new one. A proof *with a nonce* is admitted on one side only, since the other
@@ -50,16 +56,24 @@
 //! `waitReplicas` is the number of replicas it acknowledges nothing, since the one that was promoted has
 //! left it. Proofs are admitted once all the same, by their epochs.
 //!
-//! What does not hold: edges whose clocks differ by more than a moment shift the epoch's begin by as
-//! much, for proofs without a nonce. A proxy that lets several servers share a connection hides who
+//! How old an epoch is, is told by the clock of the server of the first tag, once, and from then on by each
+//! edge's own monotonic clock; the epoch's begin, for proofs without a nonce, is so long ago by the clock
+//! that the proofs' dates are held against. So edges need not have the same time for that.
+//!
+//! What does not hold: what is looked at each second may be a second late: dropped keys, and a leap of a
+//! clock. A proxy that lets several servers share a connection hides who
 //! answers; there must be none in between. A replica that attaches to a master which never had one
 //! gives it another `master_replid`: a new epoch for no need, which costs clients one challenge.
+//!
+//! Servers in use are looked at each second also while another cannot be reached. One of a Cluster that says
+//! that the Cluster is down, as a master that was cut off from the others does, is not used.
 //!
 //! Keys have a TTL, the marks and the epoch's begin apart (`epoch`).
 
 #![expect(clippy::disallowed_methods, reason = "a connection has files, tasks and chance")]
 #![expect(clippy::wildcard_enum_match_arm, reason = "the crate adds kinds of values as Redis does")]
 
+mod clock;
 mod commit;
 mod epoch;
 mod inspect;
@@ -71,10 +85,12 @@ mod script;
 mod server;
 mod settings;
 mod supervise;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use redis::{Pipeline, Value};
@@ -83,14 +99,16 @@ use tokio::sync::{Notify, watch};
 
 pub use keys::{Keys, TAGS, Tag};
 pub use replay::{Partition, RedisReplay, RedisSpent};
-pub use script::Script;
+pub use script::{Guarded, Script};
 pub use settings::{Address, Login, Settings, Tls, Topology, Wait};
 
 use crate::policy::epoch::{Epoch, Reign};
+use crate::policy::time::UnixTime;
 use crate::store::clock::now;
 use crate::store::epoch::Epochs;
 use crate::store::task::Task;
 use epoch::Mark;
+use script::ANOTHER;
 use server::Server;
 
 /// Why there is no answer. None of them may be taken for one.
@@ -108,6 +126,10 @@ pub enum Fault {
 #[derive(Debug)]
 struct View {
     reign: Reign,
+    /// When it began, by the servers' clock.
+    begun: UnixTime,
+    /// How long ago that was, and when it was so long ago.
+    aged: (Duration, Instant),
     servers: Vec<Arc<Server>>,
     places: Box<[usize; TAGS]>,
     /// By tag.
@@ -151,6 +173,18 @@ impl Shared {
             tracing::warn!("redis: {text}");
         }
     }
+}
+
+/// One epoch of the store, as all who share it know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Period {
+    /// Which it is.
+    pub epoch: Epoch,
+    /// When it began: the same at every edge, and later than every epoch before it that the store remembers.
+    /// By the clock of the server of [`Tag::FIRST`], or ahead of it.
+    pub begun: UnixTime,
+    /// How long ago that was. No clock that is set changes it.
+    pub age: Duration,
 }
 
 /// How the store stands.
@@ -234,6 +268,16 @@ impl Redis {
         Status { up, epoch, error }
     }
 
+    /// The epoch of now; `None` while no master answers.
+    #[must_use]
+    pub fn period(&self) -> Option<Period> {
+        let view = self.shared.view.load();
+        let view = view.as_ref().filter(|view| view.servers.iter().any(|it| it.is_open()))?;
+        let (age, at) = view.aged;
+        let (epoch, begun) = (view.reign.epoch, view.begun);
+        Some(Period { epoch, begun, age: age.saturating_add(at.elapsed()) })
+    }
+
     /// Sends commands whose keys are all at `tag`, in one round trip, once. Answers are in their order;
     /// an error that is about one command alone stands in its place as [`Value::ServerError`].
     ///
@@ -264,18 +308,14 @@ impl Redis {
         tag: Tag,
         mut pipeline: Pipeline,
     ) -> Result<Vec<Value>, Fault> {
-        let view = self.shared.view.load_full().ok_or(Fault::Down)?;
-        if view.reign.epoch != epoch {
-            return Err(Fault::Down);
-        }
-        let server = view.server(tag)?;
-        let mark = view.marks.get(tag.index()).ok_or(Fault::Down)?;
+        let view = self.view_of(epoch)?;
+        let (server, mark) = (view.server(tag)?, view.mark(tag)?);
         pipeline.cmd("GET").arg(self.shared.keys.named(tag, "mark"));
         let mut answers = server.commit(&pipeline).await?;
         match answers.pop() {
-            Some(Value::BulkString(found)) if found == *mark => Ok(answers),
+            Some(Value::BulkString(found)) if found == mark => Ok(answers),
             Some(_) | None => {
-                server.trip("the store has lost its mark: it was wiped");
+                server.trip(WIPED);
                 Err(Fault::Down)
             }
         }
@@ -293,23 +333,36 @@ impl Redis {
         keys: &[String],
         arguments: &[&[u8]],
     ) -> Result<Value, Fault> {
-        let call = |name: &str, what: &str| {
-            let mut pipeline = Pipeline::new();
-            pipeline.cmd(name).arg(what).arg(keys.len()).arg(keys);
-            for argument in arguments {
-                pipeline.arg(*argument);
-            }
-            pipeline
-        };
-        let answered = self.commit(tag, &call("EVALSHA", script.hash())).await?;
-        match answered.into_iter().next() {
-            // It was not run, so that it can be sent again.
-            Some(Value::ServerError(error)) if error.code() == "NOSCRIPT" => {
-                let answered = self.commit(tag, &call("EVAL", script.text())).await?;
-                answered.into_iter().next().ok_or(Fault::Down)
-            }
-            other => other.ok_or(Fault::Down),
+        run(&*self.server(tag)?, script, keys, arguments).await
+    }
+
+    /// [`Redis::script`] in the store of `epoch`, as [`Redis::commit_in`]; in another nothing is done.
+    ///
+    /// # Errors
+    /// As [`Redis::commit_in`].
+    pub async fn script_in(
+        &self,
+        epoch: Epoch,
+        tag: Tag,
+        script: &Guarded,
+        keys: &[String],
+        arguments: &[&[u8]],
+    ) -> Result<Value, Fault> {
+        let view = self.view_of(epoch)?;
+        let (server, mark) = (view.server(tag)?, view.mark(tag)?);
+        let own = [self.shared.keys.named(tag, "mark")];
+        let (keys, arguments) = ([keys, &own].concat(), [arguments, &[mark]].concat());
+        let answer = run(server, &script.0, &keys, &arguments).await?;
+        if matches!(&answer, Value::ServerError(error) if error.code() == ANOTHER) {
+            server.trip(WIPED);
+            return Err(Fault::Down);
         }
+        Ok(answer)
+    }
+
+    fn view_of(&self, epoch: Epoch) -> Result<Arc<View>, Fault> {
+        let view = self.shared.view.load_full();
+        view.filter(|view| view.reign.epoch == epoch).ok_or(Fault::Down)
     }
 
     /// One tag at each master that is there: who looks at every key asks each of them.
@@ -331,7 +384,37 @@ impl Redis {
     }
 }
 
+/// Why a server is not used that has another mark.
+const WIPED: &str = "the store has lost its mark: it was wiped";
+
+/// Calls a script by its name, and with its text where the server does not know it.
+async fn run(
+    server: &Server,
+    script: &Script,
+    keys: &[String],
+    arguments: &[&[u8]],
+) -> Result<Value, Fault> {
+    let answered = server.commit(&script.by_hash(keys, arguments)).await?;
+    match answered.into_iter().next() {
+        // It was not run, so that it can be sent again.
+        Some(Value::ServerError(error)) if error.code() == "NOSCRIPT" => {
+            let answered = server.commit(&script.in_full(keys, arguments)).await?;
+            answered.into_iter().next().ok_or(Fault::Down)
+        }
+        other => other.ok_or(Fault::Down),
+    }
+}
+
 impl View {
+    fn mark(&self, tag: Tag) -> Result<&[u8], Fault> {
+        self.marks.get(tag.index()).map(Vec::as_slice).ok_or(Fault::Down)
+    }
+
+    /// Whether the server at `address` may have lost some of what it kept.
+    fn forgets(&self, address: &Address) -> bool {
+        self.servers.iter().any(|server| server.address == *address && server.forgets())
+    }
+
     fn server(&self, tag: Tag) -> Result<&Arc<Server>, Fault> {
         let place = self.places.get(tag.index()).ok_or(Fault::Down)?;
         self.servers.get(*place).ok_or(Fault::Down)

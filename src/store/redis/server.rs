@@ -8,6 +8,7 @@ use redis::{Pipeline, ServerError, Value};
 use tokio::sync::Notify;
 
 use super::Fault;
+use super::clock::Reading;
 use super::commit::{Commits, TooFew};
 use super::inspect::Identity;
 use super::link::Link;
@@ -29,6 +30,10 @@ pub(super) struct Server {
     /// Whether requests are sent to it.
     open: AtomicBool,
     misses: AtomicU32,
+    /// Whether it may have lost some of what it keeps, without being another one.
+    forgets: AtomicBool,
+    /// Its clock, as of the last look.
+    clock: Mutex<Reading>,
     /// Why it takes no writes though it answers.
     trouble: Mutex<Option<String>>,
     /// Wakes the supervisor.
@@ -38,14 +43,46 @@ pub(super) struct Server {
 impl Server {
     pub(super) fn new(
         address: Address,
-        identity: Identity,
+        (identity, clock): (Identity, Reading),
         link: Link,
         commits: Option<Commits>,
         timeout: Duration,
         look: Arc<Notify>,
     ) -> Self {
-        let (open, misses, trouble) = (AtomicBool::new(true), AtomicU32::new(0), Mutex::default());
-        Self { address, identity, link, commits, timeout, open, misses, trouble, look }
+        let (open, forgets) = (AtomicBool::new(true), AtomicBool::new(false));
+        let (misses, trouble, clock) = (AtomicU32::new(0), Mutex::default(), Mutex::new(clock));
+        Self {
+            address,
+            identity,
+            link,
+            commits,
+            timeout,
+            open,
+            misses,
+            forgets,
+            clock,
+            trouble,
+            look,
+        }
+    }
+
+    /// Takes note of its clock; by how much that was set forward since the last time, if it was.
+    pub(super) fn set_clock(&self, reading: Reading) -> Option<Duration> {
+        let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        let leap = reading.leap_since(&clock);
+        *clock = reading;
+        leap
+    }
+
+    /// Whether it may have lost some of what it keeps, without being another one.
+    pub(super) fn forgets(&self) -> bool {
+        self.forgets.load(Ordering::Acquire)
+    }
+
+    /// [`Server::trip`] for one that may have lost some of what it keeps: its marks are not gone on from.
+    pub(super) fn disown(&self, why: &str) {
+        self.forgets.store(true, Ordering::Release);
+        self.trip(why);
     }
 
     /// Whether requests are sent to it.
@@ -131,8 +168,9 @@ impl Server {
         match error.code() {
             "READONLY" => self.trip("the server is a replica now"),
             "NOAUTH" | "WRONGPASS" => self.trip("the server asks for a password"),
+            "CLUSTERDOWN" => self.trip("its Cluster is down, or it is cut off from it"),
             // The slots have moved: this server is still the one for the others.
-            "MOVED" | "ASK" | "TRYAGAIN" | "CLUSTERDOWN" => self.look.notify_one(),
+            "MOVED" | "ASK" | "TRYAGAIN" => self.look.notify_one(),
             "OOM" => {
                 self.set_trouble(Some("maxmemory is reached".to_owned()));
                 return Err(Fault::Full);

@@ -2,13 +2,15 @@
 //! second when nothing is.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::{Pipeline, Value};
+use tokio::task::JoinSet;
 
+use super::clock::{self, Reading};
 use super::commit::Commits;
 use super::epoch::{self, Mark};
-use super::inspect::{self, INFO_ANSWERS};
+use super::inspect::{self, INFO_ANSWERS, Identity};
 use super::keys::{TAGS, Tag};
 use super::link::Link;
 use super::masters::{self, Masters};
@@ -29,7 +31,7 @@ const LONGEST_REST: Duration = Duration::from_secs(2);
 pub(super) async fn supervise(shared: Arc<Shared>) {
     let mut rest = REST;
     loop {
-        match look(&shared).await {
+        match watching(&shared, look(&shared)).await {
             Ok(view) => {
                 rest = REST;
                 publish(&shared, view);
@@ -38,9 +40,24 @@ pub(super) async fn supervise(shared: Arc<Shared>) {
             }
             Err(error) => {
                 shared.failed(error);
-                tokio::time::sleep(jittered(rest)).await;
+                watching(&shared, tokio::time::sleep(jittered(rest))).await;
                 rest = (rest * 2).min(LONGEST_REST);
             }
+        }
+    }
+}
+
+/// Waits for `done`, and looks at the servers in use every [`LOOK`] as long as that takes: one that cannot
+/// be reached must not hide what becomes of the others.
+async fn watching<T>(shared: &Arc<Shared>, done: impl Future<Output = T>) -> T {
+    let mut done = std::pin::pin!(done);
+    loop {
+        if let Ok(done) = tokio::time::timeout(LOOK, &mut done).await {
+            return done;
+        }
+        tokio::select! {
+            done = &mut done => return done,
+            _ = check(shared) => {}
         }
     }
 }
@@ -68,48 +85,80 @@ fn jittered(rest: Duration) -> Duration {
 
 /// What is there now; nothing where it is what was there before.
 async fn look(shared: &Arc<Shared>) -> Result<Option<View>, String> {
+    let same = check(shared).await;
     let before = shared.view.load_full();
     let known = before.as_ref().map_or(&[][..], |view| &view.servers);
     let masters = masters::find(&shared.settings, &shared.keys, known).await?;
     let mut servers = Vec::new();
     for address in &masters.addresses {
         let held = known.iter().find(|server| server.address == *address && server.is_open());
-        let kept = match held {
-            Some(server) => verify(server).await?.then(|| Arc::clone(server)),
-            None => None,
-        };
-        servers.push(match kept {
-            Some(server) => server,
+        servers.push(match held {
+            Some(server) => Arc::clone(server),
             None => Arc::new(connect(shared, address).await?),
         });
     }
     if let Some(before) = &before
+        && same
         && before.places == masters.places
         && before.servers.len() == servers.len()
         && before.servers.iter().zip(&servers).all(|(old, new)| Arc::ptr_eq(old, new))
-        && probe(shared, before).await
     {
         return Ok(None);
     }
-    view(shared, masters, servers).await.map(Some)
+    view(shared, masters, servers, before.as_deref()).await.map(Some)
 }
 
-/// Whether a server that is in use is still the one that was connected to.
-async fn verify(server: &Server) -> Result<bool, String> {
+/// Looks at all servers in use at once: whether each is still the one that was connected to, takes writes,
+/// and has the marks that it had. Requests are sent to none that is not.
+async fn check(shared: &Arc<Shared>) -> bool {
+    let Some(view) = shared.view.load_full() else { return false };
+    let mut checks = JoinSet::new();
+    for index in 0..view.servers.len() {
+        let (shared, view) = (Arc::clone(shared), Arc::clone(&view));
+        checks.spawn(async move {
+            let Some(server) = view.servers.get(index).filter(|it| it.is_open()) else {
+                return false;
+            };
+            verify(server).await;
+            server.is_open() && probe(&shared, &view, index, server).await
+        });
+    }
+    let mut same = true;
+    while let Some(checked) = checks.join_next().await {
+        same &= checked.unwrap_or_default();
+    }
+    same
+}
+
+/// Has a server that is in use used no more where it is another than was connected to.
+async fn verify(server: &Server) {
     let mut pipeline = Pipeline::new();
     inspect::ask_info(&mut pipeline);
-    let Ok(answers) = server.send(&pipeline).await else { return Ok(server.is_open()) };
-    let info = inspect::info(&answers).map_err(|error| format!("{}: {error}", server.address))?;
+    let asked = clock::ask(&mut pipeline);
+    // One that does not answer has tripped, or is asked again.
+    let Ok(mut answers) = server.send(&pipeline).await else { return };
+    let reading = answers.pop().and_then(|answer| Reading::of(&answer, asked));
+    let info = match inspect::info(&answers) {
+        Ok(info) => info,
+        Err(error) => return server.trip(&error),
+    };
+    if info.identity.evicted != server.identity.evicted {
+        return server.disown("the server has dropped keys to make room");
+    }
     if info.identity != server.identity || !info.master {
-        server.trip("the server is another one now");
-        return Ok(false);
+        return server.trip("the server is another one now");
     }
-    let keeping = inspect::keeping(&info, &[]);
-    if let Some(refused) = keeping.refused {
-        server.trip(&refused);
-        return Err(format!("{}: {refused}", server.address));
+    if let Some(refused) = inspect::keeping(&info, &[]).refused {
+        return server.disown(&refused);
     }
-    Ok(true)
+    match reading.map(|reading| server.set_clock(reading)) {
+        Some(None) => {}
+        Some(Some(leap)) => {
+            let seconds = leap.as_secs();
+            server.disown(&format!("the server's clock was set forward, by {seconds} s or more"));
+        }
+        None => server.trip("the server does not say what time it is"),
+    }
 }
 
 /// Connects, and looks whom it has got.
@@ -120,8 +169,11 @@ async fn connect(shared: &Shared, address: &Address) -> Result<Server, String> {
     let mut pipeline = Pipeline::new();
     inspect::ask_info(&mut pipeline);
     inspect::ask_keeping(&mut pipeline);
+    let asked = clock::ask(&mut pipeline);
     let answers = link.send(&pipeline, settings.timeout).await;
-    let answers = answers.ok_or(format!("{address}: no answer within `timeout`"))?;
+    let mut answers = answers.ok_or(format!("{address}: no answer within `timeout`"))?;
+    let reading = answers.pop().and_then(|answer| Reading::of(&answer, asked));
+    let reading = reading.ok_or(format!("{address}: does not say what time it is"))?;
     let (told, kept) = answers.split_at_checked(INFO_ANSWERS).unwrap_or_default();
     let told = inspect::info(told);
     let info = told.map_err(|error| format!("{address}: {error}"))?;
@@ -151,34 +203,50 @@ async fn connect(shared: &Shared, address: &Address) -> Result<Server, String> {
         0 => None,
         _ => {
             let link = open().await.map_err(|error| error.to_string())?;
+            // Another process may have been behind the address by then.
+            if who(&link, address, settings.timeout).await? != info.identity {
+                return Err(format!("{address}: two connections lead to two servers"));
+            }
             Some(Commits::start(link, settings.wait, settings.timeout))
         }
     };
     let look = Arc::clone(&shared.look);
-    let (address, identity) = (address.clone(), info.identity);
-    Ok(Server::new(address, identity, link, commits, settings.timeout, look))
+    let (address, whom) = (address.clone(), (info.identity, reading));
+    Ok(Server::new(address, whom, link, commits, settings.timeout, look))
 }
 
-/// Whether a server takes writes, and has the marks that it had.
-async fn probe(shared: &Shared, view: &View) -> bool {
-    let mut same = true;
-    for (index, server) in view.servers.iter().enumerate() {
-        let own = Tag::all().zip(view.places.iter()).find(|(_, place)| **place == index);
-        let Some((tag, _)) = own else { continue };
-        let mut pipeline = Pipeline::new();
-        epoch::ask_mark(&mut pipeline, &shared.keys, tag, &super::random());
-        // An error has left word of itself.
-        let Ok(answers) = server.commit(&pipeline).await else { continue };
-        let [set, got] = answers.as_slice() else { continue };
-        match epoch::mark(set, got) {
-            Ok(mark) => {
-                server.set_trouble(None);
-                same &= view.marks.get(tag.index()) == Some(&mark);
-            }
-            Err(trouble) => server.set_trouble(Some(trouble)),
+/// Who is at the other end.
+async fn who(link: &Link, address: &Address, timeout: Duration) -> Result<Identity, String> {
+    let mut pipeline = Pipeline::new();
+    inspect::ask_info(&mut pipeline);
+    let answers = link.send(&pipeline, timeout).await;
+    let answers = answers.ok_or(format!("{address}: no answer within `timeout`"))?;
+    inspect::info(&answers).map(|info| info.identity).map_err(|error| format!("{address}: {error}"))
+}
+
+/// Sees whether a server takes writes; whether it has the mark that it had.
+async fn probe(shared: &Shared, view: &View, index: usize, server: &Server) -> bool {
+    let Some(tag) = tags_at(&view.places, index).next() else { return true };
+    let mut pipeline = Pipeline::new();
+    epoch::ask_mark(&mut pipeline, &shared.keys, tag, &super::random());
+    // An error has left word of itself.
+    let Ok(answers) = server.commit(&pipeline).await else { return true };
+    let [set, got] = answers.as_slice() else { return true };
+    match epoch::mark(set, got) {
+        Ok(mark) => {
+            server.set_trouble(None);
+            view.marks.get(tag.index()) == Some(&mark)
+        }
+        Err(trouble) => {
+            server.set_trouble(Some(trouble));
+            true
         }
     }
-    same
+}
+
+/// The tags that lie at one of the masters.
+fn tags_at(places: &[usize; TAGS], index: usize) -> impl Iterator<Item = Tag> {
+    Tag::all().zip(places.iter()).filter(move |(_, place)| **place == index).map(|(tag, _)| tag)
 }
 
 /// Reads the marks, and with them which epoch it is.
@@ -186,21 +254,23 @@ async fn view(
     shared: &Shared,
     masters: Masters,
     servers: Vec<Arc<Server>>,
+    before: Option<&View>,
 ) -> Result<View, String> {
     let mut marks: Vec<Mark> = vec![Vec::new(); TAGS];
     for (index, server) in servers.iter().enumerate() {
-        let own = Tag::all().zip(masters.places.iter()).filter(|(_, place)| **place == index);
-        let own: Vec<_> = own.map(|(tag, _)| tag).collect();
+        let own: Vec<_> = tags_at(&masters.places, index).collect();
         if own.is_empty() {
             continue;
+        }
+        if let Some(before) = before.filter(|before| before.forgets(&server.address)) {
+            disown(shared, server, &own, &before.marks).await?;
         }
         let mut pipeline = Pipeline::new();
         for tag in &own {
             epoch::ask_mark(&mut pipeline, &shared.keys, *tag, &super::random());
         }
         let wrong = |error: String| format!("{}: {error}", server.address);
-        let answers = server.commit(&pipeline).await;
-        let answers = answers.map_err(|_| wrong(server.trouble().unwrap_or("no answer".into())))?;
+        let answers = said(server, &pipeline).await?;
         for (tag, pair) in own.iter().zip(answers.chunks_exact(2)) {
             let [set, got] = pair else { continue };
             let mark = epoch::mark(set, got).map_err(wrong)?;
@@ -212,36 +282,49 @@ async fn view(
     }
     let identities: Vec<_> = servers.iter().map(|server| server.identity.clone()).collect();
     let epoch = epoch::of(&marks, &identities);
-    let since = since(shared, &masters, &servers, epoch).await?;
-    let reign = Reign { epoch, since };
-    Ok(View { reign, servers, places: masters.places, marks })
+    let place = masters.places.get(Tag::FIRST.index());
+    let first = place.and_then(|place| servers.get(*place)).ok_or("no master for the first tag")?;
+    let (begun, age) = begin(shared, first, epoch).await?;
+    // By the clock that proofs' dates are held against, whatever the server's says.
+    let since = now().minus(age);
+    let (reign, aged) = (Reign { epoch, since }, (age, Instant::now()));
+    Ok(View { reign, begun, aged, servers, places: masters.places, marks })
 }
 
-/// Since when this epoch is one, by the word of the edge that saw it first.
-///
-/// It has no TTL: there is one such key, and each epoch writes over it.
-async fn since(
+/// The answers to what was written.
+async fn said(server: &Server, pipeline: &Pipeline) -> Result<Vec<Value>, String> {
+    let answers = server.commit(pipeline).await;
+    let trouble = || server.trouble().unwrap_or_else(|| "no answer".to_owned());
+    answers.map_err(|_| format!("{}: {}", server.address, trouble()))
+}
+
+/// Has every edge see another store in a server that may have lost some of what it keeps.
+async fn disown(
     shared: &Shared,
-    masters: &Masters,
-    servers: &[Arc<Server>],
+    server: &Server,
+    tags: &[Tag],
+    marks: &[Mark],
+) -> Result<(), String> {
+    let mut pipeline = Pipeline::new();
+    for tag in tags {
+        let mark = marks.get(tag.index()).ok_or("a tag without a mark")?;
+        epoch::disown(&mut pipeline, &shared.keys, *tag, mark, &super::random());
+    }
+    let answers = said(server, &pipeline).await?;
+    let done = answers.iter().all(|answer| matches!(answer, Value::Int(1)));
+    let not = || format!("{}: its marks cannot be changed", server.address);
+    done.then_some(()).ok_or_else(not)
+}
+
+/// When this epoch began, and how long ago, by the word of the edge that saw it first.
+async fn begin(
+    shared: &Shared,
+    server: &Server,
     epoch: Epoch,
-) -> Result<UnixTime, String> {
-    let place = masters.places.get(Tag::FIRST.index());
-    let server =
-        place.and_then(|place| servers.get(*place)).ok_or("no master for the first tag")?;
-    let wrong = |_| format!("{}: does not say since when its epoch is one", server.address);
-    let key = shared.keys.named(Tag::FIRST, "begun");
+) -> Result<(UnixTime, Duration), String> {
     let mut pipeline = Pipeline::new();
-    pipeline.cmd("GET").arg(&key);
-    let kept = server.send(&pipeline).await.map_err(wrong)?;
-    if let Some(since) = epoch::since(epoch, kept.first().unwrap_or(&Value::Nil)) {
-        return Ok(since);
-    }
-    let now = now();
-    let mut pipeline = Pipeline::new();
-    pipeline.cmd("SET").arg(key).arg(epoch::begun(epoch, now));
-    match server.commit(&pipeline).await.map_err(wrong)?.first() {
-        Some(Value::ServerError(_)) | None => Err(wrong(super::Fault::Down)),
-        Some(_) => Ok(now),
-    }
+    epoch::ask_begin(&mut pipeline, &shared.keys, epoch);
+    let answers = said(server, &pipeline).await?;
+    let not = || format!("{}: does not say since when its epoch is one", server.address);
+    answers.first().and_then(epoch::began).ok_or_else(not)
 }

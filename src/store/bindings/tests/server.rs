@@ -14,6 +14,8 @@ use crate::store::redis::{Address, Login, Redis, Settings, Topology, Wait};
 /// A `redis-server` of a test. It ends with it.
 pub(in crate::store) struct Server {
     directory: PathBuf,
+    /// Arguments beside the usual.
+    more: Vec<String>,
     pub(in crate::store) port: u16,
     pub(in crate::store) process: Child,
 }
@@ -27,6 +29,11 @@ impl Drop for Server {
 impl Server {
     /// `None`, with a word, where there is no `redis-server`; in CI that is a failure.
     pub(in crate::store) fn start(directory: &Path) -> Option<Self> {
+        Self::start_with(directory, &[])
+    }
+
+    /// The same, with more arguments.
+    pub(in crate::store) fn start_with(directory: &Path, more: &[&str]) -> Option<Self> {
         let there = Command::new("redis-server").arg("--version").stdout(Stdio::null()).status();
         if there.is_err() {
             assert!(std::env::var_os("CI").is_none(), "no redis-server in CI");
@@ -37,14 +44,15 @@ impl Server {
         let port = free.local_addr().unwrap().port();
         drop(free);
         let directory = directory.to_owned();
-        let process = Self::spawn(&directory, port);
-        Some(Self { directory, port, process })
+        let more: Vec<_> = more.iter().map(|word| (*word).to_owned()).collect();
+        let process = Self::spawn(&directory, port, &more);
+        Some(Self { directory, more, port, process })
     }
 
-    fn spawn(directory: &Path, port: u16) -> Child {
+    fn spawn(directory: &Path, port: u16, more: &[String]) -> Child {
         let mut server = Command::new("redis-server");
         server.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
-        server.args(["--port", &port.to_string()]).arg("--dir").arg(directory);
+        server.args(["--port", &port.to_string()]).arg("--dir").arg(directory).args(more);
         let server = server.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
             std::thread::sleep(Duration::from_millis(5));
@@ -60,7 +68,7 @@ impl Server {
     /// Starts again from what was saved last.
     pub(in crate::store) fn roll_back(&mut self) {
         self.stop();
-        self.process = Self::spawn(&self.directory, self.port);
+        self.process = Self::spawn(&self.directory, self.port, &self.more);
     }
 
     /// The way to it, as every edge has its own.
@@ -70,21 +78,8 @@ impl Server {
 
     /// The way to it of another user.
     pub(in crate::store) async fn connect_as(&self, login: Login) -> Redis {
-        let address = Address { host: "127.0.0.1".to_owned(), port: self.port };
-        let settings = Settings {
-            lookup: Reach::of(false).lookup(),
-            topology: Topology::Standalone(vec![address]),
-            login,
-            tls: None,
-            prefix: "test".to_owned(),
-            connect_timeout: Duration::from_secs(5),
-            timeout: Duration::from_secs(5),
-            wait: Wait { replicas: 0, within: Duration::from_secs(1) },
-            require_persistence: false,
-        };
-        let redis = Redis::start(settings, &Handle::current());
-        assert!(redis.ready(Duration::from_secs(30)).await, "{:?}", redis.status());
-        redis
+        let topology = Topology::Standalone(vec![address(self.port)]);
+        connected(Settings { login, ..settings(topology) }).await
     }
 
     /// Sends one command past everything; its answer, as it comes.
@@ -97,6 +92,33 @@ impl Server {
         let found = self.raw(&["KEYS", &format!("*:{letter}:*")]);
         found.lines().filter(|line| line.starts_with('{')).map(str::to_owned).collect()
     }
+}
+
+/// Where a server of a test is.
+pub(in crate::store) fn address(port: u16) -> Address {
+    Address { host: "127.0.0.1".to_owned(), port }
+}
+
+/// How servers of a test are used.
+pub(in crate::store) fn settings(topology: Topology) -> Settings {
+    Settings {
+        lookup: Reach::of(false).lookup(),
+        topology,
+        login: Login::default(),
+        tls: None,
+        prefix: "test".to_owned(),
+        connect_timeout: Duration::from_secs(5),
+        timeout: Duration::from_secs(5),
+        wait: Wait { replicas: 0, within: Duration::from_secs(1) },
+        require_persistence: false,
+    }
+}
+
+/// What is used so, once it can be.
+pub(in crate::store) async fn connected(settings: Settings) -> Redis {
+    let redis = Redis::start(settings, &Handle::current());
+    assert!(redis.ready(Duration::from_secs(30)).await, "{:?}", redis.status());
+    redis
 }
 
 /// Sends one command to the server at `port`, past everything; its answer, as it comes.
