@@ -17,6 +17,24 @@ impl fmt::Display for Epoch {
     }
 }
 
+/// Which epochs are given up, with what is known from them alone: those that had begun before a time, but
+/// for one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GivenUp {
+    /// The time.
+    pub before: UnixTime,
+    /// The epoch that is not.
+    pub but: Epoch,
+}
+
+impl GivenUp {
+    /// Whether an epoch is given up that began at `begun`.
+    #[must_use]
+    pub fn is(&self, epoch: Epoch, begun: UnixTime) -> bool {
+        epoch != self.but && begun < self.before
+    }
+}
+
 /// A memory, and since when it has been one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reign {

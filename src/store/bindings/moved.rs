@@ -6,15 +6,15 @@ use std::collections::BTreeMap;
 
 use redis::{Pipeline, Value};
 
-use super::scripts::{self, Place, REVOKED};
+use super::scripts::{self, Last, Place, REVOKED};
 pub(in crate::store) use super::shared::MARGIN;
 use super::shared::bare;
-use super::shared::edges::{self, Floor};
+use super::shared::edges;
 use crate::policy::certificate::{LONGEST_GRACE, SenderCertificate};
 use crate::policy::digest::Sha256;
+use crate::policy::epoch::GivenUp;
 use crate::policy::grant::{BindingRecord, RecordKey};
 use crate::policy::time::UnixTime;
-use crate::store::epoch::Epochs as _;
 use crate::store::redis::{Redis, Script, Tag};
 use crate::store::sqlite::Fault;
 
@@ -180,13 +180,13 @@ fn ends(value: &Value) -> Result<Option<UnixTime>, Fault> {
 }
 
 /// What epochs are given up.
-async fn floor(redis: &Redis) -> Result<Option<Floor>, Fault> {
+async fn given_up(redis: &Redis) -> Result<Option<GivenUp>, Fault> {
     let mut pipeline = Pipeline::new();
     pipeline.cmd("HMGET").arg(edges::key(redis.keys())).arg(&["floor", "floor-of"]);
     match ask(redis, Tag::FIRST, &pipeline).await?.pop() {
         Some(Value::Array(found)) => {
             let [before, but] = <[Value; 2]>::try_from(found).map_err(|_| Fault::Malformed)?;
-            Floor::read(before, but)
+            edges::given_up(before, but)
         }
         _ => Err(Fault::Malformed),
     }
@@ -204,7 +204,7 @@ async fn with_grants(
         let shard = redis.shard(place.tag);
         by_shard.entry(shard).or_default().push((grant, place.name, place.tag));
     }
-    let (mut good, floor) = (BTreeMap::new(), floor(redis).await?);
+    let (mut good, given_up) = (BTreeMap::new(), given_up(redis).await?);
     for grants in by_shard.values() {
         let Some((_, _, tag)) = grants.first() else { continue };
         let mut pipeline = Pipeline::new();
@@ -213,10 +213,10 @@ async fn with_grants(
         }
         for ((grant, _, _), answer) in grants.iter().zip(ask(redis, *tag, &pipeline).await?) {
             let text = text(answer)?.filter(|text| text != REVOKED);
-            let last =
-                text.map(|text| scripts::reign_of(&text).ok_or(Fault::Malformed)).transpose()?;
-            let stands = last.is_some_and(|last| !floor.is_some_and(|floor| floor.is_above(&last)));
-            good.insert(grant.0, stands);
+            let last = text.map(|text| Last::read(&text).ok_or(Fault::Malformed)).transpose()?;
+            let is_given_up =
+                |last: &Last| given_up.is_some_and(|it| it.is(last.epoch, last.begun));
+            good.insert(grant.0, last.is_some_and(|last| !is_given_up(&last)));
         }
     }
     let of = |(key, record, revoked): (RecordKey, BindingRecord, bool)| {
@@ -228,7 +228,7 @@ async fn with_grants(
 
 /// Puts what was found elsewhere: grants first.
 pub(in crate::store) async fn put(redis: &Redis, found: &[Found]) -> Result<(), Fault> {
-    let own = scripts::text_of_reign(&redis.current().ok_or(Fault::Down)?);
+    let own = Last::of(&redis.period().ok_or(Fault::Down)?).text();
     let (mut grants, mut rest) = (Writes::default(), Writes::default());
     let script = Script::new(PUT_REVOKED);
     for one in found {

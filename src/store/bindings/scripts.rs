@@ -1,14 +1,18 @@
 //! What is written into Redis of a token: names of keys, texts of records, and the scripts that change
 //! them.
 
+#![expect(clippy::disallowed_methods, reason = "each write has a random id")]
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use redis::Value;
 use serde::{Deserialize, Serialize};
 
 use crate::policy::digest::{Jkt, Sha256, X5tS256};
-use crate::policy::epoch::{Epoch, Reign};
+use crate::policy::epoch::Epoch;
 use crate::policy::grant::{BindingRecord, RecordKey, TokenKind};
 use crate::policy::time::UnixTime;
-use crate::store::redis::{Keys, Script, Tag};
+use crate::store::redis::{Guarded, Keys, Period, Script, Tag};
 use crate::store::sqlite::tombstones::Tombstone;
 
 /// What stands in the place of a grant's epoch, and at a token's tombstone.
@@ -24,7 +28,8 @@ redis.call('SET', KEYS[1], ARGV[2], 'PXAT', ARGV[3])
 return 1
 ";
 
-/// `KEYS`: record. `ARGV`: the text that must be there; the text to be there again, empty for none.
+/// `KEYS`: record. `ARGV`: the text that must be there, which says whose write it is; the text to be there
+/// again, empty for none.
 const UNDO: &str = "
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 if ARGV[2] == '' then redis.call('DEL', KEYS[1])
@@ -74,7 +79,7 @@ return string.format('%.0f', last)
 pub(super) struct Scripts {
     pub(super) put: Script,
     pub(super) undo: Script,
-    pub(super) go_on: Script,
+    pub(super) go_on: Guarded,
     pub(super) revoke: Script,
 }
 
@@ -83,7 +88,7 @@ impl Default for Scripts {
         Self {
             put: Script::new(PUT),
             undo: Script::new(UNDO),
-            go_on: Script::new(GO_ON),
+            go_on: Guarded::new(GO_ON),
             revoke: Script::new(REVOKE),
         }
     }
@@ -131,16 +136,31 @@ impl Place {
     }
 }
 
-/// The text of a grant that was gone on from now.
-pub(super) fn text_of_reign(reign: &Reign) -> String {
-    format!("{} {}", reign.epoch.0, reign.since.millis())
+/// The epoch in which a grant was gone on from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Last {
+    pub(super) epoch: Epoch,
+    /// When it began, by the servers' clock.
+    pub(super) begun: UnixTime,
 }
 
-/// The epoch in which a grant was last gone on from; `None` for a text that nobody here has written.
-pub(super) fn reign_of(text: &[u8]) -> Option<Reign> {
-    let (epoch, since) = std::str::from_utf8(text).ok()?.split_once(' ')?;
-    let epoch = Epoch(Sha256::from_base64url(epoch)?);
-    Some(Reign { epoch, since: UnixTime::from_millis(since.parse().ok()?) })
+impl Last {
+    /// That of now.
+    pub(super) fn of(period: &Period) -> Self {
+        Self { epoch: period.epoch, begun: period.begun }
+    }
+
+    /// The text of a grant that was gone on from in it.
+    pub(super) fn text(&self) -> String {
+        format!("{} {}", self.epoch.0, self.begun.millis())
+    }
+
+    /// From a grant's text; `None` for one that nobody here has written.
+    pub(super) fn read(text: &[u8]) -> Option<Self> {
+        let (epoch, begun) = std::str::from_utf8(text).ok()?.split_once(' ')?;
+        let epoch = Epoch(Sha256::from_base64url(epoch)?);
+        Some(Self { epoch, begun: UnixTime::from_millis(begun.parse().ok()?) })
+    }
 }
 
 /// A grant, as it is found by.
@@ -161,9 +181,12 @@ struct Text {
     expires: UnixTime,
     family: String,
     bypass: Option<String>,
+    /// Whose write it is, at random: what is taken back is that one, and no equal one of somebody else.
+    #[serde(default)]
+    write: String,
 }
 
-/// The text of a record. Whether it is revoked stands elsewhere.
+/// The text of a record, another one each time. Whether it is revoked stands elsewhere.
 pub(super) fn text_of(record: &BindingRecord) -> Option<Vec<u8>> {
     let text = Text {
         kind: record.kind.name().to_owned(),
@@ -175,8 +198,15 @@ pub(super) fn text_of(record: &BindingRecord) -> Option<Vec<u8>> {
         expires: record.expires,
         family: record.family.clone(),
         bypass: record.bypass.clone(),
+        write: write_id()?,
     };
     serde_json::to_vec(&text).ok()
+}
+
+fn write_id() -> Option<String> {
+    let mut bytes = [0; 12];
+    aws_lc_rs::rand::fill(&mut bytes).ok()?;
+    Some(URL_SAFE_NO_PAD.encode(bytes))
 }
 
 /// The record of a text; `None` for one that nobody here has written.

@@ -6,9 +6,9 @@
 //! |---|---|---|
 //! | `t:<record key>` | the record, JSON; never the token | with the record, plus [`MARGIN`] |
 //! | `x:<record key>` | `revoked`: this token was, alone | as late as its record, at least |
-//! | `f:<SHA-256 of the family>` | the grant: the epoch in which it was last gone on from, and its begin, or `revoked` | as late as the last of its records |
+//! | `f:<SHA-256 of the family>` | the grant: the epoch in which it was last gone on from, and its begin by the servers' clock, or `revoked` | as late as the last of its records |
 //! | `k:<x5t#S256>` | a certificate, DER | [`LONGEST_GRACE`] after the certificate |
-//! | `tokens:edges`, at the first tag | edges, with the epoch in which each has last said what it has revoked, and when; what was given up | a year after the last edge was there |
+//! | `tokens:edges`, at the first tag | edges, with the epoch in which each has last said what it has revoked, its begin, and when; what was given up | a year after the last edge was there |
 //!
 //! Names of clients and tenants and scopes can be read there; tokens cannot.
 //!
@@ -38,7 +38,10 @@
 //!   served at once, so that a new or wiped store holds up nobody.
 //! - An edge that has not come back two minutes after the epoch's begin ([`Waits`]) may have revoked what
 //!   nobody else knows of: grants of earlier epochs are given up. They count as revoked at every edge,
-//!   for good, and clients log in again.
+//!   for good, and clients log in again. Each edge remembers that in its own file, and says it again.
+//! - An edge that finds others in a later epoch than its own is the one that is cut off: it gives up nobody,
+//!   and serves and revokes nothing of earlier epochs until it sees what they see.
+//! - An edge revokes only while it was on the roll within the last quarter of a minute: others wait for it.
 //! - Records that are lost are refused. An operator who lets tokens without records pass
 //!   (`unrecorded: allow`) or binds unknown refresh tokens (`unknownRefresh: bind`) lets lost ones pass
 //!   too; of those that were revoked alone the tombstone still says so, and where that is lost as well, only
@@ -64,6 +67,8 @@
 
 pub(super) mod edges;
 mod guesses;
+#[cfg(test)]
+mod tests;
 mod tombstones;
 
 use std::collections::BTreeMap;
@@ -79,16 +84,14 @@ use tokio::task::JoinSet;
 
 pub use edges::Waits;
 
-use super::scripts::{self, Place, REVOKED, Scripts};
+use super::scripts::{self, Last, Place, REVOKED, Scripts};
 use super::{BindFault, Bindings, Issued};
 use crate::policy::certificate::{LONGEST_GRACE, SenderCertificate};
 use crate::policy::digest::{Sha256, X5tS256};
-use crate::policy::epoch::Reign;
 use crate::policy::grant::{BindingRecord, RecordKey, TokenKind};
 use crate::policy::time::UnixTime;
 use crate::store::clock::now;
-use crate::store::epoch::Epochs as _;
-use crate::store::redis::{self as connection, Redis};
+use crate::store::redis::{self as connection, Period, Redis};
 use crate::store::registry::Registry;
 use crate::store::sqlite::Fault;
 use crate::store::sqlite::tombstones::Tombstone;
@@ -152,15 +155,7 @@ impl SharedBindings {
     /// The records in `redis`, with the audit log and the memory of `registry`.
     #[must_use]
     pub fn start(redis: Redis, registry: Registry, waits: Waits, runtime: &Handle) -> Self {
-        let inner = Arc::new(Inner {
-            redis,
-            registry,
-            scripts: Scripts::default(),
-            guesses: Guesses::default(),
-            waits,
-            roll: ArcSwapOption::empty(),
-            unsaid: Notify::new(),
-        });
+        let inner = Arc::new(Inner::new(redis, registry, waits));
         let saying = Arc::clone(&inner);
         let saying = Task::start(runtime, async move { saying.say_again_for_ever().await });
         Self { inner, _saying: Arc::new(saying) }
@@ -172,10 +167,22 @@ fn unreadable<T>(_: T) -> Fault {
 }
 
 impl Inner {
-    /// Where the store is, if it is one to go by: not a master that takes no writes.
-    fn reign(&self) -> Result<Reign, Fault> {
-        let reign = self.redis.current().filter(|_| self.redis.is_up());
-        reign.ok_or(Fault::Down)
+    fn new(redis: Redis, registry: Registry, waits: Waits) -> Self {
+        Self {
+            redis,
+            registry,
+            scripts: Scripts::default(),
+            guesses: Guesses::default(),
+            waits,
+            roll: ArcSwapOption::empty(),
+            unsaid: Notify::new(),
+        }
+    }
+
+    /// Which epoch it is, if the store is one to go by: not a master that takes no writes.
+    fn period(&self) -> Result<Period, Fault> {
+        let period = self.redis.period().filter(|_| self.redis.is_up());
+        period.ok_or(Fault::Down)
     }
 
     async fn get(&self, place: &Place) -> Result<Option<Vec<u8>>, Fault> {
@@ -200,32 +207,35 @@ impl Inner {
         Ok(Stone { record: record.transpose()?, revoked })
     }
 
-    async fn standing(&self, reign: &Reign, grant: &Sha256) -> Result<Standing, Fault> {
+    async fn standing(&self, period: &Period, grant: &Sha256) -> Result<Standing, Fault> {
         let place = Place::grant(self.redis.keys(), grant);
         let Some(text) = self.get(&place).await? else { return Ok(Standing::Revoked) };
         if text == REVOKED {
             return Ok(Standing::Revoked);
         }
-        let last = scripts::reign_of(&text).ok_or(Fault::Malformed)?;
-        if last.epoch == reign.epoch {
+        let last = Last::read(&text).ok_or(Fault::Malformed)?;
+        if last.epoch == period.epoch {
             return Ok(Standing::Good);
         }
-        Ok(match self.roll(reign) {
-            Some(roll) if roll.floor.is_some_and(|floor| floor.is_above(&last)) => {
-                Standing::Revoked
-            }
-            Some(_) if self.is_settled(reign) => Standing::Good,
-            Some(_) | None => Standing::Unsure,
+        // One roll for both: a later one may give up what this one still waits for.
+        let roll = self.roll(period.epoch);
+        let given_up = roll.as_ref().and_then(|roll| roll.given_up);
+        Ok(if given_up.is_some_and(|given_up| given_up.is(last.epoch, last.begun)) {
+            Standing::Revoked
+        } else if self.is_settled(period, roll.as_deref()) {
+            Standing::Good
+        } else {
+            Standing::Unsure
         })
     }
 
     /// The record of a token, with its grant's standing in it.
     async fn record(&self, key: RecordKey) -> Result<Option<BindingRecord>, Fault> {
-        let reign = self.reign()?;
+        let period = self.period()?;
         let guess = self.guesses.get(key);
         let guessed = async {
             match guess {
-                Some(grant) => Some(self.standing(&reign, &grant).await),
+                Some(grant) => Some(self.standing(&period, &grant).await),
                 None => None,
             }
         };
@@ -237,11 +247,11 @@ impl Inner {
         let grant = scripts::grant_of(&record);
         let standing = match guessed.filter(|_| guess == Some(grant)) {
             Some(standing) => standing?,
-            None => self.standing(&reign, &grant).await?,
+            None => self.standing(&period, &grant).await?,
         };
         self.guesses.put(key, grant);
         // Had another server taken over meanwhile, it would have answered for an epoch that it is not of.
-        let same = self.reign()?.epoch == reign.epoch;
+        let same = self.period()?.epoch == period.epoch;
         record.revoked = match standing {
             Standing::Revoked => true,
             Standing::Good if same => alone,
@@ -257,22 +267,24 @@ impl Inner {
         ends: UnixTime,
         known: bool,
     ) -> Result<Option<Written>, BindFault> {
-        let reign = self.reign().map_err(|_| BindFault::Down)?;
+        let period = self.period().map_err(|_| BindFault::Down)?;
         let place = Place::grant(self.redis.keys(), &grant);
-        let (own, ends) = (scripts::text_of_reign(&reign), kept_until(ends));
+        let (own, ends) = (Last::of(&period).text(), kept_until(ends));
         let flag = |set: bool| if set { &b"1"[..] } else { &b"0"[..] };
-        let floor = self.roll(&reign).and_then(|roll| roll.floor);
-        let (floor, floor_of) = floor.map(|floor| floor.texts()).unwrap_or_default();
+        let roll = self.roll(period.epoch);
+        let given_up = roll.as_ref().and_then(|roll| roll.given_up);
+        let (before, but) = edges::texts(given_up.as_ref());
         let arguments = [
             own.as_bytes(),
             ends.as_bytes(),
             flag(known),
-            flag(self.is_settled(&reign)),
-            floor.as_bytes(),
-            floor_of.as_bytes(),
+            flag(self.is_settled(&period, roll.as_deref())),
+            before.as_bytes(),
+            but.as_bytes(),
         ];
         let script = &self.scripts.go_on;
-        match self.redis.script(place.tag, script, &[place.name], &arguments).await {
+        let names = [place.name];
+        match self.redis.script_in(period.epoch, place.tag, script, &names, &arguments).await {
             Ok(Value::Int(1)) => Ok(None),
             Ok(Value::Int(0)) => Err(BindFault::Revoked),
             Ok(_) | Err(connection::Fault::Down | connection::Fault::Full) => Err(BindFault::Down),
@@ -327,8 +339,8 @@ impl Inner {
     }
 
     async fn is_revoked(&self, grant: &Sha256) -> Result<bool, BindFault> {
-        let reign = self.reign().map_err(|_| BindFault::Down)?;
-        match self.standing(&reign, grant).await.map_err(|_| BindFault::Down)? {
+        let period = self.period().map_err(|_| BindFault::Down)?;
+        match self.standing(&period, grant).await.map_err(|_| BindFault::Down)? {
             Standing::Good => Ok(false),
             Standing::Revoked => Ok(true),
             Standing::Unsure => Err(BindFault::Down),
@@ -386,12 +398,12 @@ fn kept_until(ends: UnixTime) -> String {
 #[async_trait]
 impl Bindings for SharedBindings {
     fn is_up(&self) -> bool {
-        let Ok(reign) = self.inner.reign() else { return false };
-        self.inner.roll(&reign).is_some() && self.inner.registry.is_up()
+        let Ok(period) = self.inner.period() else { return false };
+        self.inner.roll(period.epoch).is_some() && self.inner.registry.is_up()
     }
 
     fn trouble(&self) -> Option<String> {
-        let missing = self.inner.roll(&self.inner.reign().ok()?)?.missing.clone()?;
+        let missing = self.inner.roll(self.inner.period().ok()?.epoch)?.missing.clone()?;
         Some(format!("edge {missing} has not said again what it has revoked"))
     }
 
@@ -400,7 +412,7 @@ impl Bindings for SharedBindings {
     }
 
     async fn certificate(&self, x5t: X5tS256) -> Result<Option<SenderCertificate>, Fault> {
-        self.inner.reign()?;
+        self.inner.period()?;
         let place = Place::certificate(self.inner.redis.keys(), x5t);
         let Some(der) = self.inner.get(&place).await? else { return Ok(None) };
         let certificate = SenderCertificate::new(der).filter(|it| it.x5t() == x5t);
@@ -461,8 +473,8 @@ impl Bindings for SharedBindings {
         let mut any = false;
         for key in keys {
             // What an edge revokes that no other waits for could be lost without anybody's knowing.
-            let reign = self.inner.reign()?;
-            self.inner.roll(&reign).ok_or(Fault::Down)?;
+            let roll = self.inner.roll(self.inner.period()?.epoch);
+            roll.filter(|roll| roll.counts()).ok_or(Fault::Down)?;
             let Some(record) = self.inner.stone(key).await?.record else { continue };
             if record.client != client {
                 continue;

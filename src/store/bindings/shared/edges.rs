@@ -1,17 +1,19 @@
 //! Which edges are there, and which of them have said again what they have revoked.
 
+#![expect(clippy::disallowed_methods, reason = "how long ago the roll was called is measured")]
+
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::Value;
 
 use super::super::scripts;
-use super::{Inner, now};
+use super::Inner;
 use crate::policy::digest::Sha256;
-use crate::policy::epoch::{Epoch, Reign};
+use crate::policy::epoch::{Epoch, GivenUp};
 use crate::policy::time::UnixTime;
 use crate::store::epoch::SETTLE;
-use crate::store::redis::{Keys, Script, Tag};
+use crate::store::redis::{Guarded, Keys, Period, Tag};
 use crate::store::sqlite::Fault;
 
 /// How often an edge says that it is there.
@@ -21,37 +23,60 @@ const SOON: Duration = Duration::from_millis(500);
 /// An edge that was last there so long before the store changed hands is not waited for: what it has revoked
 /// was on replicas and disks by then.
 pub(super) const GONE: Duration = Duration::from_secs(30);
-/// What edges' clocks may differ by, in saying since when an epoch is one.
+/// What servers' clocks may differ by, in saying when an epoch began: one may have taken over from another
+/// that remembered nothing.
 const CLOCKS: Duration = Duration::from_secs(60);
+/// What counts for the other edges only while this one has been there lately: well before they would take
+/// it for gone.
+pub(super) const LATELY: Duration = Duration::from_secs(15);
 /// How long the roll is kept without any edge, milliseconds: a year.
 const KEPT_MS: &[u8] = b"31536000000";
 
-/// `KEYS`: the roll. `ARGV`: the edge; the epoch; whether who is missing is given up; until when the epochs
-/// before this one have begun; how long ago an edge of this epoch may have been there; how long to keep it.
-/// The first edge that is missing, empty for none; until when epochs are given up, and which one is not.
+/// `KEYS`: the roll. `ARGV`: the edge; the epoch; when that began; whether who is missing is given up; how
+/// long an edge is waited for; until when the epochs before this one have begun; how long ago an edge of
+/// this epoch may have been there; how long to keep it; until when epochs are given up as this edge
+/// remembers it, empty for never, and which one is not.
+///
+/// The first edge that is missing, empty for none; until when epochs are given up, and which one is not; an
+/// edge that is in a later epoch: then nothing was changed.
 const ANSWER: &str = "
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-redis.call('HSET', KEYS[1], 'edge:' .. ARGV[1], ARGV[2] .. ' ' .. string.format('%.0f', now))
-redis.call('PEXPIRE', KEYS[1], ARGV[6])
-local missing = ''
+local own, begun = 'edge:' .. ARGV[1], tonumber(ARGV[3])
+local others = {}
 for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do
-  if string.sub(name, 1, 5) == 'edge:' then
-    local epoch, at = string.match(redis.call('HGET', KEYS[1], name), '^(%S+) (%d+)$')
-    if epoch ~= ARGV[2] then
-      if ARGV[3] == '1' then
-        redis.call('HDEL', KEYS[1], name)
-        redis.call('HSET', KEYS[1], 'floor', ARGV[4], 'floor-of', ARGV[2])
-      else
-        missing = string.sub(name, 6)
-      end
-    elseif now - tonumber(at) > tonumber(ARGV[5]) then
-      redis.call('HDEL', KEYS[1], name)
+  if string.sub(name, 1, 5) == 'edge:' and name ~= own then
+    local epoch, since, at = string.match(redis.call('HGET', KEYS[1], name), '^(%S+) (%d+) (%d+)$')
+    local other = { name = name, epoch = epoch, begun = tonumber(since or 0), at = tonumber(at or 0) }
+    if epoch ~= ARGV[2] and other.begun > begun and now - other.at <= tonumber(ARGV[5]) then
+      return { '', '', '', string.sub(name, 6) }
     end
+    others[#others + 1] = other
+  end
+end
+local function give_up(before, but)
+  if before > tonumber(redis.call('HGET', KEYS[1], 'floor') or 0) then
+    redis.call('HSET', KEYS[1], 'floor', string.format('%.0f', before), 'floor-of', but)
+  end
+end
+redis.call('HSET', KEYS[1], own, ARGV[2] .. ' ' .. ARGV[3] .. ' ' .. string.format('%.0f', now))
+redis.call('PEXPIRE', KEYS[1], ARGV[8])
+if ARGV[9] ~= '' then give_up(tonumber(ARGV[9]), ARGV[10]) end
+local missing, before = '', tonumber(ARGV[6])
+for _, other in ipairs(others) do
+  if other.epoch ~= ARGV[2] then
+    if ARGV[4] == '1' then
+      redis.call('HDEL', KEYS[1], other.name)
+      give_up(math.max(before, other.begun + before - begun), ARGV[2])
+    else
+      missing = string.sub(other.name, 6)
+    end
+  elseif now - other.at > tonumber(ARGV[7]) then
+    redis.call('HDEL', KEYS[1], other.name)
   end
 end
 local floor = redis.call('HMGET', KEYS[1], 'floor', 'floor-of')
-return { missing, floor[1] or '', floor[2] or '' }
+return { missing, floor[1] or '', floor[2] or '', '' }
 ";
 
 /// How long, after another epoch has begun, those are waited for who may know what was revoked.
@@ -69,42 +94,29 @@ impl Default for Waits {
     }
 }
 
-/// What epochs are given up: those that had begun before a time, but for one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::store::bindings) struct Floor {
-    before: UnixTime,
-    but: Epoch,
+/// What epochs are given up, from what is kept; `None` where nothing is.
+///
+/// # Errors
+/// [`Fault::Malformed`].
+pub(in crate::store::bindings) fn given_up(
+    before: Value,
+    but: Value,
+) -> Result<Option<GivenUp>, Fault> {
+    let text = |value| scripts::found(value).map_err(|()| Fault::Malformed);
+    let (before, but) = (text(before)?.unwrap_or_default(), text(but)?.unwrap_or_default());
+    if before.is_empty() {
+        return Ok(None);
+    }
+    let before = std::str::from_utf8(&before).ok().and_then(|it| it.parse().ok());
+    let but = std::str::from_utf8(&but).ok().and_then(Sha256::from_base64url);
+    let (before, but) = before.zip(but).ok_or(Fault::Malformed)?;
+    Ok(Some(GivenUp { before: UnixTime::from_millis(before), but: Epoch(but) }))
 }
 
-impl Floor {
-    /// From what is kept; `None` where nothing is.
-    ///
-    /// # Errors
-    /// [`Fault::Malformed`].
-    pub(in crate::store::bindings) fn read(
-        before: Value,
-        but: Value,
-    ) -> Result<Option<Self>, Fault> {
-        let text = |value| scripts::found(value).map_err(|()| Fault::Malformed);
-        let (before, but) = (text(before)?.unwrap_or_default(), text(but)?.unwrap_or_default());
-        if before.is_empty() {
-            return Ok(None);
-        }
-        let before = std::str::from_utf8(&before).ok().and_then(|it| it.parse().ok());
-        let but = std::str::from_utf8(&but).ok().and_then(Sha256::from_base64url);
-        let (before, but) = before.zip(but).ok_or(Fault::Malformed)?;
-        Ok(Some(Self { before: UnixTime::from_millis(before), but: Epoch(but) }))
-    }
-
-    /// Whether what was last gone on from in this epoch is given up.
-    pub(in crate::store::bindings) fn is_above(&self, reign: &Reign) -> bool {
-        reign.epoch != self.but && reign.since < self.before
-    }
-
-    /// The time and the epoch, as scripts are given them.
-    pub(super) fn texts(&self) -> (String, String) {
-        (self.before.millis().to_string(), self.but.0.to_string())
-    }
+/// The time and the epoch, as scripts are given them; empty for nothing.
+pub(super) fn texts(given_up: Option<&GivenUp>) -> (String, String) {
+    let texts = |it: &GivenUp| (it.before.millis().to_string(), it.but.0.to_string());
+    given_up.map(texts).unwrap_or_default()
 }
 
 /// The name of the roll.
@@ -118,37 +130,60 @@ pub(super) struct Roll {
     pub(super) epoch: Epoch,
     /// An edge that has not said its own yet.
     pub(super) missing: Option<String>,
-    pub(super) floor: Option<Floor>,
-    at: UnixTime,
+    pub(super) given_up: Option<GivenUp>,
+    pub(super) at: Instant,
 }
 
 impl Roll {
-    fn is_fresh(&self, now: UnixTime) -> bool {
+    fn is_fresh(&self) -> bool {
         let every = if self.missing.is_some() { SOON } else { EVERY };
-        self.at <= now && now < self.at.plus(every)
+        self.at.elapsed() < every
     }
+
+    /// Whether others still wait for what this edge may say.
+    pub(super) fn counts(&self) -> bool {
+        self.at.elapsed() < LATELY
+    }
+}
+
+/// What came of calling the roll.
+enum Called {
+    Answered(Roll),
+    /// This edge is in a later epoch than this one.
+    Behind(String),
 }
 
 impl Inner {
     /// What edges have said again in this epoch; `None` before this one has said all of its own.
-    pub(super) fn roll(&self, reign: &Reign) -> Option<Arc<Roll>> {
-        self.roll.load_full().filter(|roll| roll.epoch == reign.epoch)
+    pub(super) fn roll(&self, epoch: Epoch) -> Option<Arc<Roll>> {
+        self.roll.load_full().filter(|roll| roll.epoch == epoch)
     }
 
-    /// Whether what was revoked in earlier epochs has been said again.
-    pub(super) fn is_settled(&self, reign: &Reign) -> bool {
-        let all = self.roll(reign).is_some_and(|roll| roll.missing.is_none());
-        all && now() >= reign.since.plus(self.waits.settle)
+    /// Whether what was revoked in earlier epochs has been said again, as far as a roll tells.
+    pub(super) fn is_settled(&self, period: &Period, roll: Option<&Roll>) -> bool {
+        roll.is_some_and(|roll| roll.missing.is_none()) && period.age >= self.waits.settle
     }
 
     /// Says that this edge is there and has said all that it has revoked, if it is time.
-    pub(super) async fn answer_the_roll(&self, reign: &Reign) {
-        let (now, before) = (now(), self.roll(reign));
-        if before.as_ref().is_some_and(|roll| roll.is_fresh(now)) {
+    pub(super) async fn answer_the_roll(&self, period: &Period) {
+        let before = self.roll(period.epoch);
+        if before.as_ref().is_some_and(|roll| roll.is_fresh()) {
             return;
         }
-        let gives_up = now >= reign.since.plus(self.waits.missing);
-        let Ok(roll) = self.call(reign, gives_up).await else { return };
+        let roll = match self.call(period).await {
+            Ok(Called::Answered(roll)) => roll,
+            Ok(Called::Behind(edge)) => {
+                if before.is_some() {
+                    tracing::warn!(
+                        edge,
+                        "another edge has found other masters of redis than this one: tokens from before                          are not served here until both see the same"
+                    );
+                }
+                self.roll.store(None);
+                return;
+            }
+            Err(_) => return,
+        };
         let known = before.as_ref().is_some_and(|before| before.missing == roll.missing);
         if let Some(edge) = roll.missing.as_ref().filter(|_| !known) {
             tracing::warn!(
@@ -157,7 +192,7 @@ impl Inner {
                  served until it has"
             );
         }
-        if before.as_ref().is_some_and(|before| before.floor != roll.floor) {
+        if before.as_ref().is_some_and(|before| before.given_up != roll.given_up) {
             tracing::error!(
                 "an edge that may have revoked tokens has not come back since redis has changed hands: \
                  tokens from before are refused for good, clients log in again"
@@ -166,30 +201,47 @@ impl Inner {
         self.roll.store(Some(Arc::new(roll)));
     }
 
-    async fn call(&self, reign: &Reign, gives_up: bool) -> Result<Roll, Fault> {
-        let edge = self.registry.read(|reader| reader.chain()).await?;
-        let (epoch, gone) = (reign.epoch.0.to_string(), GONE.as_millis().to_string());
-        let floor = reign.since.plus(CLOCKS).millis().to_string();
+    async fn call(&self, period: &Period) -> Result<Called, Fault> {
+        let (edge, known) =
+            self.registry.read(|reader| Ok((reader.chain()?, reader.given_up()?))).await?;
+        let gives_up = period.age >= self.waits.missing;
+        let (known_before, known_but) = texts(known.as_ref());
+        let millis = |duration: Duration| duration.as_millis().to_string();
+        let (epoch, begun) = (period.epoch.0.to_string(), period.begun.millis().to_string());
+        let (missing, gone) = (millis(self.waits.missing), millis(GONE));
+        let floor = period.begun.plus(CLOCKS).millis().to_string();
         let arguments = [
             edge.as_bytes(),
             epoch.as_bytes(),
+            begun.as_bytes(),
             if gives_up { b"1" } else { b"0" },
+            missing.as_bytes(),
             floor.as_bytes(),
             gone.as_bytes(),
             KEPT_MS,
+            known_before.as_bytes(),
+            known_but.as_bytes(),
         ];
-        let keys = [key(self.redis.keys())];
-        let answer = self.redis.script(Tag::FIRST, &Script::new(ANSWER), &keys, &arguments).await?;
+        let (keys, script) = ([key(self.redis.keys())], Guarded::new(ANSWER));
+        let answer =
+            self.redis.script_in(period.epoch, Tag::FIRST, &script, &keys, &arguments).await?;
         let Value::Array(answer) = answer else { return Err(Fault::Malformed) };
-        let [missing, before, but] =
-            <[Value; 3]>::try_from(answer).map_err(|_| Fault::Malformed)?;
-        let missing = scripts::found(missing).map_err(|()| Fault::Malformed)?.unwrap_or_default();
-        let missing = String::from_utf8(missing).map_err(|_| Fault::Malformed)?;
-        // Another server may have answered by now: its roll is of another epoch.
-        if self.reign()?.epoch != reign.epoch {
-            return Err(Fault::Down);
+        let [missing, before, but, later] =
+            <[Value; 4]>::try_from(answer).map_err(|_| Fault::Malformed)?;
+        let name = |value| {
+            let text = scripts::found(value).map_err(|()| Fault::Malformed)?.unwrap_or_default();
+            let text = String::from_utf8(text).map_err(|_| Fault::Malformed)?;
+            Ok::<_, Fault>(Some(text).filter(|text| !text.is_empty()))
+        };
+        if let Some(edge) = name(later)? {
+            return Ok(Called::Behind(edge));
         }
-        let missing = Some(missing).filter(|missing| !missing.is_empty());
-        Ok(Roll { epoch: reign.epoch, missing, floor: Floor::read(before, but)?, at: now() })
+        let given_up = given_up(before, but)?;
+        if let Some(given_up) = given_up.filter(|it| Some(*it) != known) {
+            // It stays so, also where the server that says it is wiped.
+            self.registry.transact(move |batch| batch.keep_given_up(&given_up)).await?;
+        }
+        let (epoch, missing) = (period.epoch, name(missing)?);
+        Ok(Called::Answered(Roll { epoch, missing, given_up, at: Instant::now() }))
     }
 }

@@ -9,7 +9,6 @@ use super::{Inner, MARGIN, now, unreadable};
 use crate::policy::epoch::Epoch;
 use crate::policy::grant::RecordKey;
 use crate::policy::time::UnixTime;
-use crate::store::epoch::Epochs as _;
 use crate::store::sqlite::Fault;
 use crate::store::sqlite::tombstones::Tombstone;
 
@@ -50,14 +49,13 @@ impl Inner {
     pub(super) async fn say_again_for_ever(&self) {
         let mut unsaid = false;
         loop {
-            let reign = self.redis.current().filter(|_| self.redis.is_up());
-            if let Some(reign) = reign {
-                unsaid |= self.roll(&reign).is_none();
+            if let Ok(period) = self.period() {
+                unsaid |= self.roll(period.epoch).is_none();
                 if unsaid {
-                    unsaid = !self.said_again(reign.epoch).await;
+                    unsaid = !self.said_again(period.epoch).await;
                 }
                 if !unsaid {
-                    self.answer_the_roll(&reign).await;
+                    self.answer_the_roll(&period).await;
                 }
             }
             let asked = tokio::time::timeout(LOOK, self.unsaid.notified()).await;
