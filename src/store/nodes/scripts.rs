@@ -10,7 +10,7 @@ use crate::policy::digest::Sha256;
 use crate::policy::epoch::Epoch;
 use crate::policy::lineage::{Ledger, Mark};
 use crate::policy::time::UnixTime;
-use crate::store::redis::{Keys, Script, Tag};
+use crate::store::redis::{Guarded, Keys, Script, Tag};
 use crate::store::sqlite::{Fault, batch};
 
 /// Entries of the ledger that are kept. Whoever comes back after more than so many changes that matter
@@ -89,14 +89,14 @@ return { string.format('%.0f', at), seq }
 /// The scripts, ready to be sent.
 #[derive(Debug)]
 pub(super) struct Scripts {
-    pub(super) commit: Script,
+    pub(super) commit: Guarded,
     pub(super) doubt: Script,
     pub(super) confirm: Script,
 }
 
 impl Default for Scripts {
     fn default() -> Self {
-        let (commit, doubt) = (Script::new(COMMIT), Script::new(DOUBT));
+        let (commit, doubt) = (Guarded::new(COMMIT), Script::new(DOUBT));
         Self { commit, doubt, confirm: Script::new(CONFIRM) }
     }
 }

@@ -76,10 +76,11 @@ use super::{About, Becomes, Commit, Decide, Found, Listed, Look, Nodes, Row, Sta
 use crate::policy::audit::Draft;
 use crate::policy::capsule::node::{Node, NodeId, Status};
 use crate::policy::digest::Sha256;
+use crate::policy::epoch::Epoch;
 use crate::policy::lineage::{self, Mark};
 use crate::policy::time::UnixTime;
 use crate::store::clock::now;
-use crate::store::redis::Redis;
+use crate::store::redis::{Period, Redis};
 use crate::store::registry::Registry;
 use crate::store::sqlite::Fault;
 use crate::store::task::Task;
@@ -169,7 +170,11 @@ impl Inner {
 
     /// How things stand, and what the ledger must still go on from when something is done about them;
     /// `None` where it is done though the store has forgotten something.
-    async fn standing(&self, about: &About) -> Result<(Standing, Option<Mark>), Fault> {
+    async fn standing(
+        &self,
+        period: &Period,
+        about: &About,
+    ) -> Result<(Standing, Option<Mark>), Fault> {
         let (names, mark) = (self.names(), self.memory.mark());
         let mut pipeline = Pipeline::new();
         names.ask_row(&mut pipeline, about.id.as_str());
@@ -177,7 +182,7 @@ impl Inner {
         // Last: a record that was read before somebody found something missing is not acted on.
         names.ask_ledger(&mut pipeline, &mark);
         let [row, removed, quarantines, head, entry] = self.send(&pipeline).await?;
-        let trusted = match self.trust(&scripts::ledger(&head, &entry)?, &mark).await {
+        let trusted = match self.trust(period, &scripts::ledger(&head, &entry)?, &mark).await {
             Ok(()) => Some(self.memory.mark()),
             Err(Fault::Behind | Fault::Unvouched) if about.even_if_behind => None,
             Err(fault) => return Err(fault),
@@ -188,12 +193,12 @@ impl Inner {
         Ok((standing, trusted))
     }
 
-    /// Writes the lines, then does what was decided.
+    /// Writes the lines, then does what was decided, if it is still the same epoch.
     async fn put(
         &self,
+        epoch: Epoch,
         about: &About,
-        standing: &Standing,
-        mark: Option<&Mark>,
+        (standing, mark): (&Standing, Option<&Mark>),
         commit: Commit,
     ) -> Result<Tried, Fault> {
         let Commit { becomes, quarantined, lines } = commit;
@@ -217,7 +222,7 @@ impl Inner {
             quarantined,
             quarantines_since: about.quarantines_since,
         };
-        match self.swap(&put).await {
+        match self.swap(epoch, &put).await {
             Ok(Some(0)) => Ok(Tried::Done),
             Ok(Some(seq)) => {
                 // One in a store that has forgotten something is not what is to be gone on from.
@@ -240,11 +245,11 @@ impl Inner {
     }
 
     /// Compares and swaps: the number of the entry, 0 where there is none, `None` where it has changed.
-    async fn swap(&self, put: &Put<'_>) -> Result<Option<u64>, Fault> {
+    async fn swap(&self, epoch: Epoch, put: &Put<'_>) -> Result<Option<u64>, Fault> {
         let (keys, arguments) = (self.names().of_commit(put.id), put.arguments());
         let arguments: Vec<_> = arguments.iter().map(|it| it.as_bytes()).collect();
-        let done = self.redis.script(TAG, &self.scripts.commit, &keys, &arguments).await;
-        let done = done?;
+        let commit = &self.scripts.commit;
+        let done = self.redis.script_in(epoch, TAG, commit, &keys, &arguments).await?;
         scripts::refused(&done)?;
         if let Value::Int(_) = done {
             return scripts::count(&done).map(Some);
@@ -340,11 +345,12 @@ impl Nodes for SharedNodes {
     async fn find(&self, id: &NodeId, presented: Sha256) -> Result<Found, Fault> {
         let (inner, names, mark) = (&self.inner, self.inner.names(), self.inner.memory.mark());
         inner.looked_up.fetch_add(1, Ordering::Relaxed);
+        let period = inner.period()?;
         let mut pipeline = Pipeline::new();
         names.ask_secret(&mut pipeline, id);
         names.ask_ledger(&mut pipeline, &mark);
         let [secret, head, entry] = inner.send(&pipeline).await?;
-        inner.trust(&scripts::ledger(&head, &entry)?, &mark).await?;
+        inner.trust(&period, &scripts::ledger(&head, &entry)?, &mark).await?;
         let stored = scripts::secret(&secret)?;
         // Nothing else of a record is looked at before: who has no secret learns nothing of it.
         match (Node::is_secret(stored, &presented), stored) {
@@ -380,9 +386,11 @@ impl Nodes for SharedNodes {
             let turn = inner.turn(&about.id).ok_or(Fault::Closed)?.lock();
             let _turn = tokio::time::timeout(PATIENCE, turn).await.map_err(|_| Fault::Busy)?;
             for _ in 0..TRIES {
-                let (standing, mark) = inner.standing(&about).await?;
+                let period = inner.period()?;
+                let (standing, mark) = inner.standing(&period, &about).await?;
                 let commit = decide(&standing)?;
-                match inner.put(&about, &standing, mark.as_ref(), commit).await? {
+                let stands = (&standing, mark.as_ref());
+                match inner.put(period.epoch, &about, stands, commit).await? {
                     Tried::Done => return Ok(()),
                     Tried::Changed => {}
                 }

@@ -390,6 +390,28 @@ async fn a_store_that_was_rolled_back_serves_no_node() {
     assert!(matches!(once_up(&*again, "node-1").await, Err(Fault::Behind)));
 }
 
+/// The store became another one between the look at the record and the change.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_decided_in_one_epoch_is_not_done_in_another() {
+    let scratch = tempfile::tempdir().unwrap();
+    let Some(server) = Server::start(scratch.path()) else { return };
+    let (one, two) = (registry(scratch.path(), "a.db"), registry(scratch.path(), "b.db"));
+    let nodes = server.nodes(&one, Duration::ZERO).await;
+    put(&*nodes, node("node-1")).await;
+    let port = server.port;
+    let decide = move |standing: &Standing| {
+        raw(port, &["SET", "{test:0}:mark", "another"]);
+        let mut node = standing.node().unwrap().clone();
+        node.status = Status::Revoked;
+        let becomes = Becomes::Node(Box::new(node));
+        Ok(((), Commit { becomes, ..Commit::default() }))
+    };
+    let decided = nodes.decide(About::node(&id("node-1")), decide).await;
+    assert_eq!(decided, Err(Fault::Down));
+    let other = server.nodes(&two, Duration::ZERO).await;
+    assert_eq!(other.node(&id("node-1")).await.unwrap().unwrap().node.status, Status::Active);
+}
+
 async fn count_would(nodes: &dyn Nodes) -> Result<(), Fault> {
     nodes.decide(About::node(&id("node-1")), |_| Ok(((), Commit::default()))).await
 }

@@ -6,9 +6,9 @@ use redis::Pipeline;
 
 use super::super::scripts::{self, TAG};
 use super::{Inner, now};
-use crate::policy::epoch::{Epoch, Reign};
+use crate::policy::epoch::Epoch;
 use crate::policy::lineage::{Ledger, Mark, Standing};
-use crate::store::epoch::Epochs as _;
+use crate::store::redis::Period;
 use crate::store::sqlite::Fault;
 
 /// What came of the last look.
@@ -44,15 +44,29 @@ impl Trust {
 }
 
 impl Inner {
-    /// Whether what the store says may be acted on.
+    /// Which epoch it is: to be asked before what is then held against it.
+    ///
+    /// # Errors
+    /// [`Fault::Down`] where no master answers.
+    pub(super) fn period(&self) -> Result<Period, Fault> {
+        self.redis.period().ok_or(Fault::Down)
+    }
+
+    /// Whether what the store has said in the epoch of `period` may be acted on.
     ///
     /// # Errors
     /// [`Fault::Down`] while it settles, [`Fault::Behind`] where it has forgotten something,
     /// [`Fault::Unvouched`] where nobody here could tell.
-    pub(super) async fn trust(&self, ledger: &Ledger, mark: &Mark) -> Result<(), Fault> {
-        let reign = self.redis.current().ok_or(Fault::Down);
-        let trusted = match reign {
-            Ok(reign) => self.weigh(&reign, ledger, mark).await,
+    pub(super) async fn trust(
+        &self,
+        period: &Period,
+        ledger: &Ledger,
+        mark: &Mark,
+    ) -> Result<(), Fault> {
+        let trusted = match self.period() {
+            // Nobody knows whether it was the one or the other that answered.
+            Ok(now) if now.epoch != period.epoch => Err(Fault::Down),
+            Ok(now) => self.weigh(&now, ledger, mark).await,
             Err(fault) => Err(fault),
         };
         let mut last = self.trust.last();
@@ -69,9 +83,9 @@ impl Inner {
         trusted
     }
 
-    async fn weigh(&self, reign: &Reign, ledger: &Ledger, mark: &Mark) -> Result<(), Fault> {
-        let here = self.trust.last().whole == Some(reign.epoch);
-        match ledger.against(mark, here || ledger.vouched == Some(reign.epoch)) {
+    async fn weigh(&self, period: &Period, ledger: &Ledger, mark: &Mark) -> Result<(), Fault> {
+        let here = self.trust.last().whole == Some(period.epoch);
+        match ledger.against(mark, here || ledger.vouched == Some(period.epoch)) {
             Standing::Follows(next) => {
                 if let Some(next) = next {
                     self.memory.note(next);
@@ -94,13 +108,13 @@ impl Inner {
         let empty = ledger.last == Mark::default();
         {
             let mut last = self.trust.last();
-            last.whole = Some(reign.epoch);
+            last.whole = Some(period.epoch);
             last.vouched = ledger.vouched;
         }
         if !empty {
             self.vouch().await;
         }
-        if !empty && now() < reign.since.plus(self.settle) {
+        if !empty && period.age < self.settle {
             return Err(Fault::Down);
         }
         Ok(())
@@ -118,7 +132,7 @@ impl Inner {
     /// Has those who remember nothing know that nothing is missing, where they do not yet. What cannot be
     /// said now is said the next time.
     pub(super) async fn vouch(&self) {
-        let Some(Reign { epoch, .. }) = self.redis.current() else { return };
+        let Ok(Period { epoch, .. }) = self.period() else { return };
         if self.trust.last().vouched == Some(epoch) {
             return;
         }
@@ -134,11 +148,11 @@ impl Inner {
     pub(super) async fn look(&self) -> Result<(), Fault> {
         // A command on this machine may have made an entry.
         self.memory.look().await?;
-        let mark = self.memory.mark();
+        let (period, mark) = (self.period()?, self.memory.mark());
         let mut pipeline = Pipeline::new();
         self.names().ask_ledger(&mut pipeline, &mark);
         let [head, entry] = self.send(&pipeline).await?;
-        let trusted = self.trust(&scripts::ledger(&head, &entry)?, &mark).await;
+        let trusted = self.trust(&period, &scripts::ledger(&head, &entry)?, &mark).await;
         self.memory.keep(Vec::new()).await?;
         trusted
     }
