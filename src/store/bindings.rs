@@ -8,7 +8,7 @@ pub(in crate::store) mod tests;
 
 use async_trait::async_trait;
 
-pub use shared::{SharedBindings, Waits};
+pub use shared::{SharedBindings, Unsettled, Waits};
 
 use super::registry::Registry;
 use super::sqlite::Fault;

@@ -12,6 +12,7 @@ use holdfast::policy::time::UnixTime;
 use holdfast::store::serving;
 use holdfast::store::sqlite::Database;
 use holdfast::store::sqlite::reader::Readers;
+use holdfast::store::sqlite::tombstones::Tombstone;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -261,6 +262,110 @@ async fn there_and_back_again_it_is_the_same() {
     world.restart_ended().await;
     table.row("served", refused(world.directory.path(), "migrate --to redis", "an edge serves"));
     table.row("served", refused(directory, "migrate --to embedded", "edges serve"));
+    // Nor just after the servers have forgotten who does.
+    redis.cli(&["FLUSHALL"]);
+    table.row("wiped", refused(directory, "migrate --to embedded", "edges serve"));
+}
+
+/// What the embedded store says of a node.
+fn status_of(directory: &Path, node: &str) -> Status {
+    let readers = Readers::open(&directory.join("moved.db")).expect("a store");
+    let id = NodeId::parse(node).expect("an id");
+    readers.read(|reader| reader.node(&id)).expect("a record").expect("a node").node.status
+}
+
+/// The servers were started with older data: what they have lost is not undone by whoever copies them.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_servers_have_lost_is_not_taken_elsewhere() {
+    const ROLL: &str = "{holdfast:0}:tokens:edges";
+    if there_is_none() {
+        return;
+    }
+    let mut redis = Server::start(&["appendonly no"]).await;
+    let (mut world, scratch) = both(&redis).await;
+    let (directory, mut table) = (scratch.path(), Table::default());
+    fill(&directory.join("moved.db"));
+    let _ = done(directory, "migrate --to redis");
+    world.config["store"]["kind"] = json!("redis");
+    write_config(directory, &world.config);
+    let saved = redis.cli(&["SAVE"]);
+    assert!(saved.starts_with("OK"), "{saved}");
+    let command = |words: &str| {
+        let words = format!("{words} --reason r --config authority.yaml");
+        let (status, out, errors) = holdfast(directory, &words.split(' ').collect::<Vec<_>>());
+        assert_eq!(status, Some(0), "{words}: {out}{errors}");
+    };
+    assert_eq!(status_of(directory, "node-1"), Status::ALL[1]);
+    command("node revoke node-1");
+    // What an edge remembers of a grant that it has revoked, and a token.
+    let (grant, token) = (Sha256::of(b"family-1490"), Sha256::of(b"token 5980"));
+    let expires = UnixTime::from_secs(1_900_100_000);
+    let mut database = Database::open(&directory.join("moved.db")).expect("a store");
+    let remembered = database.transact(|batch| {
+        batch.remember(Tombstone::Grant(grant), expires)?;
+        batch.remember(Tombstone::Token(RecordKey(token)), expires)
+    });
+    remembered.expect("tombstones");
+    drop(database);
+    redis.kill();
+    redis.again().await;
+    let lost = "have lost changes to nodes";
+    table.row("dry", refused(directory, "migrate --to embedded --replace --dry-run", lost));
+    table.row("migrate", refused(directory, "migrate --to embedded --replace", lost));
+    table.row("backup", refused(directory, "backup lost", lost));
+    table.row("backup", expect_eq("is there", &directory.join("lost").exists(), &false));
+    // It is done again.
+    command("node revoke node-1");
+    command("node confirm");
+    // Another edge has been there before, and may have revoked what nobody knows.
+    let entry = format!("{} 1 1", Sha256::of(b"before"));
+    redis.cli(&["HSET", ROLL, "edge:elsewhere", &entry]);
+    let missing = "edge elsewhere has not said again";
+    table.row("roll", refused(directory, "migrate --to embedded --replace", missing));
+    table.row("roll", refused(directory, "backup lost", missing));
+    redis.cli(&["HDEL", ROLL, "edge:elsewhere"]);
+    let _ = done(directory, "backup kept");
+    let _ = done(directory, "migrate --to embedded --replace");
+    table.row("revoked", expect_eq("node", &status_of(directory, "node-1"), &Status::Revoked));
+    let readers = Readers::open(&directory.join("moved.db")).expect("a store");
+    let revoked = |name: &str| {
+        let key = RecordKey(Sha256::of(name.as_bytes()));
+        readers.read(|reader| reader.record(key)).expect("a record").expect("a token").revoked
+    };
+    for (name, expect) in [
+        // All four of the grant, and of another the one that was.
+        ("token 5960", true),
+        ("token 5962", true),
+        ("token 5980", true),
+        ("token 5982", false),
+        ("token 5984", false),
+    ] {
+        table.row(name, expect_eq("revoked", &revoked(name), &expect));
+    }
+    // Who only looks is nobody that others wait for.
+    let there = redis.cli(&["HKEYS", ROLL]);
+    table.row("roll", expect_eq(&there, &there.contains("edge:"), &false));
+}
+
+/// A file that remembers nothing cannot tell what servers have lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_that_nobody_vouches_for_are_not_taken_elsewhere() {
+    if there_is_none() {
+        return;
+    }
+    let mut redis = Server::start(&["appendonly no"]).await;
+    let (_world, scratch) = both(&redis).await;
+    let (directory, mut table) = (scratch.path(), Table::default());
+    fill(&directory.join("moved.db"));
+    let _ = done(directory, "migrate --to redis");
+    redis.cli(&["SAVE"]);
+    redis.kill();
+    redis.again().await;
+    for file in ["moved.db", "moved.db-wal", "moved.db-shm"] {
+        let _ = fs::remove_file(directory.join(file));
+    }
+    let nothing = "remembers nothing of the servers";
+    table.row("unvouched", refused(directory, "migrate --to embedded", nothing));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -405,13 +510,22 @@ async fn the_operator_s_user_is_enough_and_the_edge_s_is_not() {
     table.row("edge", expect_eq(&errors, &status, &Some(0)));
 }
 
+const LINEAGE: &str = "{holdfast:0}:nodes:lineage";
+const LEDGER: &str = "{holdfast:0}:nodes:ledger";
+/// A change to a node, as the ledger has it.
+const ENTRY: &str = "
+local seq = redis.call('HINCRBY', KEYS[1], 'seq', 1)
+redis.call('HSET', KEYS[1], 'id', 'entry ' .. seq)
+redis.call('HSET', KEYS[2], seq, 'entry ' .. seq)
+";
+
 /// Nodes change while a backup is written: it says so.
 fn changes_are_counted(redis: &Server, directory: &Path) -> Result<(), String> {
     let (stop, changing) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
         scope.spawn(move || {
             while changing.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
-                redis.cli(&["HINCRBY", "{holdfast:0}:nodes:lineage", "seq", "1"]);
+                redis.cli(&["EVAL", ENTRY, "2", LINEAGE, LEDGER]);
             }
         });
         let backup = done(directory, "backup moving");

@@ -8,10 +8,10 @@ use serde_json::json;
 
 use super::Backup;
 use super::progress::Shown;
+use super::sound::{same, sound};
 use crate::cli::site::{self, CommandError, now};
 use crate::policy::time::UnixTime;
 use crate::store::backup::{BackupError, Content, Making, Seal};
-use crate::store::epoch::Epochs as _;
 use crate::store::nodes::moved;
 use crate::store::records::transfer::Progress;
 use crate::store::records::{Records as _, Servers, Tally};
@@ -61,14 +61,11 @@ async fn whole(
     file: BufWriter<File>,
     at: UnixTime,
 ) -> Result<(BTreeMap<String, u64>, u64), CommandError> {
-    let epoch = || shared.redis.current().map(|reign| reign.epoch);
-    let (before, begun) = (epoch(), moved::last_change(&shared.redis).await?);
+    let epoch = sound(shared, &mut Shown::new()).await?;
+    let begun = moved::last_change(&shared.redis).await?;
     let counts = lines(shared, file, at).await?;
     let ended = moved::last_change(&shared.redis).await?;
-    if before.is_none() || epoch() != before {
-        let text = "another server has taken over while the backup was written: run it again";
-        return Err(CommandError::Other(text.to_owned()));
-    }
+    same(&shared.redis, epoch, "the backup was written")?;
     let confirmed = u64::from(ended.confirmed != begun.confirmed);
     Ok((counts, ended.seq.saturating_sub(begun.seq).max(confirmed)))
 }

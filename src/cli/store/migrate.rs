@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::progress::Shown;
 use super::restore::alone;
+use super::sound::{same, sound, unserved};
 use super::{Kind, Migrate};
 use crate::cli::site::{self, CommandError, now};
 use crate::policy::audit::{Draft, Kind as Line};
@@ -15,8 +16,6 @@ use crate::store::nodes::moved;
 use crate::store::nodes::shared::SharedNodes;
 use crate::store::records::transfer::{Planned, TransferError};
 use crate::store::records::{Counts, Embedded, Records, Servers};
-use crate::store::redis::Redis;
-use crate::store::sqlite::Fault;
 
 impl From<TransferError> for CommandError {
     fn from(error: TransferError) -> Self {
@@ -45,14 +44,19 @@ pub(super) fn run(migrate: &Migrate, out: &mut dyn Write) -> Result<(), CommandE
     let runtime = site::runtime()?;
     let redis = site::connect(&migrate.whom.at(servers), &runtime)?;
     let done = runtime.block_on(async {
-        unserved(&redis).await?;
+        let mut shown = Shown::new();
+        unserved(&redis, &mut shown).await?;
         let embedded = Embedded(registry.clone());
         let shared = Servers { redis: redis.clone(), registry: registry.clone() };
+        let epoch = match migrate.to {
+            Kind::Embedded => Some(sound(&shared, &mut shown).await?),
+            Kind::Redis => None,
+        };
         let (source, target): (&dyn Records, &dyn Records) = match migrate.to {
             Kind::Redis => (&embedded, &shared),
             Kind::Embedded => (&shared, &embedded),
         };
-        let (now, mut shown) = (now(), Shown::new());
+        let now = now();
         let planned =
             Planned::new((source, target), migrate.replace, now, |it| shown.show(it)).await?;
         if migrate.dry_run {
@@ -66,6 +70,9 @@ pub(super) fn run(migrate: &Migrate, out: &mut dyn Write) -> Result<(), CommandE
         }
         planned.run((source, target), now, |it| shown.show(it)).await?;
         shown.end();
+        if let Some(epoch) = epoch {
+            same(&redis, epoch, "records were copied, and the target is not to be used")?;
+        }
         let ended = line(migrate, "done", &planned.counts())?;
         match migrate.to {
             Kind::Redis => {
@@ -79,25 +86,6 @@ pub(super) fn run(migrate: &Migrate, out: &mut dyn Write) -> Result<(), CommandE
         Ok::<_, CommandError>(planned)
     });
     tell(migrate, &site::at_servers(&redis, done)?, out)
-}
-
-/// Waits until no edge has said lately that it serves from the servers.
-pub(super) async fn unserved(redis: &Redis) -> Result<(), CommandError> {
-    let longest = moved::PRESENCE + Duration::from_secs(1);
-    let gone = async {
-        while moved::present(redis, None).await? > 0 {
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-        Ok::<_, Fault>(())
-    };
-    match tokio::time::timeout(longest, gone).await {
-        Ok(gone) => Ok(gone?),
-        Err(_) => {
-            let count = moved::present(redis, None).await?;
-            let text = format!("{count} edges serve from the servers of store.redis: stop them");
-            Err(CommandError::Other(text))
-        }
-    }
 }
 
 fn line(migrate: &Migrate, is: &str, counts: &Counts) -> Result<Draft, CommandError> {

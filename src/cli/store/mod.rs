@@ -4,6 +4,7 @@ mod backup;
 mod migrate;
 mod progress;
 mod restore;
+mod sound;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -27,8 +28,9 @@ enum Command {
     #[command(
         after_help = "store.path and store.redis must both be there. Nodes, records of tokens, what \
         was revoked and the bypass's note are moved; the audit log stays where it is, and says what \
-        was done. The source is left as it is. At the end both sides are counted and their checksums \
-        compared; exit status 1 where they differ.\n\nIt can be run again, also after it was stopped \
+        was done. The source is left as it is; servers that may have lost something are not copied \
+        from. At the end both sides are counted and their checksums compared; exit status 1 where they \
+        differ.\n\nIt can be run again, also after it was stopped \
         in the middle: it goes on. A target that holds anything else than a part of the source is \
         refused, unless --replace is said.\n\nIt is refused while an edge serves from the file or \
         from the servers. Do not start one before it has ended."
@@ -39,7 +41,8 @@ enum Command {
         after_help = "The file is made new, for its owner alone (0600), and ends with a checksum. It \
         holds the hashes of nodes' secrets: keep it as you keep the store. Of an embedded store it is \
         a SQLite file with the audit log in it; of one in Redis it has a JSON record a line, and the \
-        audit log stays with its edge. Keys are not in it: back up their directory too."
+        audit log stays with its edge; servers that may have lost something are not backed up. Keys are \
+        not in it: back up their directory too."
     )]
     Backup(Backup),
     /// Put a backup in the place of the store

@@ -25,13 +25,18 @@ impl Shown {
 
     /// Shows it, if it is time.
     pub(super) fn show(&mut self, progress: Progress) {
+        self.say(&words(progress));
+    }
+
+    /// Says what is waited for, if it is time.
+    pub(super) fn say(&mut self, words: &str) {
         let early = self.last.map_or(self.begun.elapsed() < QUIET, |last| last.elapsed() < EVERY);
         if !self.terminal || early {
             return;
         }
         self.last = Some(Instant::now());
         // Nobody depends on it.
-        let _ = write!(io::stderr(), "\r\x1b[K{}", words(progress));
+        let _ = write!(io::stderr(), "\r\x1b[K{words}");
     }
 
     /// Takes the line away.

@@ -9,8 +9,8 @@ use tokio::runtime::Handle;
 
 use super::Restore;
 use super::backup::{VERSION, counted};
-use super::migrate::unserved;
 use super::progress::Shown;
+use super::sound::unserved;
 use crate::cli::site::{self, CommandError, now};
 use crate::policy::audit::{Draft, Kind};
 use crate::policy::time::UnixTime;
@@ -80,8 +80,8 @@ async fn at_servers(
     shared: &Servers,
     now: UnixTime,
 ) -> Result<u64, CommandError> {
-    unserved(&shared.redis).await?;
     let mut shown = Shown::new();
+    unserved(&shared.redis, &mut shown).await?;
     let mut show = |what, done| shown.show(Progress { what, done, of: None });
     let mut counted = 0;
     let there = tally(shared, now, |more| {

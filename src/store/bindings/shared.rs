@@ -120,6 +120,8 @@ struct Inner {
     scripts: Scripts,
     guesses: Guesses,
     waits: Waits,
+    /// Whether it serves, and others wait for it.
+    joins: bool,
     /// What all edges have said again, as of the last look; in an epoch in which this one has.
     roll: ArcSwapOption<Roll>,
     /// Something that was to be revoked could not be.
@@ -155,11 +157,47 @@ impl SharedBindings {
     /// The records in `redis`, with the audit log and the memory of `registry`.
     #[must_use]
     pub fn start(redis: Redis, registry: Registry, waits: Waits, runtime: &Handle) -> Self {
-        let inner = Arc::new(Inner::new(redis, registry, waits));
+        Self::begin(Inner::new(redis, registry, waits), runtime)
+    }
+
+    /// The same for a command, which says what its file remembers and looks at what others have said, but
+    /// is no edge that others would wait for, nor gives one up. It revokes nothing.
+    #[must_use]
+    pub fn looking(redis: Redis, registry: Registry, runtime: &Handle) -> Self {
+        let waits = Waits { missing: Duration::MAX, ..Waits::default() };
+        let inner = Inner { joins: false, ..Inner::new(redis, registry, waits) };
+        Self::begin(inner, runtime)
+    }
+
+    fn begin(inner: Inner, runtime: &Handle) -> Self {
+        let inner = Arc::new(inner);
         let saying = Arc::clone(&inner);
         let saying = Task::start(runtime, async move { saying.say_again_for_ever().await });
         Self { inner, _saying: Arc::new(saying) }
     }
+
+    /// Why what the store says of grants is not all that was done, where it may not be.
+    #[must_use]
+    pub fn unsettled(&self) -> Option<Unsettled> {
+        let Ok(period) = self.inner.period() else { return Some(Unsettled::Early) };
+        let roll = self.inner.roll(period.epoch);
+        match roll.as_ref().map(|roll| &roll.missing) {
+            Some(Some(edge)) => Some(Unsettled::Missing(edge.clone())),
+            Some(None) | None => {
+                let settled = self.inner.is_settled(&period, roll.as_deref());
+                (!settled).then_some(Unsettled::Early)
+            }
+        }
+    }
+}
+
+/// Why a store may not say all that was revoked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unsettled {
+    /// It does not answer, or has only just begun to be the one.
+    Early,
+    /// This edge has not said again what it has revoked.
+    Missing(String),
 }
 
 fn unreadable<T>(_: T) -> Fault {
@@ -174,6 +212,7 @@ impl Inner {
             scripts: Scripts::default(),
             guesses: Guesses::default(),
             waits,
+            joins: true,
             roll: ArcSwapOption::empty(),
             unsaid: Notify::new(),
         }
@@ -474,7 +513,7 @@ impl Bindings for SharedBindings {
         for key in keys {
             // What an edge revokes that no other waits for could be lost without anybody's knowing.
             let roll = self.inner.roll(self.inner.period()?.epoch);
-            roll.filter(|roll| roll.counts()).ok_or(Fault::Down)?;
+            roll.filter(|roll| self.inner.joins && roll.counts()).ok_or(Fault::Down)?;
             let Some(record) = self.inner.stone(key).await?.record else { continue };
             if record.client != client {
                 continue;

@@ -35,7 +35,8 @@ const KEPT_MS: &[u8] = b"31536000000";
 /// `KEYS`: the roll. `ARGV`: the edge; the epoch; when that began; whether who is missing is given up; how
 /// long an edge is waited for; until when the epochs before this one have begun; how long ago an edge of
 /// this epoch may have been there; how long to keep it; until when epochs are given up as this edge
-/// remembers it, empty for never, and which one is not.
+/// remembers it, empty for never, and which one is not; whether the edge is to be on the roll: otherwise
+/// nothing is changed of who is.
 ///
 /// The first edge that is missing, empty for none; until when epochs are given up, and which one is not; an
 /// edge that is in a later epoch: then nothing was changed.
@@ -59,22 +60,24 @@ local function give_up(before, but)
     redis.call('HSET', KEYS[1], 'floor', string.format('%.0f', before), 'floor-of', but)
   end
 end
-redis.call('HSET', KEYS[1], own, ARGV[2] .. ' ' .. ARGV[3] .. ' ' .. string.format('%.0f', now))
-redis.call('PEXPIRE', KEYS[1], ARGV[8])
+if ARGV[11] == '1' then
+  redis.call('HSET', KEYS[1], own, ARGV[2] .. ' ' .. ARGV[3] .. ' ' .. string.format('%.0f', now))
+end
 if ARGV[9] ~= '' then give_up(tonumber(ARGV[9]), ARGV[10]) end
 local missing, before = '', tonumber(ARGV[6])
 for _, other in ipairs(others) do
   if other.epoch ~= ARGV[2] then
-    if ARGV[4] == '1' then
+    if ARGV[4] == '1' and ARGV[11] == '1' then
       redis.call('HDEL', KEYS[1], other.name)
       give_up(math.max(before, other.begun + before - begun), ARGV[2])
     else
       missing = string.sub(other.name, 6)
     end
-  elseif now - other.at > tonumber(ARGV[7]) then
+  elseif now - other.at > tonumber(ARGV[7]) and ARGV[11] == '1' then
     redis.call('HDEL', KEYS[1], other.name)
   end
 end
+redis.call('PEXPIRE', KEYS[1], ARGV[8])
 local floor = redis.call('HMGET', KEYS[1], 'floor', 'floor-of')
 return { missing, floor[1] or '', floor[2] or '', '' }
 ";
@@ -221,6 +224,7 @@ impl Inner {
             KEPT_MS,
             known_before.as_bytes(),
             known_but.as_bytes(),
+            if self.joins { b"1" } else { b"0" },
         ];
         let (keys, script) = ([key(self.redis.keys())], Guarded::new(ANSWER));
         let answer =
