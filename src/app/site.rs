@@ -200,7 +200,7 @@ fn replay(
 ) -> Result<Arc<dyn ReplayLog>, StartError> {
     let window = config.dpop.replay_window;
     Ok(match shared {
-        Some(redis) => Arc::new(RedisReplay::new(redis.clone(), partition, window)),
+        Some(redis) => Arc::new(RedisReplay::new(redis.clone(), partition, window, entries)),
         None => Arc::new(MemoryReplay::new(&random()?, window, entries)),
     })
 }
@@ -211,11 +211,13 @@ fn spent_nonces(
     redis: Option<&Redis>,
 ) -> Result<Option<Arc<dyn SpentNonces>>, StartError> {
     let ttl = config.dpop.nonce_ttl.unwrap_or_default();
+    let entries = config.edge.limits.replay_entries;
     Ok(match (config.nonce_store, redis) {
         (NonceStore::Stateless, _) => None,
-        (NonceStore::Redis, Some(redis)) => Some(Arc::new(RedisSpent::new(redis.clone(), ttl))),
+        (NonceStore::Redis, Some(redis)) => {
+            Some(Arc::new(RedisSpent::new(redis.clone(), ttl, entries)))
+        }
         (NonceStore::Memory | NonceStore::Redis, _) => {
-            let entries = config.edge.limits.replay_entries;
             Some(Arc::new(MemorySpent::new(&random()?, ttl, entries)))
         }
     })

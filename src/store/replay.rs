@@ -26,7 +26,7 @@ pub trait ReplayLog: std::fmt::Debug + Send + Sync {
     /// See [`ReplayFault`]; none of them may be taken as "new".
     async fn check_and_insert(&self, used: Use<'_>, now: UnixTime) -> Result<(), ReplayFault>;
 
-    /// Proofs held in memory here.
+    /// Live proofs that this process has had remembered, wherever they are held: what its capacity bounds.
     fn live(&self) -> usize;
 }
 

@@ -117,6 +117,54 @@ async fn a_token_is_bound_at_every_edge() {
     }
 }
 
+/// Any fresh key makes a proof that holds at a token route: such proofs do not take the room of others, and
+/// not all of Redis.
+#[tokio::test(flavor = "multi_thread")]
+async fn proofs_at_token_routes_fill_their_own_place_alone() {
+    if there_is_none() {
+        return;
+    }
+    let redis = Server::start(&[]).await;
+    let limits = json!({"tokenReplayEntries": 1000});
+    let site = site(&redis, Form::Opaque, |config| config["edge"]["limits"] = limits).await;
+    let second = Edge::beside(&site.world).await;
+    let key = Key::new("ES256");
+    let (own, there) = (At { edge: &site.world, key: &key }, At { edge: &second, key: &key });
+    let token = own.issue().await;
+    let nonce = own.nonce().await;
+    let stranger = Key::new("ES256");
+    let proof = || Proof::new(&stranger, "POST", "https://api.example/token").nonce(&nonce).sign();
+    let connection = site.world.client.connect_h2(None).await.expect("a connection");
+    let mut table = Table::default();
+    let used = form(TOKEN, "grant_type=none").field("DPoP", proof());
+    // What was used before takes no room, however often it is shown.
+    for expected in [200, 401, 401, 401, 401] {
+        let answer = connection.send(&used).await.expect("an answer");
+        table.row("once", expect_eq("status", &answer.status(), &expected));
+    }
+    let mut shown = 2;
+    let full = loop {
+        let request = form(TOKEN, "grant_type=none").field("DPoP", proof());
+        let answer = connection.send(&request).await;
+        if answer.as_ref().is_ok_and(|answer| answer.status() != 200) || shown == 1500 {
+            break answer;
+        }
+        shown += 1;
+    };
+    table.row("full", is(&full, 503, "temporarily_unavailable"));
+    table.row("full", expect_eq("proofs", &shown, &1000));
+    let entries = site.world.metric("holdfast_replay_entries", &["log=\"token\""]).await;
+    table.row("metric", expect_eq("entries", &entries, &1000.0));
+    let keys = redis.cli(&["KEYS", "*:g:*"]).lines().count();
+    table.row("redis", expect_eq("keys", &keys, &1000));
+    // Resources are served with the same Redis, and another edge has room of its own.
+    table.row("resource", is(&own.consume(&token.access).await, 200, ""));
+    table.row("resource", is(&there.consume(&token.access).await, 200, ""));
+    table.row("another edge", is(&there.ask(&grant("client_credentials")).await, 200, ""));
+    let entries = site.world.metric("holdfast_replay_entries", &["log=\"resource\""]).await;
+    table.row("metric", expect_eq("entries", &entries, &1.0));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_redis_has_lost_is_refused_and_without_it_nobody_is_served() {
     if there_is_none() {

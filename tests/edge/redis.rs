@@ -354,7 +354,7 @@ async fn a_proof_that_was_verified_for_another_epoch_is_not_new() {
     };
     let redis = Redis::start(settings, &tokio::runtime::Handle::current());
     assert!(redis.ready(Duration::from_secs(10)).await, "{:?}", redis.status());
-    let log = RedisReplay::new(redis.clone(), Partition::Resources, Duration::from_secs(60));
+    let log = RedisReplay::new(redis.clone(), Partition::Resources, Duration::from_secs(60), 100);
     let own = redis.current().expect("an epoch").epoch;
     let other = Epoch(Sha256([0; 32]));
     let now = UnixTime::from_secs(super::support::now());
@@ -368,7 +368,7 @@ async fn a_proof_that_was_verified_for_another_epoch_is_not_new() {
         assert_eq!(log.check_and_insert(used, now).await, expect, "{jti}");
     }
     // Another partition has other proofs.
-    let grants = RedisReplay::new(redis.clone(), Partition::Grants, Duration::from_secs(60));
+    let grants = RedisReplay::new(redis.clone(), Partition::Grants, Duration::from_secs(60), 100);
     let used = Use { jkt: Jkt(Sha256([1; 32])), jti: "a", epoch: own };
     assert_eq!(grants.check_and_insert(used, now).await, Ok(()));
     // Scripts that the server has forgotten are given to it again.

@@ -7,6 +7,17 @@
 //!
 //! Nothing is sent twice. Where an answer is lost the proof may be noted or not; it is refused, as
 //! [`ReplayFault::Down`], and the client comes again with another.
+//!
+//! # How much of the server an edge takes
+//!
+//! At token endpoints any fresh key makes a proof that holds. A server that such proofs fill takes nothing
+//! more from anybody, so each edge counts what it has put there itself, each partition apart, for as long as
+//! the keys are kept ([`Tally`]), and refuses what is more. It counts before it sends, and what it sends in
+//! vain not: a proof that was used before, or a server without room. Where nobody knows it stays counted.
+//! An edge that was started anew begins at none, while what it had put before is still there.
+//!
+//! So the server needs memory for the sum of the entries that its edges may put, at 160 to 180 bytes each
+//! (`benches/SCALE.md`), and for as many again where all edges are started anew within a proof's time.
 
 use std::time::Duration;
 
@@ -18,6 +29,7 @@ use crate::policy::epoch::Epoch;
 use crate::policy::time::UnixTime;
 use crate::store::nonces::{SpendFault, SpentNonces};
 use crate::store::replay::{ReplayFault, ReplayLog, Use};
+use crate::store::tally::Tally;
 
 /// Whose proofs they are: none of one is taken for one of another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,19 +53,59 @@ impl Partition {
     }
 }
 
-/// A replay log that edges share. The server's memory is its capacity.
-#[derive(Clone, Debug)]
-pub struct RedisReplay {
+/// What an edge puts at the server, each for the same time.
+#[derive(Debug)]
+struct Puts {
     redis: Redis,
+    keep: Duration,
+    own: Tally,
+}
+
+impl Puts {
+    fn new(redis: Redis, keep: Duration, entries: usize) -> Self {
+        Self { redis, keep, own: Tally::new(keep, entries) }
+    }
+
+    /// Whether this is the first time in `epoch` that `kind` has this hash.
+    ///
+    /// # Errors
+    /// [`Fault::Full`] also where this edge has put as many as it may.
+    async fn once(&self, epoch: Epoch, kind: &str, hash: &Sha256) -> Result<bool, Fault> {
+        let counted = self.own.take().ok_or(Fault::Full)?;
+        let first = self.put(epoch, kind, hash).await;
+        // Certainly not put. Of `Down` nobody knows.
+        if matches!(first, Ok(false) | Err(Fault::Full)) {
+            self.own.give_back(counted);
+        }
+        first
+    }
+
+    async fn put(&self, epoch: Epoch, kind: &str, hash: &Sha256) -> Result<bool, Fault> {
+        let mut pipeline = Pipeline::with_capacity(2);
+        let keep_ms = u64::try_from(self.keep.as_millis()).unwrap_or(u64::MAX).max(1);
+        let key = self.redis.keys().hashed(kind, hash);
+        pipeline.cmd("SET").arg(key).arg("").arg("NX").arg("PX").arg(keep_ms);
+        match self.redis.commit_in(epoch, Tag::of(hash), pipeline).await?.as_slice() {
+            [Value::Okay] => Ok(true),
+            [Value::Nil] => Ok(false),
+            _ => Err(Fault::Down),
+        }
+    }
+}
+
+/// A replay log that edges share.
+#[derive(Debug)]
+pub struct RedisReplay {
     partition: Partition,
-    window: Duration,
+    puts: Puts,
 }
 
 impl RedisReplay {
-    /// The log of one partition, which holds each proof for `window`.
+    /// The log of one partition, which holds each proof for `window`, and at most `entries` of this edge at
+    /// a time.
     #[must_use]
-    pub fn new(redis: Redis, partition: Partition, window: Duration) -> Self {
-        Self { redis, partition, window }
+    pub fn new(redis: Redis, partition: Partition, window: Duration, entries: usize) -> Self {
+        Self { partition, puts: Puts::new(redis, window, entries) }
     }
 }
 
@@ -64,8 +116,7 @@ impl ReplayLog for RedisReplay {
         for part in [self.partition.name().as_bytes(), &used.jkt.0.0, used.jti.as_bytes()] {
             lp(&mut text, part);
         }
-        let (name, hash) = (self.partition.name(), Sha256::of(&text));
-        match once(&self.redis, used.epoch, name, &hash, self.window).await {
+        match self.puts.once(used.epoch, self.partition.name(), &Sha256::of(&text)).await {
             Ok(true) => Ok(()),
             Ok(false) => Err(ReplayFault::Replayed),
             Err(Fault::Full) => Err(ReplayFault::AtCapacity),
@@ -73,56 +124,33 @@ impl ReplayLog for RedisReplay {
         }
     }
 
-    /// None: they are the server's to count.
     fn live(&self) -> usize {
-        0
+        self.puts.own.live()
     }
 }
 
 /// Nonces that are used up, at every edge.
-#[derive(Clone, Debug)]
-pub struct RedisSpent {
-    redis: Redis,
-    ttl: Duration,
-}
+#[derive(Debug)]
+pub struct RedisSpent(Puts);
 
 impl RedisSpent {
-    /// A memory that keeps each nonce for `ttl`, as long as it is good.
+    /// A memory that keeps each nonce for `ttl`, as long as it is good, and at most `entries` of this edge
+    /// at a time.
     #[must_use]
-    pub fn new(redis: Redis, ttl: Duration) -> Self {
-        Self { redis, ttl }
+    pub fn new(redis: Redis, ttl: Duration, entries: usize) -> Self {
+        // A second more, for edges whose clocks differ.
+        Self(Puts::new(redis, ttl + Duration::from_secs(1), entries))
     }
 }
 
 #[async_trait::async_trait]
 impl SpentNonces for RedisSpent {
     async fn spend(&self, nonce: Sha256, epoch: Epoch, _now: UnixTime) -> Result<(), SpendFault> {
-        // A second more, for edges whose clocks differ.
-        let ttl = self.ttl + Duration::from_secs(1);
-        match once(&self.redis, epoch, "n", &nonce, ttl).await {
+        match self.0.once(epoch, "n", &nonce).await {
             Ok(true) => Ok(()),
             Ok(false) => Err(SpendFault::Spent),
             Err(Fault::Full) => Err(SpendFault::AtCapacity),
             Err(Fault::Down) => Err(SpendFault::Down),
         }
-    }
-}
-
-/// Whether this is the first time in `epoch` that `kind` has this hash.
-async fn once(
-    redis: &Redis,
-    epoch: Epoch,
-    kind: &str,
-    hash: &Sha256,
-    keep: Duration,
-) -> Result<bool, Fault> {
-    let mut pipeline = Pipeline::with_capacity(2);
-    let keep_ms = u64::try_from(keep.as_millis()).unwrap_or(u64::MAX).max(1);
-    let key = redis.keys().hashed(kind, hash);
-    pipeline.cmd("SET").arg(key).arg("").arg("NX").arg("PX").arg(keep_ms);
-    match redis.commit_in(epoch, Tag::of(hash), pipeline).await?.as_slice() {
-        [Value::Okay] => Ok(true),
-        [Value::Nil] => Ok(false),
-        _ => Err(Fault::Down),
     }
 }
