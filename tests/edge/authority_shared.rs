@@ -1,5 +1,6 @@
 //! Edges that share what tokens are bound to in a real Redis.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
@@ -163,6 +164,47 @@ async fn proofs_at_token_routes_fill_their_own_place_alone() {
     table.row("another edge", is(&there.ask(&grant("client_credentials")).await, 200, ""));
     let entries = site.world.metric("holdfast_replay_entries", &["log=\"resource\""]).await;
     table.row("metric", expect_eq("entries", &entries, &1.0));
+}
+
+/// Nonces that are good once are in one memory, of which token routes have a share of their own too.
+#[tokio::test(flavor = "multi_thread")]
+async fn nonces_used_up_at_token_routes_fill_their_own_place_alone() {
+    if there_is_none() {
+        return;
+    }
+    let redis = Server::start(&[]).await;
+    for store in ["memory", "redis"] {
+        let once = |config: &mut Value| {
+            config["edge"]["limits"] = json!({"replayEntries": 1000, "tokenReplayEntries": 1000});
+            let nonce = &mut config["security"]["senderConstraints"]["dpop"]["nonce"];
+            nonce["store"] = json!(store);
+            nonce["singleUse"] = json!(true);
+        };
+        let site = match store {
+            "redis" => site(&redis, Form::Opaque, once).await,
+            _ => Site::retrofit(Form::Opaque, once).await,
+        };
+        let (key, stranger) = (Key::new("ES256"), Key::new("ES256"));
+        let own = At { edge: &site.world, key: &key };
+        let token = own.issue().await;
+        let connection = site.world.client.connect_h2(None).await.expect("a connection");
+        let mut nonce = own.nonce().await;
+        let mut statuses = BTreeSet::new();
+        for _ in 0..1100 {
+            // One proof for ever, signed anew: what is new is the nonce.
+            let proof = Proof::new(&stranger, "POST", "https://api.example/token");
+            let proof = proof.claim("jti", "one").nonce(&nonce).sign();
+            let request = form(TOKEN, "grant_type=none").field("DPoP", proof);
+            let answer = connection.send(&request).await.expect("an answer");
+            statuses.insert(answer.status());
+            nonce = answer.one("dpop-nonce").expect("a nonce").to_owned();
+        }
+        let mut table = Table::default();
+        table.row(store, expect_eq("statuses", &statuses, &BTreeSet::from([200, 401])));
+        let full = own.ask(&grant("client_credentials")).await;
+        table.row(store, is(&full, 503, "temporarily_unavailable"));
+        table.row(store, is(&own.consume(&token.access).await, 200, ""));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
