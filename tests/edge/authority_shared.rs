@@ -159,6 +159,11 @@ async fn proofs_at_token_routes_fill_their_own_place_alone() {
     let keys = redis.cli(&["KEYS", "*:g:*"]).lines().count();
     table.row("redis", expect_eq("keys", &keys, &1000));
     // Resources are served with the same Redis, and another edge has room of its own.
+    let ready = site.world.admin("/readyz").await;
+    table.row("ready", expect_eq("status", &ready.status(), &200));
+    let full = &ready.json()["tokenReplay"];
+    let told = json!({"ready": false, "entries": 1000, "capacity": 1000});
+    table.row("ready", expect_eq("tokenReplay", full, &told));
     table.row("resource", is(&own.consume(&token.access).await, 200, ""));
     table.row("resource", is(&there.consume(&token.access).await, 200, ""));
     table.row("another edge", is(&there.ask(&grant("client_credentials")).await, 200, ""));
