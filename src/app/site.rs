@@ -202,10 +202,10 @@ fn replay(
     partition: Partition,
     entries: usize,
 ) -> Result<Arc<dyn ReplayLog>, StartError> {
-    let window = config.dpop.replay_window;
+    let rules = &config.dpop;
     Ok(match shared {
-        Some(redis) => Arc::new(RedisReplay::new(redis.clone(), partition, window, entries)),
-        None => Arc::new(MemoryReplay::new(&random()?, window, entries)),
+        Some(redis) => Arc::new(RedisReplay::new(redis.clone(), partition, rules, entries)),
+        None => Arc::new(MemoryReplay::new(&random()?, rules.replay_window, entries)),
     })
 }
 
@@ -214,16 +214,17 @@ type Spent = (Arc<dyn SpentNonces>, Arc<dyn SpentNonces>);
 
 /// The nonces that are used up, where each is good once.
 fn spent_nonces(config: &Config, redis: Option<&Redis>) -> Result<Option<Spent>, StartError> {
-    let ttl = config.dpop.nonce_ttl.unwrap_or_default();
+    let rules = &config.dpop;
     let limits = &config.edge.limits;
     let entries = [limits.replay_entries, limits.token_replay_entries];
     Ok(match (config.nonce_store, redis) {
         (NonceStore::Stateless, _) => None,
         (NonceStore::Redis, Some(redis)) => {
-            let [all, grants] = entries.map(|most| RedisSpent::new(redis.clone(), ttl, most));
+            let [all, grants] = entries.map(|most| RedisSpent::new(redis.clone(), rules, most));
             Some((Arc::new(all), Arc::new(grants)))
         }
         (NonceStore::Memory | NonceStore::Redis, _) => {
+            let ttl = rules.nonce_ttl.unwrap_or_default();
             let [all, grants] = MemorySpent::shares(&random()?, ttl, entries);
             Some((Arc::new(all), Arc::new(grants)))
         }

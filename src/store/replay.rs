@@ -69,6 +69,10 @@ const SHARDS: usize = 1024;
 /// The log of a single edge, in memory: 128-bit keyed hashes in tables by expiry, 21 to 27 bytes
 /// a proof. A restart forgets; the epoch of the process and [`proof`] make up for that.
 ///
+/// It keeps a proof no longer than its window: the clock that says when it is over is the one that says
+/// whether the proof is fresh. They come apart only where that clock is set forward past the window and then
+/// back again.
+///
 /// [`proof`]: crate::policy::proof
 pub struct MemoryReplay {
     hash: Hmac<Sha256>,

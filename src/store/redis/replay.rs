@@ -1,6 +1,6 @@
 //! Proofs and nonces that were used, at every edge that shares the store.
 //!
-//! A use is `SET <key> "" NX PX <window>` and, behind it in the same round trip, `GET` of the tag's
+//! A use is `SET <key> "" NX PX <time>` and, behind it in the same round trip, `GET` of the tag's
 //! mark. It is the first one only when `SET` says `OK` *and* the mark is that of the epoch which the
 //! proof was verified for ([`Redis::commit_in`]): a key that was free because the server had been wiped
 //! does not count as free.
@@ -26,6 +26,7 @@ use redis::{Pipeline, Value};
 use super::{Fault, Redis, Tag};
 use crate::policy::digest::{Sha256, lp};
 use crate::policy::epoch::Epoch;
+use crate::policy::proof::ProofRules;
 use crate::policy::time::UnixTime;
 use crate::store::nonces::{SpendFault, SpentNonces};
 use crate::store::replay::{ReplayFault, ReplayLog, Use};
@@ -51,6 +52,20 @@ impl Partition {
             Self::Nodes => "c",
         }
     }
+}
+
+/// What edges' clocks may differ by, where clients' may not differ by more.
+const LEAST_APART: Duration = Duration::from_secs(5);
+
+/// How long the server keeps what is good for `good_for`.
+///
+/// Each edge tells by its own clock whether a proof or a nonce is still good, the server by its own when a key
+/// ends. What was used at one edge is good at another, whose clock is behind, for as much longer as the two
+/// differ; and a server's clock that is set forward a little ends keys early. Neither may outlive its key, so
+/// that is kept for as long as clocks may be apart on top: what is conceded to clients', and no less than 5 s.
+/// (In the memory of one process one clock tells both.)
+fn kept(good_for: Duration, rules: &ProofRules) -> Duration {
+    good_for.saturating_add(rules.clock_skew.max(LEAST_APART))
 }
 
 /// What an edge puts at the server, each for the same time.
@@ -101,11 +116,12 @@ pub struct RedisReplay {
 }
 
 impl RedisReplay {
-    /// The log of one partition, which holds each proof for `window`, and at most `entries` of this edge at
-    /// a time.
+    /// The log of one partition, which holds each proof for the window of `rules` and longer, and at most
+    /// `entries` of this edge at a time.
     #[must_use]
-    pub fn new(redis: Redis, partition: Partition, window: Duration, entries: usize) -> Self {
-        Self { partition, puts: Puts::new(redis, window, entries) }
+    pub fn new(redis: Redis, partition: Partition, rules: &ProofRules, entries: usize) -> Self {
+        let keep = kept(rules.replay_window, rules);
+        Self { partition, puts: Puts::new(redis, keep, entries) }
     }
 }
 
@@ -134,12 +150,12 @@ impl ReplayLog for RedisReplay {
 pub struct RedisSpent(Puts);
 
 impl RedisSpent {
-    /// A memory that keeps each nonce for `ttl`, as long as it is good, and at most `entries` of this edge
-    /// at a time.
+    /// A memory that keeps each nonce for as long as it is good by `rules` and longer, and at most `entries`
+    /// of this edge at a time.
     #[must_use]
-    pub fn new(redis: Redis, ttl: Duration, entries: usize) -> Self {
-        // A second more, for edges whose clocks differ.
-        Self(Puts::new(redis, ttl + Duration::from_secs(1), entries))
+    pub fn new(redis: Redis, rules: &ProofRules, entries: usize) -> Self {
+        let keep = kept(rules.nonce_ttl.unwrap_or_default(), rules);
+        Self(Puts::new(redis, keep, entries))
     }
 }
 
@@ -151,6 +167,28 @@ impl SpentNonces for RedisSpent {
             Ok(false) => Err(SpendFault::Spent),
             Err(Fault::Full) => Err(SpendFault::AtCapacity),
             Err(Fault::Down) => Err(SpendFault::Down),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_outlives_what_it_is_for_by_what_clocks_may_be_apart() {
+        let secs = Duration::from_secs;
+        for (skew, kept_for) in [(0, 305), (5, 305), (30, 330)] {
+            let rules = ProofRules {
+                proof_lifetime: secs(120),
+                clock_skew: secs(skew),
+                replay_window: secs(300),
+                nonce_ttl: None,
+                nonce_replaces_iat: false,
+                nonce_single_use: false,
+            };
+            assert_eq!(kept(rules.replay_window, &rules), secs(kept_for), "{skew}");
+            assert_eq!(kept(Duration::MAX, &rules), Duration::MAX);
         }
     }
 }
