@@ -315,6 +315,7 @@ fn gate(
         replay: Arc::clone(&lasting.replay),
         grants: Arc::clone(&lasting.grants),
         nonces: lasting.nonces.clone(),
+        grant_nonces: lasting.grant_nonces.clone(),
         epochs: Arc::clone(&lasting.epochs),
         bindings: lasting.bindings.clone(),
         withdrawn,
@@ -330,10 +331,12 @@ fn timed(stores: Stores, config: &Config) -> Stores {
     let nonces = redis(config.nonce_store == NonceStore::Redis);
     let shared = config.store.as_ref().is_some_and(|store| store.redis.is_some());
     let records = redis(shared).or(Some("sqlite"));
+    let spent = |store| Arc::new(Timed::new(store, nonces)) as _;
     Stores {
         replay: Arc::new(Timed::new(stores.replay, proofs)),
         grants: Arc::new(Timed::new(stores.grants, proofs)),
-        nonces: stores.nonces.map(|store| Arc::new(Timed::new(store, nonces)) as _),
+        nonces: stores.nonces.map(spent),
+        grant_nonces: stores.grant_nonces.map(spent),
         bindings: stores.bindings.map(|store| Arc::new(Timed::new(store, records)) as _),
         ..stores
     }

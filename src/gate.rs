@@ -134,6 +134,8 @@ pub struct Stores {
     pub grants: Arc<dyn ReplayLog>,
     /// Nonces that are used up, where each is good once.
     pub nonces: Option<Arc<dyn SpentNonces>>,
+    /// The same, with the room of token endpoints.
+    pub grant_nonces: Option<Arc<dyn SpentNonces>>,
     /// Which memory it is that proofs are held against.
     pub epochs: Arc<dyn Epochs>,
     /// What tokens are bound to, where the edge keeps it.
@@ -148,7 +150,8 @@ impl Stores {
     pub fn of_resources(replay: Arc<dyn ReplayLog>, epochs: Arc<dyn Epochs>) -> Self {
         let grants = Arc::clone(&replay);
         let withdrawn = Arc::new(NoneWithdrawn);
-        Self { replay, grants, nonces: None, epochs, bindings: None, withdrawn }
+        let (nonces, grant_nonces) = (None, None);
+        Self { replay, grants, nonces, grant_nonces, epochs, bindings: None, withdrawn }
     }
 }
 
@@ -310,7 +313,9 @@ impl Gate {
         let held = match self.sender(case, requirement, presented, &token, facts).await {
             Ok((by, proof)) => {
                 self.allows(case, &token)?;
-                self.first_use(&*self.stores.replay, proof, facts, case.now).await.map(|()| by)
+                self.first_use(self.stores.at_resources(), proof, facts, case.now)
+                    .await
+                    .map(|()| by)
             }
             Err(denial) => Err(denial),
         };

@@ -75,6 +75,8 @@ pub(super) struct Lasting {
     pub(super) grants: Arc<dyn ReplayLog>,
     /// Nonces that are used up.
     pub(super) nonces: Option<Arc<dyn SpentNonces>>,
+    /// The same at token endpoints.
+    pub(super) grant_nonces: Option<Arc<dyn SpentNonces>>,
     /// Which memory of proofs it is.
     pub(super) epochs: Arc<dyn Epochs>,
     /// The same where it is this process's own.
@@ -158,9 +160,11 @@ impl Lasting {
         let store = store.map(|store| open_store(config, store, nodes, shared_by)).transpose()?;
         let registry = store.as_ref().map(|store| store.audit.registry.clone());
         let bindings = registry.map(|registry| bindings(redis.as_ref(), registry, runtime));
+        let (nonces, grant_nonces) = spent_nonces(config, redis.as_ref())?.unzip();
         Ok(Self {
             grants: log_of(Partition::Grants, limits.token_replay_entries)?,
-            nonces: spent_nonces(config, redis.as_ref())?,
+            nonces,
+            grant_nonces,
             epochs,
             memory: shared.is_none().then_some(memory),
             leaving: Arc::default(),
@@ -198,25 +202,31 @@ fn replay(
     partition: Partition,
     entries: usize,
 ) -> Result<Arc<dyn ReplayLog>, StartError> {
-    let window = config.dpop.replay_window;
+    let rules = &config.dpop;
     Ok(match shared {
-        Some(redis) => Arc::new(RedisReplay::new(redis.clone(), partition, window)),
-        None => Arc::new(MemoryReplay::new(&random()?, window, entries)),
+        Some(redis) => Arc::new(RedisReplay::new(redis.clone(), partition, rules, entries)),
+        None => Arc::new(MemoryReplay::new(&random()?, rules.replay_window, entries)),
     })
 }
 
+/// Of one memory the room of all but token endpoints, and theirs.
+type Spent = (Arc<dyn SpentNonces>, Arc<dyn SpentNonces>);
+
 /// The nonces that are used up, where each is good once.
-fn spent_nonces(
-    config: &Config,
-    redis: Option<&Redis>,
-) -> Result<Option<Arc<dyn SpentNonces>>, StartError> {
-    let ttl = config.dpop.nonce_ttl.unwrap_or_default();
+fn spent_nonces(config: &Config, redis: Option<&Redis>) -> Result<Option<Spent>, StartError> {
+    let rules = &config.dpop;
+    let limits = &config.edge.limits;
+    let entries = [limits.replay_entries, limits.token_replay_entries];
     Ok(match (config.nonce_store, redis) {
         (NonceStore::Stateless, _) => None,
-        (NonceStore::Redis, Some(redis)) => Some(Arc::new(RedisSpent::new(redis.clone(), ttl))),
+        (NonceStore::Redis, Some(redis)) => {
+            let [all, grants] = entries.map(|most| RedisSpent::new(redis.clone(), rules, most));
+            Some((Arc::new(all), Arc::new(grants)))
+        }
         (NonceStore::Memory | NonceStore::Redis, _) => {
-            let entries = config.edge.limits.replay_entries;
-            Some(Arc::new(MemorySpent::new(&random()?, ttl, entries)))
+            let ttl = rules.nonce_ttl.unwrap_or_default();
+            let [all, grants] = MemorySpent::shares(&random()?, ttl, entries);
+            Some((Arc::new(all), Arc::new(grants)))
         }
     })
 }

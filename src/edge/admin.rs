@@ -240,11 +240,10 @@ pub fn report(told: &Told) -> (bool, Value) {
     // One service that is down is its routes' trouble; without any the edge serves nobody.
     part(upstreams.is_empty() || upstreams.iter().any(|upstream| upstream["ready"] == true));
     let limits = edge.limits();
-    let mut log = |live: usize, capacity: usize| {
-        let ready = part(live < capacity);
-        json!({ "ready": ready, "entries": live, "capacity": capacity })
-    };
+    let log = |live: usize, capacity: usize| json!({ "ready": live < capacity, "entries": live, "capacity": capacity });
     let replay = log(gate.live_proofs(), limits.replay_entries);
+    part(replay["ready"] == true);
+    // Any fresh key makes a proof that fills it: who sends those must not take the edge from resources.
     let grants = log(gate.live_grants(), limits.token_replay_entries);
     // Where nothing but the audit log is kept, requests are served without it.
     let bindings = edge.binds().then(|| {

@@ -194,8 +194,8 @@ impl Gate {
         facts.enforced = Some(enforced);
         let weighed = match self.terms(&matter, facts).await {
             Ok(weighed) => {
-                let (log, proof) = (&*self.stores.grants, weighed.proof.clone());
-                self.first_use(log, proof, facts, matter.case.now).await.map(|()| weighed)
+                let (room, proof) = (self.stores.at_token_endpoints(), weighed.proof.clone());
+                self.first_use(room, proof, facts, matter.case.now).await.map(|()| weighed)
             }
             Err(denial) => Err(denial),
         };

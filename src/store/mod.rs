@@ -18,5 +18,6 @@ pub mod registry;
 pub mod replay;
 pub mod serving;
 pub mod sqlite;
+mod tally;
 pub mod task;
 pub mod tokens;

@@ -1,11 +1,13 @@
 //! Nonces that are used up, where each is good for one proof.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::replay::{MemoryReplay, ReplayFault, ReplayLog as _, Use};
 use crate::policy::digest::{Jkt, Sha256};
 use crate::policy::epoch::Epoch;
 use crate::policy::time::UnixTime;
+use crate::store::tally::Tally;
 
 /// Remembers nonces that are used up, for as long as they could pass.
 #[async_trait::async_trait]
@@ -30,27 +32,39 @@ pub enum SpendFault {
     Down,
 }
 
-/// The memory of a single edge.
+/// A share of the memory of a single edge.
 #[derive(Debug)]
-pub struct MemorySpent(MemoryReplay);
+pub struct MemorySpent {
+    all: Arc<MemoryReplay>,
+    own: Tally,
+}
 
 impl MemorySpent {
-    /// A memory of at most `capacity` nonces, each kept for `ttl` at least. `key` is fresh randomness.
+    /// The shares of one memory, each of so many nonces at most, so that none fills another. A nonce is kept
+    /// for `ttl` at least. `key` is fresh randomness.
     #[must_use]
-    pub fn new(key: &[u8; 32], ttl: Duration, capacity: usize) -> Self {
-        Self(MemoryReplay::new(key, ttl, capacity))
+    pub fn shares<const N: usize>(key: &[u8; 32], ttl: Duration, entries: [usize; N]) -> [Self; N] {
+        let all = Arc::new(MemoryReplay::new(key, ttl, entries.iter().sum()));
+        // As long as the memory keeps one at most: no share has more there than it counts.
+        let life = ttl.saturating_add(ttl / 4);
+        entries.map(|entries| Self { all: Arc::clone(&all), own: Tally::new(life, entries) })
     }
 }
 
 #[async_trait::async_trait]
 impl SpentNonces for MemorySpent {
     async fn spend(&self, nonce: Sha256, epoch: Epoch, now: UnixTime) -> Result<(), SpendFault> {
+        let counted = self.own.take().ok_or(SpendFault::AtCapacity)?;
         // A set of hashes, like that of proofs.
         let used = Use { jkt: Jkt(nonce), jti: "", epoch };
-        self.0.check_and_insert(used, now).await.map_err(|fault| match fault {
-            ReplayFault::Replayed => SpendFault::Spent,
-            ReplayFault::AtCapacity => SpendFault::AtCapacity,
-            ReplayFault::Down => SpendFault::Down,
+        let spent = self.all.check_and_insert(used, now).await;
+        spent.map_err(|fault| {
+            self.own.give_back(counted);
+            match fault {
+                ReplayFault::Replayed => SpendFault::Spent,
+                ReplayFault::AtCapacity => SpendFault::AtCapacity,
+                ReplayFault::Down => SpendFault::Down,
+            }
         })
     }
 }
@@ -60,18 +74,22 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn once_each_and_no_more_than_there_is_room_for() {
-        let spent = MemorySpent::new(&[1; 32], Duration::from_secs(600), 2);
+    async fn once_each_and_no_more_than_its_share() {
+        let shares = MemorySpent::shares(&[1; 32], Duration::from_secs(600), [2, 1]);
         let epoch = Epoch(Sha256([9; 32]));
         let at = |secs: i64| UnixTime::from_secs(1_800_000_000 + secs);
-        for (nonce, secs, expect) in [
-            (1, 0, Ok(())),
-            (1, 600, Err(SpendFault::Spent)),
-            (2, 0, Ok(())),
-            (3, 0, Err(SpendFault::AtCapacity)),
-            (1, 0, Err(SpendFault::Spent)),
+        for (share, nonce, secs, expect) in [
+            (0, 1, 0, Ok(())),
+            (0, 1, 600, Err(SpendFault::Spent)),
+            (1, 1, 600, Err(SpendFault::Spent)),
+            (1, 2, 0, Ok(())),
+            (1, 3, 0, Err(SpendFault::AtCapacity)),
+            (0, 2, 0, Err(SpendFault::Spent)),
+            (0, 3, 0, Ok(())),
+            (0, 4, 0, Err(SpendFault::AtCapacity)),
         ] {
-            assert_eq!(spent.spend(Sha256([nonce; 32]), epoch, at(secs)).await, expect, "{nonce}");
+            let found = shares[share].spend(Sha256([nonce; 32]), epoch, at(secs)).await;
+            assert_eq!(found, expect, "{nonce} of share {share}");
         }
     }
 }

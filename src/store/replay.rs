@@ -26,7 +26,7 @@ pub trait ReplayLog: std::fmt::Debug + Send + Sync {
     /// See [`ReplayFault`]; none of them may be taken as "new".
     async fn check_and_insert(&self, used: Use<'_>, now: UnixTime) -> Result<(), ReplayFault>;
 
-    /// Proofs held in memory here.
+    /// Live proofs that this process has had remembered, wherever they are held: what its capacity bounds.
     fn live(&self) -> usize;
 }
 
@@ -68,6 +68,10 @@ const SHARDS: usize = 1024;
 
 /// The log of a single edge, in memory: 128-bit keyed hashes in tables by expiry, 21 to 27 bytes
 /// a proof. A restart forgets; the epoch of the process and [`proof`] make up for that.
+///
+/// It keeps a proof no longer than its window: the clock that says when it is over is the one that says
+/// whether the proof is fresh. They come apart only where that clock is set forward past the window and then
+/// back again.
 ///
 /// [`proof`]: crate::policy::proof
 pub struct MemoryReplay {

@@ -1,5 +1,6 @@
 //! Edges that share what tokens are bound to in a real Redis.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
@@ -114,6 +115,100 @@ async fn a_token_is_bound_at_every_edge() {
         table.row("revoked", is(&own.consume(&next.access).await, 401, "invalid_token"));
         let late = own.ask(&refresh(&next.refresh)).await;
         table.row("revoked", is(&late, 400, "invalid_grant"));
+    }
+}
+
+/// Any fresh key makes a proof that holds at a token route: such proofs do not take the room of others, and
+/// not all of Redis.
+#[tokio::test(flavor = "multi_thread")]
+async fn proofs_at_token_routes_fill_their_own_place_alone() {
+    if there_is_none() {
+        return;
+    }
+    let redis = Server::start(&[]).await;
+    let limits = json!({"tokenReplayEntries": 1000});
+    let site = site(&redis, Form::Opaque, |config| config["edge"]["limits"] = limits).await;
+    let second = Edge::beside(&site.world).await;
+    let key = Key::new("ES256");
+    let (own, there) = (At { edge: &site.world, key: &key }, At { edge: &second, key: &key });
+    let token = own.issue().await;
+    let nonce = own.nonce().await;
+    let stranger = Key::new("ES256");
+    let proof = || Proof::new(&stranger, "POST", "https://api.example/token").nonce(&nonce).sign();
+    let connection = site.world.client.connect_h2(None).await.expect("a connection");
+    let mut table = Table::default();
+    let used = form(TOKEN, "grant_type=none").field("DPoP", proof());
+    // What was used before takes no room, however often it is shown.
+    for expected in [200, 401, 401, 401, 401] {
+        let answer = connection.send(&used).await.expect("an answer");
+        table.row("once", expect_eq("status", &answer.status(), &expected));
+    }
+    let mut shown = 2;
+    let full = loop {
+        let request = form(TOKEN, "grant_type=none").field("DPoP", proof());
+        let answer = connection.send(&request).await;
+        if answer.as_ref().is_ok_and(|answer| answer.status() != 200) || shown == 1500 {
+            break answer;
+        }
+        shown += 1;
+    };
+    table.row("full", is(&full, 503, "temporarily_unavailable"));
+    table.row("full", expect_eq("proofs", &shown, &1000));
+    let entries = site.world.metric("holdfast_replay_entries", &["log=\"token\""]).await;
+    table.row("metric", expect_eq("entries", &entries, &1000.0));
+    let keys = redis.cli(&["KEYS", "*:g:*"]).lines().count();
+    table.row("redis", expect_eq("keys", &keys, &1000));
+    // Resources are served with the same Redis, and another edge has room of its own.
+    let ready = site.world.admin("/readyz").await;
+    table.row("ready", expect_eq("status", &ready.status(), &200));
+    let full = &ready.json()["tokenReplay"];
+    let told = json!({"ready": false, "entries": 1000, "capacity": 1000});
+    table.row("ready", expect_eq("tokenReplay", full, &told));
+    table.row("resource", is(&own.consume(&token.access).await, 200, ""));
+    table.row("resource", is(&there.consume(&token.access).await, 200, ""));
+    table.row("another edge", is(&there.ask(&grant("client_credentials")).await, 200, ""));
+    let entries = site.world.metric("holdfast_replay_entries", &["log=\"resource\""]).await;
+    table.row("metric", expect_eq("entries", &entries, &1.0));
+}
+
+/// Nonces that are good once are in one memory, of which token routes have a share of their own too.
+#[tokio::test(flavor = "multi_thread")]
+async fn nonces_used_up_at_token_routes_fill_their_own_place_alone() {
+    if there_is_none() {
+        return;
+    }
+    let redis = Server::start(&[]).await;
+    for store in ["memory", "redis"] {
+        let once = |config: &mut Value| {
+            config["edge"]["limits"] = json!({"replayEntries": 1000, "tokenReplayEntries": 1000});
+            let nonce = &mut config["security"]["senderConstraints"]["dpop"]["nonce"];
+            nonce["store"] = json!(store);
+            nonce["singleUse"] = json!(true);
+        };
+        let site = match store {
+            "redis" => site(&redis, Form::Opaque, once).await,
+            _ => Site::retrofit(Form::Opaque, once).await,
+        };
+        let (key, stranger) = (Key::new("ES256"), Key::new("ES256"));
+        let own = At { edge: &site.world, key: &key };
+        let token = own.issue().await;
+        let connection = site.world.client.connect_h2(None).await.expect("a connection");
+        let mut nonce = own.nonce().await;
+        let mut statuses = BTreeSet::new();
+        for _ in 0..1100 {
+            // One proof for ever, signed anew: what is new is the nonce.
+            let proof = Proof::new(&stranger, "POST", "https://api.example/token");
+            let proof = proof.claim("jti", "one").nonce(&nonce).sign();
+            let request = form(TOKEN, "grant_type=none").field("DPoP", proof);
+            let answer = connection.send(&request).await.expect("an answer");
+            statuses.insert(answer.status());
+            nonce = answer.one("dpop-nonce").expect("a nonce").to_owned();
+        }
+        let mut table = Table::default();
+        table.row(store, expect_eq("statuses", &statuses, &BTreeSet::from([200, 401])));
+        let full = own.ask(&grant("client_credentials")).await;
+        table.row(store, is(&full, 503, "temporarily_unavailable"));
+        table.row(store, is(&own.consume(&token.access).await, 200, ""));
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use holdfast::policy::digest::{Jkt, Sha256};
 use holdfast::policy::epoch::Epoch;
+use holdfast::policy::proof::ProofRules;
 use holdfast::policy::reach::Reach;
 use holdfast::policy::time::UnixTime;
 use holdfast::store::epoch::Epochs as _;
@@ -67,6 +68,12 @@ async fn one_proof_at_three_edges_at_once_is_admitted_once() {
     assert_eq!((taken, refused), (rounds, 4 * rounds));
 }
 
+/// How long a key is still kept; zero for one that has no end.
+fn remaining(redis: &Server, key: &str) -> Duration {
+    let ttl: i64 = redis.cli(&["PTTL", key]).trim().parse().expect("a number");
+    Duration::from_millis(u64::try_from(ttl).unwrap_or_default())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn edges_take_each_other_s_nonces_and_none_of_each_other_s_used_proofs() {
     if there_is_none() {
@@ -85,8 +92,15 @@ async fn edges_take_each_other_s_nonces_and_none_of_each_other_s_used_proofs() {
     assert!(keys.lines().any(|key| key.contains(":r:")), "{keys}");
     assert!(keys.lines().all(|key| key.starts_with("{holdfast:") && key.len() < 45), "{keys}");
     for key in keys.lines().filter(|key| !key.ends_with(":mark") && !key.ends_with(":begun")) {
-        let ttl: i64 = redis.cli(&["PTTL", key]).trim().parse().expect("a number");
-        assert!(ttl > 0, "{key} has no TTL");
+        assert!(remaining(&redis, key) > Duration::ZERO, "{key} has no TTL");
+    }
+    // No proof outlives its key where the edges' clocks differ: replayWindow, and allowedClockSkew on top.
+    let window = Duration::from_secs(300);
+    for key in keys.lines().filter(|key| key.contains(":r:")) {
+        let left = remaining(&redis, key);
+        let on_top = left.saturating_sub(window);
+        assert!(on_top > Duration::from_secs(5), "{key}: {left:?}");
+        assert!(on_top <= Duration::from_secs(30), "{key}: {left:?}");
     }
 }
 
@@ -354,7 +368,15 @@ async fn a_proof_that_was_verified_for_another_epoch_is_not_new() {
     };
     let redis = Redis::start(settings, &tokio::runtime::Handle::current());
     assert!(redis.ready(Duration::from_secs(10)).await, "{:?}", redis.status());
-    let log = RedisReplay::new(redis.clone(), Partition::Resources, Duration::from_secs(60));
+    let rules = ProofRules {
+        proof_lifetime: Duration::from_secs(30),
+        clock_skew: Duration::from_secs(10),
+        replay_window: Duration::from_secs(60),
+        nonce_ttl: None,
+        nonce_replaces_iat: false,
+        nonce_single_use: false,
+    };
+    let log = RedisReplay::new(redis.clone(), Partition::Resources, &rules, 100);
     let own = redis.current().expect("an epoch").epoch;
     let other = Epoch(Sha256([0; 32]));
     let now = UnixTime::from_secs(super::support::now());
@@ -368,7 +390,7 @@ async fn a_proof_that_was_verified_for_another_epoch_is_not_new() {
         assert_eq!(log.check_and_insert(used, now).await, expect, "{jti}");
     }
     // Another partition has other proofs.
-    let grants = RedisReplay::new(redis.clone(), Partition::Grants, Duration::from_secs(60));
+    let grants = RedisReplay::new(redis.clone(), Partition::Grants, &rules, 100);
     let used = Use { jkt: Jkt(Sha256([1; 32])), jti: "a", epoch: own };
     assert_eq!(grants.check_and_insert(used, now).await, Ok(()));
     // Scripts that the server has forgotten are given to it again.
@@ -411,6 +433,10 @@ async fn a_nonce_for_one_proof_alone() {
     }
     let spent = world.metric("authority_dpop_nonce_miss_total", &["reason=\"replayed\""]).await;
     assert!(spent > 0.0);
+    let ttl = Duration::from_secs(600);
+    let keys = redis.cli(&["KEYS", "*:n:*"]);
+    let kept: Vec<_> = keys.lines().map(|key| remaining(&redis, key)).collect();
+    assert!(kept.iter().any(|left| *left > ttl + Duration::from_secs(5)), "{kept:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -54,11 +54,11 @@ pub(super) struct ReplayMetrics(Vec<(ReplayMemory, IntGauge)>);
 
 impl ReplayMetrics {
     pub(super) fn define(define: &Definer<'_>, shape: &Shape<'_>) -> prometheus::Result<Self> {
-        let help = "Live proofs remembered in this process; of what edges share, none are";
+        let help = "Live proofs that this edge has had remembered, in its memory or in Redis";
         let live = define.gauges("holdfast_replay_entries", help, &["log"])?;
         let capacity = define.gauges(
             "holdfast_replay_capacity",
-            "Live proofs that can be remembered in this process",
+            "Live proofs that this edge may have remembered",
             &["log"],
         )?;
         for memory in ReplayMemory::ALL {
