@@ -360,6 +360,12 @@ impl Redis {
         Ok(answer)
     }
 
+    /// Whether something would be sent for `tag` in `epoch`.
+    fn takes(&self, epoch: Epoch, tag: Tag) -> bool {
+        let view = self.view_of(epoch);
+        view.is_ok_and(|view| view.server(tag).is_ok_and(|server| server.is_open()))
+    }
+
     fn view_of(&self, epoch: Epoch) -> Result<Arc<View>, Fault> {
         let view = self.shared.view.load_full();
         view.filter(|view| view.reign.epoch == epoch).ok_or(Fault::Down)

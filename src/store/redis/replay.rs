@@ -86,6 +86,11 @@ impl Puts {
     /// # Errors
     /// [`Fault::Full`] also where this edge has put as many as it may.
     async fn once(&self, epoch: Epoch, kind: &str, hash: &Sha256) -> Result<bool, Fault> {
+        // What is not sent is not put. A server that is gone for a minute must not leave a count behind that
+        // refuses everybody for the time that keys are kept.
+        if !self.redis.takes(epoch, Tag::of(hash)) {
+            return Err(Fault::Down);
+        }
         let counted = self.own.take().ok_or(Fault::Full)?;
         let first = self.put(epoch, kind, hash).await;
         // Certainly not put. Of `Down` nobody knows.

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::policy::digest::{Jkt, Sha256};
+use crate::policy::proof::ProofRules;
 use crate::store::bindings::tests::{Server, address, connected, raw, settings};
 use crate::store::replay::{ReplayFault, ReplayLog as _, Use};
 
@@ -83,6 +84,17 @@ async fn a_server_that_may_have_dropped_keys_is_another_store() {
     assert_ne!(epoch(&one).unwrap(), before);
 }
 
+fn rules() -> ProofRules {
+    ProofRules {
+        proof_lifetime: Duration::from_secs(120),
+        clock_skew: Duration::from_secs(5),
+        replay_window: Duration::from_secs(300),
+        nonce_ttl: None,
+        nonce_replaces_iat: false,
+        nonce_single_use: false,
+    }
+}
+
 /// Passes bytes on; what `TIME` answers is so many seconds later. `to` says where each connection goes.
 fn pass_on(to: Vec<u16>, later: Arc<AtomicU64>) -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -130,7 +142,7 @@ async fn a_server_whose_clock_leaps_is_another_store() {
     let port = pass_on(vec![server.port], Arc::clone(&later));
     let redis = connected(settings(Topology::Standalone(vec![address(port)]))).await;
     let (before, other) = (epoch(&redis).unwrap(), server.connect().await);
-    let log = RedisReplay::new(redis.clone(), Partition::Resources, Duration::from_secs(300));
+    let log = RedisReplay::new(redis.clone(), Partition::Resources, &rules(), 10);
     let used = Use { jkt: Jkt(Sha256([1; 32])), jti: "jti", epoch: before };
     log.check_and_insert(used, now()).await.unwrap();
     assert_eq!(log.check_and_insert(used, now()).await, Err(ReplayFault::Replayed));
@@ -142,6 +154,27 @@ async fn a_server_whose_clock_leaps_is_another_store() {
     let since = epoch(&redis);
     tokio::time::sleep(Duration::from_millis(2500)).await;
     assert_eq!(epoch(&redis), since, "once");
+}
+
+/// What was not sent while the server was gone takes no room of what is there when it is back.
+#[tokio::test]
+async fn a_server_that_is_gone_fills_no_log() {
+    let scratch = TempDir::new().unwrap();
+    let Some(mut server) = Server::start(scratch.path()) else { return };
+    let redis = server.connect().await;
+    let log = RedisReplay::new(redis.clone(), Partition::Resources, &rules(), 10);
+    let used = |epoch| Use { jkt: Jkt(Sha256([1; 32])), jti: "jti", epoch };
+    let before = epoch(&redis).unwrap();
+    server.stop();
+    until("it is not used", || !redis.is_up()).await;
+    for _ in 0..100 {
+        assert_eq!(log.check_and_insert(used(before), now()).await, Err(ReplayFault::Down));
+    }
+    assert_eq!(log.live(), 0);
+    server.roll_back();
+    until("it is used again", || redis.is_up()).await;
+    assert_eq!(log.check_and_insert(used(epoch(&redis).unwrap()), now()).await, Ok(()));
+    assert_eq!(log.live(), 1);
 }
 
 /// With `waitReplicas` there are two connections. Behind a name there may be two servers.
