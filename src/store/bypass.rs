@@ -104,15 +104,20 @@ pub async fn note(registry: &Registry, redis: Option<&Redis>, flag: Flag) -> Res
     Ok(Noted::Seen(next))
 }
 
-/// [`note`], as soon as Redis answers.
-pub async fn note_in_time(registry: &Registry, redis: &Redis, flag: Flag) -> Option<Seen> {
-    let flag = Flag { patience: REST, ..flag };
+/// [`note`], again and again until it is. `told` hears what came of each try.
+pub async fn note_in_time(
+    registry: &Registry,
+    redis: Option<&Redis>,
+    mut flag: Flag,
+    mut told: impl FnMut(&Result<Noted, Fault>) + Send,
+) {
     loop {
-        match note(registry, Some(redis), flag.clone()).await {
-            Ok(Noted::Seen(seen)) => return seen,
-            Ok(Noted::Unheard) => {}
-            Err(fault) => tracing::warn!(%fault, "the temporary bypass could not be noted"),
+        let noted = note(registry, redis, flag.clone()).await;
+        told(&noted);
+        if let Ok(Noted::Seen(_)) = noted {
+            return;
         }
+        flag.patience = REST;
         tokio::time::sleep(REST).await;
     }
 }
@@ -297,9 +302,14 @@ mod tests {
         assert_eq!(edge.told(false, 3).await, None);
         assert_eq!(edge.lines().await.len(), 1, "it is closed when all can know");
         // It is noted as of when the flag was there, once it can be.
-        let noting = || note_in_time(&edge.registry, edge.redis.as_ref().unwrap(), flag(true, 4));
-        assert!(tokio::time::timeout(Duration::from_millis(300), noting()).await.is_err());
+        let mut last = None;
+        let mut noting =
+            Box::pin(note_in_time(&edge.registry, edge.redis.as_ref(), flag(true, 4), |noted| {
+                last = Some(noted.clone())
+            }));
+        assert!(tokio::time::timeout(Duration::from_millis(1300), &mut noting).await.is_err());
         server.roll_back();
-        assert_eq!(noting().await, seen(1));
+        noting.await;
+        assert_eq!(last, Some(Ok(Noted::Seen(seen(1)))));
     }
 }
