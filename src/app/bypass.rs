@@ -47,9 +47,9 @@ impl Wanted {
         self.cell.store(open.map(|it| Arc::new(Bypass::of(&self.rules, it.seen.clone()))));
     }
 
-    /// Has it noted, now that its configuration is in force, in the place of the one before: as soon as that
-    /// can be done, and until then it is not open. With `waits` the first try waits for Redis. What came of
-    /// that try can be received.
+    /// Has it noted, now that its configuration is in force, in the place of the one before, and kept where
+    /// edges share it: as soon as that can be done, and until then it is not open. With `waits` the first try
+    /// waits for Redis. What came of that try can be received.
     pub(super) fn note(&self, lasting: &Lasting, waits: bool) -> mpsc::Receiver<Result<(), Fault>> {
         let (tell, first) = mpsc::channel();
         let mut noting = lasting.noting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -74,7 +74,7 @@ impl Wanted {
                 // Nobody waits for more than the first.
                 let _ = tell.send(noted.as_ref().map(|_| ()).map_err(Fault::clone));
             };
-            bypass::note_in_time(&registry, redis.as_ref(), flag, told).await;
+            bypass::keep(&registry, redis.as_ref(), flag, told).await;
         }));
         first
     }
@@ -87,6 +87,13 @@ impl Wanted {
                 tracing::warn!(
                     allowed,
                     "redis does not answer: the temporary bypass is not open at this edge until it does"
+                );
+                None
+            }
+            Ok(Noted::Early) => {
+                tracing::warn!(
+                    "redis has just begun to be the store: the temporary bypass is not open at this edge \
+                     until others have had the time to say what they know of it"
                 );
                 None
             }
@@ -105,5 +112,32 @@ impl Wanted {
             tracing::warn!(id = bypass.seen.id, until, "the temporary bypass is open");
         }
         self.cell.store(bypass);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::bypass::Seen;
+    use crate::policy::time::UnixTime;
+
+    fn wanted(allowed: bool, until: i64) -> Wanted {
+        let until = Some(UnixTime::from_secs(until));
+        let rules = BypassRules { allowed, until, tenants: Vec::new() };
+        Wanted { rules, fresh_id: String::new(), patience: Duration::ZERO, cell: Cell::default() }
+    }
+
+    #[test]
+    fn a_reload_that_keeps_the_flag_goes_on_by_its_own_rules() {
+        let before = wanted(true, 5000);
+        let seen = Seen { id: "b".to_owned(), since: UnixTime::from_secs(1000) };
+        for open in [None, Some(seen)] {
+            let until = |at: &Wanted| at.cell.load().as_ref().map(|it| it.until.secs());
+            before.show(&Ok(Noted::Seen(open.clone())));
+            let (with, without) = (wanted(true, 2000), wanted(false, 2000));
+            with.follow(&before);
+            without.follow(&before);
+            assert_eq!((until(&with), until(&without)), (open.map(|_| 2000), None));
+        }
     }
 }

@@ -6,9 +6,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::support::authority::{Form, Site};
+use super::support::client::Request;
 use super::support::process::{Process, write_config};
 use super::support::redis::{Server, there_is_none};
-use super::support::sharing::{key_file, ready_is, share};
+use super::support::sharing::{bypass_of, key_file, ready_is, share};
 use super::support::world::World;
 use super::upgrade::{NOT_HANDED_OVER, says};
 
@@ -22,7 +23,7 @@ async fn site(redis: Option<&Server>, flag: bool) -> Site {
             share(config, json!({"nodes": [redis.address()], "timeout": "1s"}));
             config["store"]["path"] = json!("store.db");
         }
-        config["edge"]["drainTimeout"] = json!("1s");
+        config["edge"]["drainTimeout"] = json!("8s");
         set(config, flag);
     })
     .await
@@ -46,17 +47,6 @@ fn taken() -> std::net::TcpListener {
 
 async fn bypass(world: &World) -> Value {
     world.admin("/readyz").await.json()["bypass"].clone()
-}
-
-/// Its id, once it is open.
-async fn opened(world: &World) -> String {
-    for _ in 0..1500 {
-        if let Some(id) = bypass(world).await["id"].as_str() {
-            return id.to_owned();
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    panic!("it does not open:\n{}", world.process.output());
 }
 
 /// What this edge's own file says, and the changes of which there is a line.
@@ -128,7 +118,7 @@ async fn a_start_that_fails_notes_nothing() {
     );
     spoil(&site, false);
     site.world.restart_ended().await;
-    opened(&site.world).await;
+    bypass_of(site.world.admin).await;
     changes(&site, 1, "opened").await;
 }
 
@@ -143,7 +133,7 @@ async fn an_upgrade_that_is_declined_leaves_the_note_as_it_was() {
         let redis = Server::start(&[]).await;
         let mut site = site(Some(&redis), flag).await;
         if flag {
-            opened(&site.world).await;
+            bypass_of(site.world.admin).await;
         }
         let is = async |site: &Site| {
             (own(site), redis.cli(&["HGETALL", NOTE]), bypass(&site.world).await)
@@ -159,7 +149,10 @@ async fn an_upgrade_that_is_declined_leaves_the_note_as_it_was() {
         site.world.process.signal("QUIT");
         says(&site.world.process, NOT_HANDED_OVER, 1).await;
         assert_eq!(is(&site).await, before, "flag {flag}");
-        // One that is taken does what it says.
+        // One that is taken does what it says, however long the one before has requests to finish.
+        let mut kept = site.world.client.connect(None).await.expect("a connection");
+        let public = Request::new("GET", "/public/1").bytes();
+        assert_eq!(kept.send(&public).await.expect("an answer").status(), 200);
         site.world.config = good;
         write_config(site.world.directory.path(), &site.world.config);
         let mut old = site.world.upgrade().await;
@@ -168,11 +161,13 @@ async fn an_upgrade_that_is_declined_leaves_the_note_as_it_was() {
             redis.says(&["EXISTS", NOTE], "0").await;
             assert_eq!(bypass(&site.world).await, Value::Null);
         } else {
-            opened(&site.world).await;
+            bypass_of(site.world.admin).await;
             changes(&site, 1, "opened").await;
             redis.says(&["EXISTS", NOTE], "1").await;
         }
         assert!(old.ended().await.is_some(), "{}", old.output());
+        redis.says(&["EXISTS", NOTE], if flag { "0" } else { "1" }).await;
+        assert_eq!(own(&site).0.is_some(), !flag);
     }
 }
 
@@ -189,7 +184,7 @@ async fn what_cannot_be_noted_after_an_upgrade_is_noted_later() {
     assert!(site.world.process.record(warned).await.is_some(), "{}", site.world.process.output());
     assert_eq!(bypass(&site.world).await, Value::Null);
     spoil(&site, false);
-    opened(&site.world).await;
+    bypass_of(site.world.admin).await;
     changes(&site, 1, "opened").await;
 }
 
@@ -220,6 +215,6 @@ async fn no_reload_gives_up_what_is_being_noted() {
     assert_eq!(bypass(&site.world).await, Value::Null);
     spoil(&site, false);
     redis.again().await;
-    opened(&site.world).await;
+    bypass_of(site.world.admin).await;
     changes(&site, 1, "opened").await;
 }
