@@ -8,7 +8,7 @@
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -32,7 +32,6 @@ use crate::edge::tls::{ServerTls, TlsError};
 use crate::edge::trust::Live;
 use crate::edge::upstream::{MAX_ATTEMPTS, Servers, UpstreamError};
 use crate::gate::{EraSecret, Gate, Settings, Stores, Withdrawn};
-use crate::policy::bypass::Bypass;
 use crate::policy::time::UnixTime;
 use crate::store::epoch::OfProcess;
 use crate::store::keys::KeysError;
@@ -196,6 +195,13 @@ impl Running {
         Ok(Estate { sockets, memory: self.site.lasting.memory.clone(), ahead })
     }
 
+    /// Has noted what the configuration says of the temporary bypass, now that no other process's is in force.
+    /// Where that cannot be done it is said, and tried again.
+    pub fn note_bypass(&self) {
+        // Nobody waits for what comes of it.
+        drop(self.site.in_force().bypass.note(&self.site.lasting, false));
+    }
+
     /// Gives out the nonces of the process that takes this one's place, or its own again.
     pub fn give_out(&self, successor: Option<&EraSecret>) {
         self.site.current.load().common().gate.give_out(successor);
@@ -210,6 +216,8 @@ impl Running {
     /// The same where another process accepts from the sockets already. Nobody waits for the end of this
     /// one, so that idle connections may live on until `drainTimeout`.
     pub async fn give_way(&self) {
+        // From now on the other one's configuration says what is to be noted of the bypass.
+        *self.site.lasting.noting.lock().unwrap_or_else(PoisonError::into_inner) = None;
         *self.admin_serves.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.leave(true).await;
     }
@@ -267,7 +275,7 @@ pub struct Estate {
 /// # Errors
 /// When a part cannot be made; then nothing is left running.
 pub fn start(config: &Config, log: &Log) -> Result<Running, StartError> {
-    Ok(Prepared::new(config, log)?.bind(config, Given::default())?.serve())
+    Prepared::new(config, log)?.bind(config, Given::default())?.begin()
 }
 
 /// The servers of each upstream, which are not watched yet.
@@ -286,7 +294,7 @@ fn servers(config: &Config, before: Option<&Parts>) -> Result<Vec<Arc<Servers>>,
 fn gate(
     config: &Config,
     lasting: &Lasting,
-    bypass: Arc<OnceLock<Bypass>>,
+    bypass: bypass::Cell,
     withdrawn: Arc<dyn Withdrawn>,
 ) -> Gate {
     let limits = &config.edge.limits;

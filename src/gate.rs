@@ -17,10 +17,10 @@ mod senders;
 mod tokens;
 mod uses;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 
 use crate::policy::binding::BoundBy;
 use crate::policy::bypass::Bypass;
@@ -120,7 +120,7 @@ pub struct Settings {
     /// The clients that the configuration knows.
     pub clients: Vec<KnownClient>,
     /// The temporary bypass, once it was opened.
-    pub bypass: Arc<OnceLock<Bypass>>,
+    pub bypass: Arc<ArcSwapOption<Bypass>>,
     /// How long a successor may stand in for the certificate that a token is bound to; 0: never.
     pub rotation_grace: Duration,
 }
@@ -196,7 +196,7 @@ pub struct Gate {
     successor: Successor,
     era_margin: Duration,
     clients: Vec<KnownClient>,
-    bypass: Arc<OnceLock<Bypass>>,
+    bypass: Arc<ArcSwapOption<Bypass>>,
     rotation_grace: Duration,
 }
 
@@ -412,8 +412,8 @@ impl Gate {
 
     /// The temporary bypass, while it lasts.
     #[must_use]
-    pub fn bypass(&self, now: UnixTime) -> Option<&Bypass> {
-        self.bypass.get().filter(|bypass| bypass.lasts(now))
+    pub fn bypass(&self, now: UnixTime) -> Option<Arc<Bypass>> {
+        self.bypass.load().as_ref().filter(|bypass| bypass.lasts(now)).map(Arc::clone)
     }
 
     /// What tokens are bound to, where the edge keeps it.

@@ -8,7 +8,8 @@ use arc_swap::ArcSwap;
 use rustls::crypto::CryptoProvider;
 use tokio::runtime::Handle;
 
-use super::{StartError, bypass, gate, now, random, servers, serving};
+use super::bypass::Wanted;
+use super::{StartError, gate, now, random, servers, serving};
 use crate::config::{Config, NonceStore, ReplayStore, Store};
 use crate::edge::accept::Serving;
 use crate::edge::admin;
@@ -85,7 +86,7 @@ pub(super) struct Lasting {
     pub(super) leaving: Arc<Leaving>,
     /// What edges share.
     pub(super) redis: Option<Redis>,
-    /// Notes the bypass of the last configuration, where Redis did not answer.
+    /// Notes the bypass of the configuration in force.
     pub(super) noting: Mutex<Option<Task>>,
     /// What tokens are bound to, where there is a store.
     pub(super) bindings: Option<Arc<dyn Bindings>>,
@@ -316,6 +317,8 @@ pub(super) struct Made {
     pub(super) admin_tls: Option<Arc<rustls::ServerConfig>>,
     /// Who signs the audit log from now on.
     pub(super) ring: Option<Arc<KeyRing>>,
+    /// Of which nothing is noted yet.
+    pub(super) bypass: Wanted,
 }
 
 /// Makes everything that can fail, before anything is put in the place of what is there.
@@ -330,8 +333,8 @@ pub(super) fn make(
     let metrics = Arc::new(super::metrics::of(config, ring.as_deref(), before_metrics)?);
     let tls = listeners_tls(config, lasting, generation)?;
     let admin_tls = admin_tls(config, lasting, generation)?;
-    let bypass = Arc::default();
-    let gate = gate(config, lasting, Arc::clone(&bypass), Arc::new(withdrawn(config)?));
+    let bypass = Wanted::new(config)?;
+    let gate = gate(config, lasting, Arc::clone(&bypass.cell), Arc::new(withdrawn(config)?));
     let gate = Arc::new(gate);
     let keys = KeySets::new(
         &config.issuers,
@@ -364,9 +367,7 @@ pub(super) fn make(
     let trust = tls.iter().map(|tls| Arc::clone(&tls.trust)).collect();
     let servers = servers(config, before)?;
     let parts = Parts::new(config, trust, servers, common);
-    // Last: what is noted of the bypass is of a configuration that comes into force.
-    bypass::note(config, lasting, before.is_none(), bypass)?;
-    Ok(Made { parts: Arc::new(parts), tls, admin_tls, ring })
+    Ok(Made { parts: Arc::new(parts), tls, admin_tls, ring, bypass })
 }
 
 /// The certificates that are on a list of some listener.
@@ -408,6 +409,7 @@ fn admin_tls(
 pub(super) struct InForce {
     pub(super) config: Config,
     pub(super) generation: u64,
+    pub(super) bypass: Wanted,
 }
 
 /// Everything that a reload touches.
@@ -437,6 +439,7 @@ impl Site {
         let made = make(config, &self.lasting, Some(&before), generation)?;
         // From here on nothing fails. Requests first, so that a connection which is made meanwhile
         // under the trust of before is held against the new one.
+        made.bypass.follow(&in_force.bypass);
         self.current.store(made.parts);
         self.told.speak(made.admin_tls);
         self.lasting.sign_with(made.ring);
@@ -453,7 +456,11 @@ impl Site {
         let after = self.current.load();
         after.start(runtime);
         before.servers().for_each(|servers| servers.retire());
-        *in_force = Arc::new(InForce { config: config.clone(), generation });
+        let bypass = made.bypass;
+        // Last, as it may take a while. What cannot be noted is tried again.
+        let noted = bypass.note(&self.lasting, false);
+        *in_force = Arc::new(InForce { config: config.clone(), generation, bypass });
+        let _ = noted.recv();
         Ok(())
     }
 }

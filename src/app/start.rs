@@ -24,6 +24,7 @@ use crate::edge::admin;
 use crate::edge::listener::{Front, Occupancy};
 use crate::gate::EraSecret;
 use crate::policy::time::UnixTime;
+use crate::store::sqlite::Fault;
 use crate::telemetry::log::Log;
 
 /// Everything that an edge is made of but its sockets: every file is read, and stores are open.
@@ -80,12 +81,13 @@ impl Prepared {
         let told = admin::Told::new(Arc::clone(&current), told.collect(), lasting.started);
         told.speak(made.admin_tls);
         made.parts.start(runtime.handle());
+        let in_force = InForce { config: config.clone(), generation: FIRST, bypass: made.bypass };
         let site = Site {
             lasting,
             current,
             serving: fronts.iter().map(|front| Arc::clone(&front.serving)).collect(),
             told: Arc::new(told),
-            in_force: Mutex::new(Arc::new(InForce { config: config.clone(), generation: FIRST })),
+            in_force: Mutex::new(Arc::new(in_force)),
         };
         Ok(Ready { runtime, site, fronts, admin, left: given.rest() })
     }
@@ -150,7 +152,18 @@ impl Ready {
         all.map(|(name, socket)| Ok((name.to_owned(), socket.try_clone()?))).collect()
     }
 
-    /// Accepts.
+    /// Has noted what the configuration says of the temporary bypass, for which Redis is waited for, and
+    /// accepts.
+    ///
+    /// # Errors
+    /// [`StartError::Unwritten`].
+    pub fn begin(self) -> Result<Running, StartError> {
+        let noted = self.site.in_force().bypass.note(&self.site.lasting, true);
+        noted.recv().unwrap_or(Err(Fault::Closed))?;
+        Ok(self.serve())
+    }
+
+    /// Accepts. Of the bypass nothing is noted: [`Running::note_bypass`].
     #[must_use]
     pub fn serve(self) -> Running {
         let sockets = self.again().unwrap_or_else(|error| {

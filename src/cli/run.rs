@@ -86,7 +86,7 @@ fn serve(config: &Config, args: &Args, watch: Watch) -> Result<(), RunError> {
     let running = if args.upgrade {
         waiting.block_on(taken_over(prepared, config, &mut signals))?
     } else {
-        prepared.bind(config, given)?.with_all_sockets()?.serve()
+        prepared.bind(config, given)?.with_all_sockets()?.begin()?
     };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "started");
     manager::ready("serving");

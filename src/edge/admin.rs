@@ -258,7 +258,7 @@ pub fn report(told: &Told) -> (bool, Value) {
     // Open or not, it is no reason to send requests elsewhere.
     let bypass = gate
         .bypass(parts::now())
-        .map(|bypass| json!({ "id": bypass.id, "until": bypass.until.rfc3339().to_string() }));
+        .map(|bypass| json!({ "id": bypass.seen.id, "until": bypass.until.rfc3339().to_string() }));
     let capsules = edge.common().capsules.as_ref().map(|capsules| {
         let up = part(capsules.is_up());
         let error = capsules.nodes().trouble().map(|fault| fault.to_string());

@@ -360,7 +360,7 @@ impl Gate {
                 if demand == Demand::Both && shown.x5t.is_none() {
                     return Err(Denial::CertificateMissing);
                 }
-                Ok(Some(bypass.id.clone()))
+                Ok(Some(bypass.seen.id.clone()))
             }
             Some(_) | None => Err(missing),
         }

@@ -51,7 +51,7 @@ impl Gate {
         };
         let bound = binding::bind(confirmation, proof.as_ref(), sender, requirement, leave)?;
         if bound.by() == BoundBy::Bypass {
-            facts.bypass = bypass.map(|it| it.id.clone());
+            facts.bypass = bypass.map(|it| it.seen.id.clone());
         }
         Ok((bound.by(), proof))
     }

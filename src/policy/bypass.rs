@@ -35,8 +35,8 @@ pub struct Seen {
 /// A bypass that was opened. Whether it still is says [`Bypass::is_open`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bypass {
-    /// What its records are found by.
-    pub id: String,
+    /// When its flag was first seen.
+    pub seen: Seen,
     /// When it ends.
     pub until: UnixTime,
     /// For whom alone; empty: for everybody.
@@ -46,10 +46,10 @@ pub struct Bypass {
 impl Bypass {
     /// That of `rules`, whose flag was first seen as said.
     #[must_use]
-    pub fn of(rules: &BypassRules, seen: &Seen) -> Self {
+    pub fn of(rules: &BypassRules, seen: Seen) -> Self {
         let until = rules.until.unwrap_or_else(|| seen.since.plus(DEFAULT_TERM));
         let until = until.min(seen.since.plus(LONGEST_TERM));
-        Self { id: seen.id.clone(), until, tenants: rules.tenants.clone() }
+        Self { seen, until, tenants: rules.tenants.clone() }
     }
 
     /// Whether it is open at all.
@@ -87,7 +87,7 @@ mod tests {
             (Some(at(40 * HOUR)), 24 * HOUR - 1, 24 * HOUR),
         ] {
             let rules = BypassRules { allowed: true, until, tenants: Vec::new() };
-            let bypass = Bypass::of(&rules, &seen);
+            let bypass = Bypass::of(&rules, seen.clone());
             assert!(bypass.is_open(None, at(open)), "{until:?}");
             assert!(!bypass.is_open(None, at(closed)), "{until:?}");
         }
@@ -97,7 +97,7 @@ mod tests {
     fn it_is_for_its_tenants_alone() {
         let seen = Seen { id: "b".to_owned(), since: at(0) };
         let rules = BypassRules { allowed: true, until: None, tenants: vec![TenantId(1)] };
-        let bypass = Bypass::of(&rules, &seen);
+        let bypass = Bypass::of(&rules, seen);
         for (tenant, expect) in [(None, false), (Some(0), false), (Some(1), true)] {
             assert_eq!(bypass.is_open(tenant.map(TenantId), at(1)), expect, "{tenant:?}");
         }

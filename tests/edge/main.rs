@@ -31,6 +31,8 @@ mod authority_shared;
 #[cfg(test)]
 mod binding;
 #[cfg(test)]
+mod bypass;
+#[cfg(test)]
 mod capsule_client;
 #[cfg(test)]
 mod capsule_commands;

@@ -31,14 +31,14 @@ const UPGRADES: usize = 5;
 const STEP: Duration = Duration::from_millis(20);
 
 const HANDED_OVER: &str = "sockets handed over: draining";
-const NOT_HANDED_OVER: &str = "sockets not handed over: this process goes on";
+pub(crate) const NOT_HANDED_OVER: &str = "sockets not handed over: this process goes on";
 const TAKEN_OVER: &str = "sockets taken over";
 
 fn said(process: &Process, message: &str) -> usize {
     process.records(|record| record["message"] == message).len()
 }
 
-async fn says(process: &Process, message: &str, times: usize) {
+pub(crate) async fn says(process: &Process, message: &str, times: usize) {
     for _ in 0..3000 {
         if said(process, message) >= times {
             return;
@@ -50,7 +50,7 @@ async fn says(process: &Process, message: &str, times: usize) {
 
 impl World {
     /// Has the process that serves started once more by itself, and gives the one before.
-    async fn upgrade(&mut self) -> Process {
+    pub(crate) async fn upgrade(&mut self) -> Process {
         let before = said(&self.process, HANDED_OVER);
         self.process.signal("QUIT");
         says(&self.process, HANDED_OVER, before + 1).await;

@@ -70,6 +70,7 @@ fn succeed(
     let running = ready.serve();
     match serving.accepting() {
         Ok(()) => {
+            running.note_bypass();
             tracing::info!(from = serving.pid(), "sockets taken over");
             Ok(running)
         }

@@ -166,6 +166,21 @@ impl Asked for Edge {
     }
 }
 
+/// The id of the temporary bypass, once it is open.
+pub(crate) async fn bypass_of(admin: u16) -> String {
+    let mut last = Value::Null;
+    for _ in 0..POLLS {
+        if let Ok(answer) = plain_get(admin, "/readyz").await {
+            last = answer.json();
+            if let Some(id) = last["bypass"]["id"].as_str() {
+                return id.to_owned();
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("the bypass does not open: {last:#}");
+}
+
 /// Waits until `/readyz` says what is expected.
 pub(crate) async fn ready_is(admin: u16, expected: bool) -> Value {
     let mut last = Value::Null;
