@@ -16,7 +16,7 @@ use pingora::apps::HttpServerOptions;
 use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::configuration::ServerConf;
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch;
 
 use crate::config::{Config, Listener, NonceStore, ReplayStore};
@@ -168,10 +168,11 @@ impl Running {
         self.site.told.reload_failed(error);
     }
 
-    /// Whether the threads that serve still take up work, within `limit`.
-    pub async fn is_alive(&self, limit: Duration) -> bool {
-        let Some(runtime) = &self.runtime else { return false };
-        matches!(tokio::time::timeout(limit, runtime.spawn(async {})).await, Ok(Ok(())))
+    /// Gives work to the threads that serve, for who looks whether they still take some up; `None` once
+    /// it has been stopped.
+    #[must_use]
+    pub fn threads(&self) -> Option<&Handle> {
+        self.runtime.as_ref().map(Runtime::handle)
     }
 
     /// Where the next process waits for its sockets ([`handover`]), by the configuration in force.

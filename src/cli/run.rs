@@ -13,9 +13,11 @@ use tokio::task::JoinHandle;
 use tokio::time::{Interval, MissedTickBehavior};
 
 mod manager;
+mod standstill;
 mod upgrade;
 mod watch;
 
+use standstill::Watching;
 use upgrade::{Attempt, TakeOverError};
 use watch::{Before, Watch};
 
@@ -90,13 +92,22 @@ fn serve(config: &Config, args: &Args, watch: Watch) -> Result<(), RunError> {
     };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "started");
     manager::ready("serving");
+    let watching = watched(&running);
     waiting.block_on(until_told(&running, signals, &args.config, watch));
     // What still waits for another process ends by itself.
     waiting.shutdown_background();
+    drop(watching);
     running.stop();
     tracing::info!("stopped");
     log.flush();
     Ok(())
+}
+
+/// Has the process end where its threads stand still.
+fn watched(running: &Running) -> Option<Watching> {
+    let begun = Watching::begin(running.threads()?.clone());
+    let unwatched = |error: &_| tracing::warn!(%error, "nobody looks whether threads stand still");
+    begun.inspect_err(unwatched).ok()
 }
 
 /// Takes over from the process that serves, unless a signal ends this one before.
@@ -216,7 +227,8 @@ const LIVELY: Duration = Duration::from_secs(1);
 
 /// Tells the service manager that all is well, if it is.
 async fn well(running: &Running) {
-    if running.is_alive(LIVELY).await {
+    let Some(threads) = running.threads() else { return };
+    if matches!(tokio::time::timeout(LIVELY, threads.spawn(async {})).await, Ok(Ok(()))) {
         manager::alive();
     } else {
         tracing::error!(

@@ -109,6 +109,8 @@ mod sealed;
 #[cfg(test)]
 mod signals;
 #[cfg(test)]
+mod standstill;
+#[cfg(test)]
 mod store_commands;
 #[cfg(test)]
 mod store_memory;

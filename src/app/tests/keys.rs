@@ -61,7 +61,7 @@ async fn a_set_is_handed_on_and_its_fetches_end() {
     let metrics = Arc::new(
         Metrics::new(&Shape { issuers: &["https://as.example.com"], ..Shape::default() }).unwrap(),
     );
-    let handle = tokio::runtime::Handle::current();
+    let handle = Handle::current();
     let log = Log::start(Box::new(std::io::sink()), tracing::Level::ERROR).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let lasting = Lasting::new(&config, &log, provider, &handle).unwrap();
