@@ -14,7 +14,7 @@ use holdfast::policy::digest::Sha256;
 use holdfast::policy::epoch::Reign;
 use holdfast::policy::jose::{Algorithm, AlgorithmSet, CompactJws, PublicKey};
 use holdfast::policy::json;
-use holdfast::policy::nonce::{NonceKeys, bound_secret};
+use holdfast::policy::nonce::{NonceKeys, NonceSecret};
 use holdfast::policy::proof::{self, Expected, ProofRules, Seen};
 use holdfast::policy::request::{RequestView, Sender};
 use holdfast::policy::rule::{
@@ -67,7 +67,7 @@ fn make_proof(sender: &Jwk, token: &str, number: u64) -> String {
     let mut header = JwsHeader::new();
     header.set_token_type("dpop+jwt");
     header.set_jwk(sender.to_public_key().unwrap());
-    let secret = bound_secret(&SECRET, &reign().epoch);
+    let secret = NonceSecret::new(SECRET).bound_to(&reign().epoch);
     let nonce = NonceKeys::derive(&[secret], &Origin::parse(ORIGIN).unwrap());
     let claims = serde_json::json!({
         "jti": format!("{number:032x}"), "htm": "GET", "htu": format!("{ORIGIN}{PATH}"),
@@ -124,7 +124,7 @@ fn gate(issuer: &Jwk) -> Gate {
         proof_bytes: 8192,
         token_cache_entries: 100_000,
         introspection_cache_entries: 10,
-        nonce_secrets: vec![SECRET],
+        nonce_secrets: vec![NonceSecret::new(SECRET)],
         era_margin: Duration::ZERO,
         clients: Vec::new(),
         bypass: Default::default(),
@@ -167,7 +167,8 @@ fn proof_verification(criterion: &mut Criterion) {
     let sender = key();
     let proof = make_proof(&sender, "token", 1);
     let origin = Origin::parse(ORIGIN).unwrap();
-    let nonce_keys = NonceKeys::derive(&[bound_secret(&SECRET, &reign().epoch)], &origin);
+    let nonce_keys =
+        NonceKeys::derive(&[NonceSecret::new(SECRET).bound_to(&reign().epoch)], &origin);
     let rules = proof_rules();
     let expected = Expected {
         method: "GET",

@@ -31,7 +31,8 @@ use crate::edge::proxy::Edge;
 use crate::edge::tls::{ServerTls, TlsError};
 use crate::edge::trust::Live;
 use crate::edge::upstream::{MAX_ATTEMPTS, Servers, UpstreamError};
-use crate::gate::{EraSecret, Gate, Settings, Stores, Withdrawn};
+use crate::gate::{Gate, Settings, Stores, Withdrawn};
+use crate::policy::nonce::NonceSecret;
 use crate::policy::time::UnixTime;
 use crate::store::epoch::OfProcess;
 use crate::store::keys::KeysError;
@@ -204,7 +205,7 @@ impl Running {
     }
 
     /// Gives out the nonces of the process that takes this one's place, or its own again.
-    pub fn give_out(&self, successor: Option<&EraSecret>) {
+    pub fn give_out(&self, successor: Option<&NonceSecret>) {
         self.site.current.load().common().gate.give_out(successor);
     }
 
@@ -299,9 +300,10 @@ fn gate(
     withdrawn: Arc<dyn Withdrawn>,
 ) -> Gate {
     let limits = &config.edge.limits;
-    let mut nonce_secrets: Vec<_> = config.nonce_keys.iter().map(|key| *key.bytes()).collect();
+    let keys = config.nonce_keys.iter();
+    let mut nonce_secrets: Vec<_> = keys.map(|key| NonceSecret::new(*key.bytes())).collect();
     if nonce_secrets.is_empty() {
-        nonce_secrets.push(*lasting.nonce_secret);
+        nonce_secrets.push(lasting.nonce_secret.clone());
     }
     let shared = config.replay_store == ReplayStore::Redis;
     let asked = config.issuers.iter().filter_map(|issuer| issuer.introspection.as_ref());
@@ -415,6 +417,7 @@ fn proxy(
 mod bypass;
 pub mod handover;
 mod metrics;
+mod shared;
 mod site;
 pub mod sockets;
 mod start;

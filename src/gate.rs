@@ -29,7 +29,7 @@ use crate::policy::client::KnownClient;
 use crate::policy::cors::Preflight;
 use crate::policy::denial::Denial;
 use crate::policy::jose::AlgorithmSet;
-use crate::policy::nonce::NonceKeys;
+use crate::policy::nonce::{NonceKeys, NonceSecret};
 use crate::policy::proof::ProofRules;
 use crate::policy::request::RequestView;
 use crate::policy::rule::{Demand, Requirement, Role, RouteRule, Rules, TenantId};
@@ -42,8 +42,7 @@ use crate::store::nonces::SpentNonces;
 use crate::store::replay::ReplayLog;
 use crate::store::tokens::TokenMemory;
 
-pub use era::EraSecret;
-use era::{Era, Held, Secrets, Successor};
+use era::{Era, Held, Successor};
 pub use facts::{Challenge, Facts, NonceStatus};
 pub use grants::{Asking, GrantDecision, Granted, Terms};
 use tokens::Presented;
@@ -114,7 +113,7 @@ pub struct Settings {
     pub introspection_cache_entries: usize,
     /// Secrets that nonces are made from, the first for new ones. Each is bound to the epoch: what was
     /// made for another memory of proofs is none here.
-    pub nonce_secrets: Vec<[u8; 32]>,
+    pub nonce_secrets: Vec<NonceSecret>,
     /// For how long after an epoch's begin a proof without a nonce may have been used before it.
     pub era_margin: Duration,
     /// The clients that the configuration knows.
@@ -191,7 +190,7 @@ pub struct Gate {
     /// Opaque tokens, for as long as their issuers' word is fresh.
     opaque: TokenMemory,
     stores: Stores,
-    nonce_secrets: Secrets,
+    nonce_secrets: Vec<NonceSecret>,
     era: Held,
     successor: Successor,
     era_margin: Duration,
@@ -216,7 +215,7 @@ impl Gate {
             tokens: TokenMemory::new(settings.token_cache_entries),
             opaque: TokenMemory::new(settings.introspection_cache_entries),
             stores,
-            nonce_secrets: Secrets::new(settings.nonce_secrets),
+            nonce_secrets: settings.nonce_secrets,
             era: Held::empty(),
             successor: Successor::empty(),
             era_margin: settings.era_margin,

@@ -20,6 +20,7 @@ use holdfast::policy::form::Form;
 use holdfast::policy::introspection::IntrospectionRules;
 use holdfast::policy::jose::{Algorithm, AlgorithmSet, PublicKey};
 use holdfast::policy::json;
+use holdfast::policy::nonce::NonceSecret;
 use holdfast::policy::proof::ProofRules;
 use holdfast::policy::request::{RequestView, Sender};
 use holdfast::policy::rule::{
@@ -126,7 +127,7 @@ fn world_over(epochs: Arc<dyn Epochs>, change: impl FnOnce(&mut Settings)) -> Wo
         proof_bytes: 8192,
         token_cache_entries: 10,
         introspection_cache_entries: 10,
-        nonce_secrets: vec![[2; 32]],
+        nonce_secrets: vec![NonceSecret::new([2; 32])],
         era_margin: Duration::ZERO,
         clients: Vec::new(),
         bypass: Arc::default(),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use holdfast::policy::epoch::Reign;
 use holdfast::policy::jose::{Algorithm, AlgorithmSet};
-use holdfast::policy::nonce::NonceKeys;
+use holdfast::policy::nonce::{NonceKeys, NonceSecret};
 use holdfast::policy::proof::{self, Expected, ProofRules, Seen};
 use holdfast::policy::target::Origin;
 use holdfast::policy::time::UnixTime;
@@ -156,7 +156,7 @@ impl Stage {
     /// rests.
     pub(crate) fn proof_cost(&self, count: usize) -> Outcome<ProofCost> {
         let origin = Origin::parse(&format!("https://{HOST}")).ok_or("an origin")?;
-        let nonces = NonceKeys::derive(&[[7; 32]], &origin);
+        let nonces = NonceKeys::derive(&[NonceSecret::new([7; 32])], &origin);
         let now = UnixTime::from_secs(i64::try_from(proofs::now()?)?);
         let nonce = nonces.make(now, [1; 8]).ok_or("a nonce")?;
         let proofs: Vec<String> =

@@ -43,7 +43,7 @@ use word::{Secret, Word};
 
 use super::Estate;
 use super::sockets::Named;
-use crate::gate::EraSecret;
+use crate::policy::nonce::NonceSecret;
 use crate::policy::time::UnixTime;
 use crate::store::epoch::OfProcess;
 
@@ -247,7 +247,10 @@ impl Serving {
     ///
     /// # Errors
     /// [`HandoverError`]; then this process must end.
-    pub fn ready(&mut self, nonces: Option<&EraSecret>) -> Result<Option<UnixTime>, HandoverError> {
+    pub fn ready(
+        &mut self,
+        nonces: Option<&NonceSecret>,
+    ) -> Result<Option<UnixTime>, HandoverError> {
         if let Some(secret) = nonces.filter(|_| self.nonces) {
             self.peer.say(&Word::Nonces { secret: Secret::of(secret) })?;
         }
@@ -292,7 +295,7 @@ impl Serving {
 pub struct Next {
     peer: Peer,
     ceded: Option<Ceded>,
-    nonces: Option<EraSecret>,
+    nonces: Option<NonceSecret>,
 }
 
 /// A memory of proofs that was ceded. It is taken back, unless the next process has all there is.
@@ -371,7 +374,7 @@ impl Next {
 
     /// What its nonces are made from, where its memory of proofs is another one.
     #[must_use]
-    pub fn nonces(&self) -> Option<EraSecret> {
+    pub fn nonces(&self) -> Option<NonceSecret> {
         self.nonces.clone().filter(|_| self.ceded.is_some())
     }
 

@@ -9,8 +9,9 @@ use rustls::crypto::CryptoProvider;
 use tokio::runtime::Handle;
 
 use super::bypass::Wanted;
+use super::shared::{bindings, failures, presence, replay, spent_nonces};
 use super::{StartError, gate, now, random, servers, serving};
-use crate::config::{Config, NonceStore, ReplayStore, Store};
+use crate::config::{Config, ReplayStore, Store};
 use crate::edge::accept::Serving;
 use crate::edge::admin;
 use crate::edge::audit::Audit;
@@ -23,19 +24,20 @@ use crate::edge::leaving::Leaving;
 use crate::edge::parts::{Common, Parts};
 use crate::edge::tls::{self, ServerTls, TlsError};
 use crate::policy::epoch::Reign;
+use crate::policy::nonce::NonceSecret;
 use crate::policy::time::UnixTime;
-use crate::store::bindings::{Bindings, SharedBindings, Waits};
+use crate::store::bindings::Bindings;
 use crate::store::budget::Budget;
 use crate::store::epoch::{Epochs, OfProcess, SETTLE};
-use crate::store::failures::{FailureLimits, Failures};
+use crate::store::failures::FailureLimits;
 use crate::store::keys::{AuditSigner, KeyRing};
 use crate::store::networks::Networks;
 use crate::store::nodes::Nodes;
 use crate::store::nodes::shared::SharedNodes;
-use crate::store::nonces::{MemorySpent, SpentNonces};
-use crate::store::redis::{Partition, Redis, RedisReplay, RedisSpent};
+use crate::store::nonces::SpentNonces;
+use crate::store::redis::{Partition, Redis};
 use crate::store::registry::Registry;
-use crate::store::replay::{MemoryReplay, ReplayLog};
+use crate::store::replay::ReplayLog;
 use crate::store::serving;
 use crate::store::sqlite::OpenError;
 use crate::store::sqlite::writer::{CheckpointRule, Signer};
@@ -101,23 +103,6 @@ pub(super) struct Lasting {
     _presence: Option<serving::Presence>,
 }
 
-/// The randomness that this process's nonces rest on. Not to be printed.
-pub(super) struct NonceSecret(zeroize::Zeroizing<[u8; 32]>);
-
-impl std::ops::Deref for NonceSecret {
-    type Target = [u8; 32];
-
-    fn deref(&self) -> &[u8; 32] {
-        &self.0
-    }
-}
-
-impl std::fmt::Debug for NonceSecret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("NonceSecret")
-    }
-}
-
 impl Lasting {
     /// Has the audit log signed by the keys of `ring` from now on.
     pub(super) fn sign_with(&self, ring: Option<Arc<KeyRing>>) {
@@ -180,80 +165,10 @@ impl Lasting {
             provider,
             runtime: runtime.clone(),
             replay: log_of(Partition::Resources, limits.replay_entries)?,
-            nonce_secret: NonceSecret(random()?.into()),
+            nonce_secret: NonceSecret::new(random()?),
             started,
         })
     }
-}
-
-/// What tokens are bound to: in this edge's file, or where other edges look as well.
-fn bindings(redis: Option<&Redis>, registry: Registry, runtime: &Handle) -> Arc<dyn Bindings> {
-    match redis {
-        Some(redis) => {
-            Arc::new(SharedBindings::start(redis.clone(), registry, Waits::default(), runtime))
-        }
-        None => Arc::new(registry),
-    }
-}
-
-/// The log of some proofs: here, or where other edges look as well.
-fn replay(
-    config: &Config,
-    shared: Option<&Redis>,
-    partition: Partition,
-    entries: usize,
-) -> Result<Arc<dyn ReplayLog>, StartError> {
-    let rules = &config.dpop;
-    Ok(match shared {
-        Some(redis) => Arc::new(RedisReplay::new(redis.clone(), partition, rules, entries)),
-        None => Arc::new(MemoryReplay::new(&random()?, rules.replay_window, entries)),
-    })
-}
-
-/// Of one memory the room of all but token endpoints, and theirs.
-type Spent = (Arc<dyn SpentNonces>, Arc<dyn SpentNonces>);
-
-/// The nonces that are used up, where each is good once.
-fn spent_nonces(config: &Config, redis: Option<&Redis>) -> Result<Option<Spent>, StartError> {
-    let rules = &config.dpop;
-    let limits = &config.edge.limits;
-    let entries = [limits.replay_entries, limits.token_replay_entries];
-    Ok(match (config.nonce_store, redis) {
-        (NonceStore::Stateless, _) => None,
-        (NonceStore::Redis, Some(redis)) => {
-            let [all, grants] = entries.map(|most| RedisSpent::new(redis.clone(), rules, most));
-            Some((Arc::new(all), Arc::new(grants)))
-        }
-        (NonceStore::Memory | NonceStore::Redis, _) => {
-            let ttl = rules.nonce_ttl.unwrap_or_default();
-            let [all, grants] = MemorySpent::shares(&random()?, ttl, entries);
-            Some((Arc::new(all), Arc::new(grants)))
-        }
-    })
-}
-
-/// Failures, or what else is counted, here and where other edges count.
-fn failures(
-    limits: FailureLimits,
-    name: &'static str,
-    redis: Option<&Redis>,
-    runtime: &Handle,
-) -> Result<Failures, StartError> {
-    let failures = Failures::new(limits, random()?);
-    Ok(match redis {
-        Some(redis) => failures.shared(redis.clone(), name, runtime),
-        None => failures,
-    })
-}
-
-/// Says at servers that an edge serves.
-fn presence(
-    redis: Option<&Redis>,
-    runtime: &Handle,
-) -> Result<Option<serving::Presence>, StartError> {
-    let Some(redis) = redis else { return Ok(None) };
-    let edge: String = random()?.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-    Ok(Some(serving::Presence::start(redis.clone(), edge, runtime)))
 }
 
 /// Says that an edge serves from the store at `path`.

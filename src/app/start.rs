@@ -22,7 +22,7 @@ use crate::config::Config;
 use crate::edge::accept::Serving;
 use crate::edge::admin;
 use crate::edge::listener::{Front, Occupancy};
-use crate::gate::EraSecret;
+use crate::policy::nonce::NonceSecret;
 use crate::policy::time::UnixTime;
 use crate::store::sqlite::Fault;
 use crate::telemetry::log::Log;
@@ -138,7 +138,7 @@ impl Ready {
 
     /// What this process makes its nonces from.
     #[must_use]
-    pub fn nonce_secret(&self) -> Option<EraSecret> {
+    pub fn nonce_secret(&self) -> Option<NonceSecret> {
         self.site.current.load().common().gate.nonce_secret()
     }
 

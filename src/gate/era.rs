@@ -4,27 +4,11 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
-use zeroize::Zeroizing;
 
 use super::{Gate, Site};
 use crate::policy::denial::Denial;
 use crate::policy::epoch::Reign;
-use crate::policy::nonce::{self, NonceKeys};
-
-/// What nonces are made from, whatever the memory. Not to be printed.
-pub(super) struct Secrets(Zeroizing<Vec<[u8; 32]>>);
-
-impl Secrets {
-    pub(super) fn new(secrets: Vec<[u8; 32]>) -> Self {
-        Self(secrets.into())
-    }
-}
-
-impl std::fmt::Debug for Secrets {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Secrets")
-    }
-}
+use crate::policy::nonce::{NonceKeys, NonceSecret};
 
 /// One memory of proofs, and the nonces that go with it.
 #[derive(Debug)]
@@ -34,37 +18,12 @@ pub(super) struct Era {
     keys: Vec<NonceKeys>,
 }
 
-/// What the nonces of one memory of proofs are made from. Not to be printed.
-#[derive(Clone)]
-pub struct EraSecret(Zeroizing<[u8; 32]>);
-
-impl EraSecret {
-    /// One that another process has made.
-    #[must_use]
-    pub fn new(bytes: [u8; 32]) -> Self {
-        Self(bytes.into())
-    }
-
-    /// For the process that makes nonces in this one's name.
-    #[must_use]
-    pub fn bytes(&self) -> &[u8; 32] {
-        &self.0
-    }
-}
-
-impl std::fmt::Debug for EraSecret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("EraSecret")
-    }
-}
-
 /// The nonces of the process that takes this one's place, by external origin.
 pub(super) type Successor = ArcSwapOption<Vec<NonceKeys>>;
 
 impl Era {
-    fn of(reign: Reign, secrets: &Secrets, sites: &[Site], nonces: bool) -> Self {
-        let bound = |secret: &[u8; 32]| nonce::bound_secret(secret, &reign.epoch);
-        let secrets: Zeroizing<Vec<_>> = Zeroizing::new(secrets.0.iter().map(bound).collect());
+    fn of(reign: Reign, secrets: &[NonceSecret], sites: &[Site], nonces: bool) -> Self {
+        let secrets: Vec<_> = secrets.iter().map(|it| it.bound_to(&reign.epoch)).collect();
         let sites = sites.iter().filter(|_| nonces);
         let keys = sites.map(|site| NonceKeys::derive(&secrets, &site.origin)).collect();
         Self { reign, keys }
@@ -99,20 +58,18 @@ impl Gate {
 
     /// What a process makes its nonces from; `None` where nonces are off.
     #[must_use]
-    pub fn nonce_secret(&self) -> Option<EraSecret> {
+    pub fn nonce_secret(&self) -> Option<NonceSecret> {
         self.proof.nonce_ttl?;
         let epoch = self.stores.epochs.current()?.epoch;
-        let secret = self.nonce_secrets.0.first()?;
-        Some(EraSecret::new(nonce::bound_secret(secret, &epoch)))
+        Some(self.nonce_secrets.first()?.bound_to(&epoch))
     }
 
     /// From now on gives out nonces that are another memory's, and takes its own alone as before: whoever
     /// is asked for a nonce comes again on a connection of the process that has the other memory. `None`:
     /// gives out its own.
-    pub fn give_out(&self, successor: Option<&EraSecret>) {
+    pub fn give_out(&self, successor: Option<&NonceSecret>) {
         let keys = successor.map(|secret| {
-            let secret = Zeroizing::new([*secret.bytes()]);
-            let keys = |site: &Site| NonceKeys::derive(&*secret, &site.origin);
+            let keys = |site: &Site| NonceKeys::derive(std::slice::from_ref(secret), &site.origin);
             Arc::new(self.sites.iter().map(keys).collect())
         });
         self.successor.store(keys);

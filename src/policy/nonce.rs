@@ -13,6 +13,7 @@ use hkdf::Hkdf;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 use subtle::ConstantTimeEq as _;
+use zeroize::Zeroizing;
 
 use super::digest::lp;
 use super::epoch::Epoch;
@@ -61,22 +62,46 @@ pub enum NonceFault {
     Unknown,
 }
 
-/// The secret of one memory of proofs under a key that outlives it: HKDF-SHA256 with the epoch as salt.
-/// What does not remember the proofs that came with a nonce must not take that nonce.
-#[must_use]
-pub fn bound_secret(key: &[u8; 32], epoch: &Epoch) -> [u8; 32] {
-    let mut secret = [0; 32];
-    let expanded =
-        Hkdf::<Sha256>::new(Some(&epoch.0.0), key).expand(b"dpop-nonce-epoch/v1", &mut secret);
-    debug_assert!(expanded.is_ok());
-    secret
+/// What nonces are made from: 256 random bits. Not to be printed.
+#[derive(Clone)]
+pub struct NonceSecret(Zeroizing<[u8; 32]>);
+
+impl std::fmt::Debug for NonceSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("NonceSecret")
+    }
+}
+
+impl NonceSecret {
+    /// One of these bytes.
+    #[must_use]
+    pub fn new(bytes: [u8; 32]) -> Self {
+        Self(bytes.into())
+    }
+
+    /// The bytes, for who makes nonces in this one's name.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// The secret of one memory of proofs under this one, which outlives it: HKDF-SHA256 with the epoch as
+    /// salt. What does not remember the proofs that came with a nonce must not take that nonce.
+    #[must_use]
+    pub fn bound_to(&self, epoch: &Epoch) -> Self {
+        let mut secret = Zeroizing::new([0; 32]);
+        let hkdf = Hkdf::<Sha256>::new(Some(&epoch.0.0), &*self.0);
+        let expanded = hkdf.expand(b"dpop-nonce-epoch/v1", secret.as_mut());
+        debug_assert!(expanded.is_ok());
+        Self(secret)
+    }
 }
 
 impl NonceKeys {
     /// The keys for `origin` under each of `secrets`: HKDF-SHA256 (RFC 5869) with
     /// `info = lp("dpop-nonce/v2") ‖ lp(origin)`, `lp(x) = u16be(len) ‖ x`.
     #[must_use]
-    pub fn derive(secrets: &[[u8; 32]], origin: &Origin) -> Self {
+    pub fn derive(secrets: &[NonceSecret], origin: &Origin) -> Self {
         Self(secrets.iter().map(|secret| NonceKey::derive(secret, origin)).collect())
     }
 
@@ -132,17 +157,17 @@ impl NonceKeys {
 }
 
 impl NonceKey {
-    fn derive(secret: &[u8; 32], origin: &Origin) -> Self {
+    fn derive(secret: &NonceSecret, origin: &Origin) -> Self {
         let mut info = Vec::new();
         for part in [b"dpop-nonce/v2".as_slice(), origin.as_str().as_bytes()] {
             lp(&mut info, part);
         }
         // Three blocks of HMAC-SHA256, well within what HKDF can expand to: it cannot fail.
-        let mut key = zeroize::Zeroizing::new([0; 68]);
-        let expanded = Hkdf::<Sha256>::new(None, secret).expand(&info, key.as_mut());
+        let mut key = Zeroizing::new([0; 68]);
+        let expanded = Hkdf::<Sha256>::new(None, secret.bytes()).expand(&info, key.as_mut());
         debug_assert!(expanded.is_ok());
         let [mac @ .., k, l, m, n] = *key;
-        let mac = zeroize::Zeroizing::new(mac);
+        let mac = Zeroizing::new(mac);
         Self { id: [k, l, m, n], mac: Hmac::<Sha256>::new(&(*mac).into()) }
     }
 
@@ -160,7 +185,7 @@ mod tests {
     const TTL: Duration = Duration::from_secs(600);
 
     fn keys(secrets: &[u8], origin: &str) -> NonceKeys {
-        let secrets: Vec<_> = secrets.iter().map(|&byte| [byte; 32]).collect();
+        let secrets: Vec<_> = secrets.iter().map(|&byte| NonceSecret::new([byte; 32])).collect();
         NonceKeys::derive(&secrets, &Origin::parse(origin).unwrap())
     }
 
@@ -180,9 +205,10 @@ mod tests {
     #[test]
     fn is_of_one_epoch() {
         let [one, other] = [1, 2].map(|byte| Epoch(crate::policy::digest::Sha256([byte; 32])));
-        assert_eq!(bound_secret(&[7; 32], &one), bound_secret(&[7; 32], &one));
-        assert_ne!(bound_secret(&[7; 32], &one), bound_secret(&[7; 32], &other));
-        assert_ne!(bound_secret(&[7; 32], &one), bound_secret(&[8; 32], &one));
+        let bound = |byte, epoch| *NonceSecret::new([byte; 32]).bound_to(epoch).bytes();
+        assert_eq!(bound(7, &one), bound(7, &one));
+        assert_ne!(bound(7, &one), bound(7, &other));
+        assert_ne!(bound(7, &one), bound(8, &one));
     }
 
     #[test]

@@ -63,7 +63,7 @@ fn sockets_pass_and_the_one_that_serves_goes_last() {
         socket.set_nonblocking(false).unwrap();
         socket.accept().unwrap();
     }
-    let secret = EraSecret::new([7; 32]);
+    let secret = NonceSecret::new([7; 32]);
     assert_eq!(serving.ready(Some(&secret)).unwrap(), Some(NOW));
     let told = std::thread::spawn(move || serving.accepting());
     let (given, next, estate) = giving.join().unwrap();
@@ -167,9 +167,9 @@ fn a_build_of_before_is_not_told_of_nonces() {
     let mut before = Peer::new(other, geteuid()).unwrap();
     let mut serving = Serving { peer, nonces: false };
     before.say(&Word::Line { line: None }).unwrap();
-    serving.ready(Some(&EraSecret::new([7; 32]))).unwrap();
+    serving.ready(Some(&NonceSecret::new([7; 32]))).unwrap();
     assert!(matches!(before.hear(LIMIT), Ok(Word::Ready)));
-    let printed = format!("{:?}", Word::Nonces { secret: Secret::of(&EraSecret::new([7; 32])) });
+    let printed = format!("{:?}", Word::Nonces { secret: Secret::of(&NonceSecret::new([7; 32])) });
     assert!(!printed.contains("BwcH"), "{printed}");
 }
 

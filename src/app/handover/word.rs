@@ -5,7 +5,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::gate::EraSecret;
+use crate::policy::nonce::NonceSecret;
 
 /// What is said, either way.
 #[derive(Debug, Serialize, Deserialize)]
@@ -44,13 +44,13 @@ pub(super) enum Word {
 pub(super) struct Secret(Zeroizing<String>);
 
 impl Secret {
-    pub(super) fn of(secret: &EraSecret) -> Self {
+    pub(super) fn of(secret: &NonceSecret) -> Self {
         Self(Zeroizing::new(URL_SAFE_NO_PAD.encode(secret.bytes())))
     }
 
-    pub(super) fn read(&self) -> Option<EraSecret> {
+    pub(super) fn read(&self) -> Option<NonceSecret> {
         let bytes = Zeroizing::new(URL_SAFE_NO_PAD.decode(self.0.as_bytes()).ok()?);
-        Some(EraSecret::new(bytes.as_slice().try_into().ok()?))
+        Some(NonceSecret::new(bytes.as_slice().try_into().ok()?))
     }
 }
 

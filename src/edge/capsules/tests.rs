@@ -15,6 +15,7 @@ use crate::policy::capsule::risk::RiskPolicy;
 use crate::policy::digest::{Sha256, made};
 use crate::policy::epoch::Reign;
 use crate::policy::jose::{Algorithm, AlgorithmSet};
+use crate::policy::nonce::NonceSecret;
 use crate::policy::proof::ProofRules;
 use crate::policy::request::{RequestView, Sender};
 use crate::policy::rule::{Demand, Mode, Requirement, Rules};
@@ -57,7 +58,7 @@ fn gate(origin: Origin) -> Gate {
         proof_bytes: 8192,
         token_cache_entries: 10,
         introspection_cache_entries: 10,
-        nonce_secrets: vec![[7; 32]],
+        nonce_secrets: vec![NonceSecret::new([7; 32])],
         era_margin: Duration::ZERO,
         clients: Vec::new(),
         bypass: Arc::default(),

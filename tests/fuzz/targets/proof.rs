@@ -14,7 +14,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use holdfast::policy::digest::Sha256;
 use holdfast::policy::epoch::Reign;
 use holdfast::policy::jose::{Algorithm, AlgorithmSet};
-use holdfast::policy::nonce::NonceKeys;
+use holdfast::policy::nonce::{NonceKeys, NonceSecret};
 use holdfast::policy::proof::{Expected, ProofRules, Seen, verify};
 use holdfast::policy::target::Origin;
 use holdfast::policy::time::UnixTime;
@@ -32,7 +32,7 @@ const ALGORITHMS: [Algorithm; 2] = [Algorithm::Es256, Algorithm::EdDsa];
 
 pub(super) fn proof(input: &[u8]) {
     let origin = Origin::parse("https://api.example").expect("an origin");
-    let nonces = NonceKeys::derive(&[[7; 32]], &origin);
+    let nonces = NonceKeys::derive(&[NonceSecret::new([7; 32])], &origin);
     let nonce = nonces.make(UnixTime::from_secs(NOW - 5), [1; 8]).expect("a key");
     let ath = Sha256::of(b"token");
     let text = match signed(input, &[("\"$ath\"", &ath.to_string()), ("\"$nonce\"", &nonce)]) {
