@@ -65,7 +65,7 @@ async fn whole(
     let begun = moved::last_change(&shared.redis).await?;
     let counts = lines(shared, file, at).await?;
     let ended = moved::last_change(&shared.redis).await?;
-    same(&shared.redis, epoch, "the backup was written")?;
+    same(&shared.redis, epoch, "the backup was written").await?;
     let confirmed = u64::from(ended.confirmed != begun.confirmed);
     Ok((counts, ended.seq.saturating_sub(begun.seq).max(confirmed)))
 }

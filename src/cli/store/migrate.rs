@@ -71,7 +71,7 @@ pub(super) fn run(migrate: &Migrate, out: &mut dyn Write) -> Result<(), CommandE
         planned.run((source, target), now, |it| shown.show(it)).await?;
         shown.end();
         if let Some(epoch) = epoch {
-            same(&redis, epoch, "records were copied, and the target is not to be used")?;
+            same(&redis, epoch, "records were copied, and the target is not to be used").await?;
         }
         let ended = line(migrate, "done", &planned.counts())?;
         match migrate.to {
@@ -111,7 +111,7 @@ fn tell(migrate: &Migrate, planned: &Planned, out: &mut dyn Write) -> Result<(),
     }
     let missing = planned.missing();
     if migrate.dry_run {
-        writeln!(out, "{missing} records would be put into the {to} store; nothing was changed")?;
+        writeln!(out, "{missing} records would be put into the {to} store; nothing was copied")?;
     } else {
         writeln!(out, "{missing} records were put there; counts and checksums are the same")?;
         writeln!(out, "now set store.kind to {to} at every edge, and start them")?;

@@ -3,7 +3,7 @@
 //! Servers that were started with older data, or wiped, still answer. What they have lost may be that a node
 //! or a grant was revoked, and whoever copies them would have that undone for good. So a command does what
 //! an edge does before it serves from them, by the same code: it says what this edge's file remembers to
-//! have revoked, holds the ledger against the entry that it remembers, and looks whether all edges have
+//! have revoked, and nothing else, holds the ledger against the entry that it remembers, and looks whether all edges have
 //! said theirs since the servers last changed hands.
 
 use std::time::Duration;
@@ -34,7 +34,7 @@ const REST: Duration = Duration::from_millis(200);
 pub(super) async fn sound(shared: &Servers, shown: &mut Shown) -> Result<Epoch, CommandError> {
     let Servers { redis, registry } = shared;
     let runtime = Handle::current();
-    let nodes = SharedNodes::start(redis.clone(), registry.clone(), SETTLE, &runtime)?;
+    let nodes = SharedNodes::looking(redis.clone(), registry.clone(), &runtime)?;
     let tokens = SharedBindings::looking(redis.clone(), registry.clone(), &runtime);
     let mut why = None;
     let waited = async {
@@ -65,11 +65,10 @@ pub(super) async fn sound(shared: &Servers, shown: &mut Shown) -> Result<Epoch, 
 ///
 /// # Errors
 /// Another one has taken over: `what` was done is of both.
-pub(super) fn same(redis: &Redis, epoch: Epoch, what: &str) -> Result<(), CommandError> {
-    if redis.period().is_some_and(|period| period.epoch == epoch) {
-        return Ok(());
-    }
-    Err(CommandError::Other(format!("another server has taken over while {what}: run it again")))
+pub(super) async fn same(redis: &Redis, epoch: Epoch, what: &str) -> Result<(), CommandError> {
+    redis.is_still(epoch).await.map_err(|_| {
+        CommandError::Other(format!("another server has taken over while {what}: run it again"))
+    })
 }
 
 /// Why they cannot be gone by.
@@ -101,7 +100,10 @@ fn trouble(nodes: &SharedNodes, tokens: &SharedBindings) -> Option<Fails> {
         )),
         (Some(fault), _) => waits(fault.to_string()),
         (None, Some(Unsettled::Early)) => waits(
-            "the servers have only just changed hands, or do not answer: run this again".to_owned(),
+            "the servers have only just changed hands, do not answer, or do not say all that was given up \
+             as the file of store.path remembers it: run this again, with an edge of that file started \
+             in between"
+                .to_owned(),
         ),
         (None, None) => None,
     }

@@ -172,14 +172,11 @@ impl SharedBindings {
     #[must_use]
     pub fn unsettled(&self) -> Option<Unsettled> {
         let Ok(period) = self.inner.period() else { return Some(Unsettled::Early) };
-        let roll = self.inner.roll(period.epoch);
-        match roll.as_ref().map(|roll| &roll.missing) {
-            Some(Some(edge)) => Some(Unsettled::Missing(edge.clone())),
-            Some(None) | None => {
-                let settled = self.inner.is_settled(&period, roll.as_deref());
-                (!settled).then_some(Unsettled::Early)
-            }
+        let Some(roll) = self.inner.called(period.epoch) else { return Some(Unsettled::Early) };
+        if let Some(edge) = roll.missing.as_ref().or(roll.later.as_ref()) {
+            return Some(Unsettled::Missing(edge.clone()));
         }
+        (!self.inner.is_settled(&period, Some(&*roll))).then_some(Unsettled::Early)
     }
 }
 
@@ -321,7 +318,11 @@ impl Bindings for SharedBindings {
     }
 
     fn trouble(&self) -> Option<String> {
-        let missing = self.inner.roll(self.inner.period().ok()?.epoch)?.missing.clone()?;
+        let roll = self.inner.called(self.inner.period().ok()?.epoch)?;
+        if let Some(later) = &roll.later {
+            return Some(format!("edge {later} has found other masters of redis"));
+        }
+        let missing = roll.missing.as_ref()?;
         Some(format!("edge {missing} has not said again what it has revoked"))
     }
 

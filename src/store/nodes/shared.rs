@@ -80,6 +80,7 @@ use crate::policy::epoch::Epoch;
 use crate::policy::lineage::{self, Mark};
 use crate::policy::time::UnixTime;
 use crate::store::clock::now;
+use crate::store::epoch::SETTLE;
 use crate::store::redis::{Period, Redis};
 use crate::store::registry::Registry;
 use crate::store::sqlite::Fault;
@@ -114,6 +115,8 @@ struct Inner {
     scripts: Scripts,
     turns: Vec<tokio::sync::Mutex<()>>,
     settle: Duration,
+    /// Whether others are told what is found of the ledger.
+    speaks: bool,
     /// Whether the store is to be acted on.
     trust: Trust,
     looked_up: AtomicU64,
@@ -131,12 +134,30 @@ impl SharedNodes {
         settle: Duration,
         runtime: &Handle,
     ) -> Result<Self, Fault> {
+        Self::begin(redis, registry, (settle, true), runtime)
+    }
+
+    /// The same for a command that only looks: it tells nobody what it finds, as its file may be any.
+    ///
+    /// # Errors
+    /// Those of [`SharedNodes::start`].
+    pub fn looking(redis: Redis, registry: Registry, runtime: &Handle) -> Result<Self, Fault> {
+        Self::begin(redis, registry, (SETTLE, false), runtime)
+    }
+
+    fn begin(
+        redis: Redis,
+        registry: Registry,
+        (settle, speaks): (Duration, bool),
+        runtime: &Handle,
+    ) -> Result<Self, Fault> {
         let inner = Arc::new(Inner {
             redis,
             memory: Memory::of(registry)?,
             scripts: Scripts::default(),
             turns: (0..TURNS).map(|_| tokio::sync::Mutex::default()).collect(),
             settle,
+            speaks,
             trust: Trust::default(),
             looked_up: AtomicU64::default(),
         });

@@ -81,13 +81,13 @@ pub(super) fn of(marks: &[Mark], masters: &[Identity]) -> Epoch {
 ///
 /// When it began, in milliseconds, later than any that the store remembers; and how long ago that was. Both
 /// by the server's clock. `begun` runs ahead of that where the server before had a clock that did, so that
-/// epochs have an order.
+/// epochs have an order; by more than what clocks may differ by, which whoever gives epochs up concedes.
 const BEGIN: &str = "
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local epoch, begun, at = string.match(redis.call('GET', KEYS[1]) or '', '^(%S+) (%d+) (%d+)$')
 if epoch ~= ARGV[1] then
-  begun, at = math.max(now, (tonumber(begun) or 0) + 1), now
+  begun, at = math.max(now, (tonumber(begun) or 0) + 60001), now
   local text = string.format('%s %.0f %.0f', ARGV[1], begun, at)
   redis.call('SET', KEYS[1], text)
 end

@@ -39,7 +39,7 @@
 //!   what it has counted as dropped is another number. Whoever has seen the policy changes the marks, too,
 //!   so that it is another store also where the number was set back.
 //! - **A server's clock set forward**: keys end by it, and end too soon then. It is held against this
-//!   process's monotonic clock each second; where it has leapt, the marks are changed. What keys are kept
+//!   machine's clocks each second and at each new connection; where it has leapt, the marks are changed. What keys are kept
 //!   longer than is needed has room for a smaller leap.
 //! - **A restored backup**: needs a restart, or a resynchronisation: as those.
 //! - **Partition, the old master still alive**: edges on its side stay in the old epoch, those on the
@@ -56,8 +56,8 @@
 //! `waitReplicas` is the number of replicas it acknowledges nothing, since the one that was promoted has
 //! left it. Proofs are admitted once all the same, by their epochs.
 //!
-//! How old an epoch is, is told by the clock of the server of the first tag, once, and from then on by each
-//! edge's own monotonic clock; the epoch's begin, for proofs without a nonce, is so long ago by the clock
+//! How old an epoch is, is told by the clock of the server of the first tag when an edge finds it, and from then
+//! on by the edge's own monotonic clock; the epoch's begin, for proofs without a nonce, is so long ago by the clock
 //! that the proofs' dates are held against. So edges need not have the same time for that.
 //!
 //! What does not hold: what is looked at each second may be a second late: dropped keys, and a leap of a
@@ -180,10 +180,11 @@ impl Shared {
 pub struct Period {
     /// Which it is.
     pub epoch: Epoch,
-    /// When it began: the same at every edge, and later than every epoch before it that the store remembers.
-    /// By the clock of the server of [`Tag::FIRST`], or ahead of it.
+    /// When it was found to have begun, later than every epoch before it that the store remembers. By the clock
+    /// of the server of [`Tag::FIRST`], or ahead of it. The same at every edge, unless another epoch was found
+    /// in between.
     pub begun: UnixTime,
-    /// How long ago that was. No clock that is set changes it.
+    /// How long ago that was, as of when this edge found it, and since then by a clock that nobody sets.
     pub age: Duration,
 }
 
@@ -364,6 +365,17 @@ impl Redis {
     fn takes(&self, epoch: Epoch, tag: Tag) -> bool {
         let view = self.view_of(epoch);
         view.is_ok_and(|view| view.server(tag).is_ok_and(|server| server.is_open()))
+    }
+
+    /// Whether the store is the one of `epoch`, as each of its servers says now.
+    ///
+    /// # Errors
+    /// [`Fault`]; another store is a [`Fault::Down`] too.
+    pub async fn is_still(&self, epoch: Epoch) -> Result<(), Fault> {
+        for tag in self.shards() {
+            self.commit_in(epoch, tag, Pipeline::new()).await?;
+        }
+        Ok(())
     }
 
     fn view_of(&self, epoch: Epoch) -> Result<Arc<View>, Fault> {

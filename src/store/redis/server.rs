@@ -81,7 +81,9 @@ impl Server {
 
     /// [`Server::trip`] for one that may have lost some of what it keeps: its marks are not gone on from.
     pub(super) fn disown(&self, why: &str) {
-        self.forgets.store(true, Ordering::Release);
+        if !self.forgets.swap(true, Ordering::AcqRel) && !self.is_open() {
+            tracing::warn!(server = %self.address, why, "redis may have lost something");
+        }
         self.trip(why);
     }
 

@@ -94,7 +94,10 @@ async fn look(shared: &Arc<Shared>) -> Result<Option<View>, String> {
         let held = known.iter().find(|server| server.address == *address && server.is_open());
         servers.push(match held {
             Some(server) => Arc::clone(server),
-            None => Arc::new(connect(shared, address).await?),
+            None => {
+                let before = known.iter().find(|server| server.address == *address);
+                Arc::new(connect(shared, address, before.map(|it| &**it)).await?)
+            }
         });
     }
     if let Some(before) = &before
@@ -161,8 +164,13 @@ async fn verify(server: &Server) {
     }
 }
 
-/// Connects, and looks whom it has got.
-async fn connect(shared: &Shared, address: &Address) -> Result<Server, String> {
+/// Connects, and looks whom it has got: whether it is the one that was there `before`, and has lost something
+/// in between, is seen as well.
+async fn connect(
+    shared: &Shared,
+    address: &Address,
+    before: Option<&Server>,
+) -> Result<Server, String> {
     let settings = &shared.settings;
     let open = || Link::open(settings, address, &settings.login);
     let link = open().await.map_err(|error| error.to_string())?;
@@ -177,6 +185,10 @@ async fn connect(shared: &Shared, address: &Address) -> Result<Server, String> {
     let (told, kept) = answers.split_at_checked(INFO_ANSWERS).unwrap_or_default();
     let told = inspect::info(told);
     let info = told.map_err(|error| format!("{address}: {error}"))?;
+    let before = before.filter(|before| before.identity.run == info.identity.run);
+    if before.is_some_and(|before| before.set_clock(reading).is_some()) {
+        before.inspect(|before| before.disown("the server's clock was set forward"));
+    }
     if info.loading {
         return Err(format!("{address}: is still reading its data"));
     }
@@ -189,6 +201,7 @@ async fn connect(shared: &Shared, address: &Address) -> Result<Server, String> {
     }
     let keeping = inspect::keeping(&info, kept);
     if let Some(refused) = keeping.refused {
+        before.inspect(|before| before.disown(&refused));
         return Err(format!("{address}: {refused}"));
     }
     if let Some(forgets) = &keeping.forgets
@@ -245,7 +258,7 @@ async fn probe(shared: &Shared, view: &View, index: usize, server: &Server) -> b
 }
 
 /// The tags that lie at one of the masters.
-fn tags_at(places: &[usize; TAGS], index: usize) -> impl Iterator<Item = Tag> {
+pub(super) fn tags_at(places: &[usize; TAGS], index: usize) -> impl Iterator<Item = Tag> {
     Tag::all().zip(places.iter()).filter(move |(_, place)| **place == index).map(|(tag, _)| tag)
 }
 
@@ -298,6 +311,12 @@ async fn said(server: &Server, pipeline: &Pipeline) -> Result<Vec<Value>, String
     answers.map_err(|_| format!("{}: {}", server.address, trouble()))
 }
 
+/// The order in which marks are changed: the one that is looked at each second last. The server does other
+/// work in between, and whoever reads some of the marks of before and some of after must find out.
+pub(super) fn one_by_one(tags: &[Tag]) -> impl Iterator<Item = &Tag> {
+    tags.iter().rev()
+}
+
 /// Has every edge see another store in a server that may have lost some of what it keeps.
 async fn disown(
     shared: &Shared,
@@ -306,7 +325,7 @@ async fn disown(
     marks: &[Mark],
 ) -> Result<(), String> {
     let mut pipeline = Pipeline::new();
-    for tag in tags {
+    for tag in one_by_one(tags) {
         let mark = marks.get(tag.index()).ok_or("a tag without a mark")?;
         epoch::disown(&mut pipeline, &shared.keys, *tag, mark, &super::random());
     }

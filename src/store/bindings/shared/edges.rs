@@ -1,9 +1,7 @@
 //! Which edges are there, and which of them have said again what they have revoked.
 
-#![expect(clippy::disallowed_methods, reason = "how long ago the roll was called is measured")]
-
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use redis::Value;
 
@@ -12,6 +10,7 @@ use super::Inner;
 use crate::policy::digest::Sha256;
 use crate::policy::epoch::{Epoch, GivenUp};
 use crate::policy::time::UnixTime;
+use crate::store::clock::Moment;
 use crate::store::epoch::SETTLE;
 use crate::store::redis::{Guarded, Keys, Period, Tag};
 use crate::store::sqlite::Fault;
@@ -38,7 +37,7 @@ const KEPT_MS: &[u8] = b"31536000000";
 /// remembers it, empty for never, and which one is not; whether the edge is to be on the roll: otherwise
 /// nothing is changed of who is.
 ///
-/// The first edge that is missing, empty for none; until when epochs are given up, and which one is not; an
+/// An edge that is missing, empty for none; until when epochs are given up, and which one is not; an
 /// edge that is in a later epoch: then nothing was changed.
 const ANSWER: &str = "
 local time = redis.call('TIME')
@@ -63,7 +62,7 @@ end
 if ARGV[11] == '1' then
   redis.call('HSET', KEYS[1], own, ARGV[2] .. ' ' .. ARGV[3] .. ' ' .. string.format('%.0f', now))
 end
-if ARGV[9] ~= '' then give_up(tonumber(ARGV[9]), ARGV[10]) end
+if ARGV[11] == '1' and ARGV[9] ~= '' then give_up(tonumber(ARGV[9]), ARGV[10]) end
 local missing, before = '', tonumber(ARGV[6])
 for _, other in ipairs(others) do
   if other.epoch ~= ARGV[2] then
@@ -133,14 +132,16 @@ pub(super) struct Roll {
     pub(super) epoch: Epoch,
     /// An edge that has not said its own yet.
     pub(super) missing: Option<String>,
+    /// An edge that is in a later epoch: then nothing else is known.
+    pub(super) later: Option<String>,
     pub(super) given_up: Option<GivenUp>,
-    pub(super) at: Instant,
+    pub(super) at: Moment,
 }
 
 impl Roll {
     fn is_fresh(&self) -> bool {
-        let every = if self.missing.is_some() { SOON } else { EVERY };
-        self.at.elapsed() < every
+        let soon = self.missing.is_some() || self.later.is_some();
+        self.at.elapsed() < if soon { SOON } else { EVERY }
     }
 
     /// Whether others still wait for what this edge may say.
@@ -149,16 +150,14 @@ impl Roll {
     }
 }
 
-/// What came of calling the roll.
-enum Called {
-    Answered(Roll),
-    /// This edge is in a later epoch than this one.
-    Behind(String),
-}
-
 impl Inner {
     /// What edges have said again in this epoch; `None` before this one has said all of its own.
     pub(super) fn roll(&self, epoch: Epoch) -> Option<Arc<Roll>> {
+        self.called(epoch).filter(|roll| roll.later.is_none())
+    }
+
+    /// What came of calling the roll in this epoch.
+    pub(super) fn called(&self, epoch: Epoch) -> Option<Arc<Roll>> {
         self.roll.load_full().filter(|roll| roll.epoch == epoch)
     }
 
@@ -169,24 +168,19 @@ impl Inner {
 
     /// Says that this edge is there and has said all that it has revoked, if it is time.
     pub(super) async fn answer_the_roll(&self, period: &Period) {
-        let before = self.roll(period.epoch);
+        let before = self.called(period.epoch);
         if before.as_ref().is_some_and(|roll| roll.is_fresh()) {
             return;
         }
-        let roll = match self.call(period).await {
-            Ok(Called::Answered(roll)) => roll,
-            Ok(Called::Behind(edge)) => {
-                if before.is_some() {
-                    tracing::warn!(
-                        edge,
-                        "another edge has found other masters of redis than this one: tokens from before                          are not served here until both see the same"
-                    );
-                }
-                self.roll.store(None);
-                return;
-            }
-            Err(_) => return,
-        };
+        let Ok(roll) = self.call(period).await else { return };
+        let known = before.as_ref().is_some_and(|before| before.later == roll.later);
+        if let Some(edge) = roll.later.as_ref().filter(|_| !known) {
+            tracing::warn!(
+                edge,
+                "another edge has found other masters of redis than this one: tokens from before are \
+                 not served here until both see the same"
+            );
+        }
         let known = before.as_ref().is_some_and(|before| before.missing == roll.missing);
         if let Some(edge) = roll.missing.as_ref().filter(|_| !known) {
             tracing::warn!(
@@ -195,7 +189,8 @@ impl Inner {
                  served until it has"
             );
         }
-        if before.as_ref().is_some_and(|before| before.given_up != roll.given_up) {
+        let given_up = |before: &Arc<Roll>| before.given_up != roll.given_up;
+        if roll.later.is_none() && before.as_ref().is_some_and(given_up) {
             tracing::error!(
                 "an edge that may have revoked tokens has not come back since redis has changed hands: \
                  tokens from before are refused for good, clients log in again"
@@ -204,7 +199,7 @@ impl Inner {
         self.roll.store(Some(Arc::new(roll)));
     }
 
-    async fn call(&self, period: &Period) -> Result<Called, Fault> {
+    async fn call(&self, period: &Period) -> Result<Roll, Fault> {
         let (edge, known) =
             self.registry.read(|reader| Ok((reader.chain()?, reader.given_up()?))).await?;
         let gives_up = period.age >= self.waits.missing;
@@ -237,15 +232,23 @@ impl Inner {
             let text = String::from_utf8(text).map_err(|_| Fault::Malformed)?;
             Ok::<_, Fault>(Some(text).filter(|text| !text.is_empty()))
         };
+        let (epoch, at) = (period.epoch, Moment::now());
         if let Some(edge) = name(later)? {
-            return Ok(Called::Behind(edge));
+            let (missing, later) = (None, Some(edge));
+            return Ok(Roll { epoch, missing, later, given_up: known, at });
         }
         let given_up = given_up(before, but)?;
-        if let Some(given_up) = given_up.filter(|it| Some(*it) != known) {
+        if !self.joins
+            && known.is_some_and(|known| given_up.is_none_or(|it| it.before < known.before))
+        {
+            // Who copies them would take for good what was given up. An edge says it again.
+            return Err(Fault::Unvouched);
+        }
+        let is_later = |it: &GivenUp| known.is_none_or(|known| it.before > known.before);
+        if let Some(given_up) = given_up.filter(is_later) {
             // It stays so, also where the server that says it is wiped.
             self.registry.transact(move |batch| batch.keep_given_up(&given_up)).await?;
         }
-        let (epoch, missing) = (period.epoch, name(missing)?);
-        Ok(Called::Answered(Roll { epoch, missing, given_up, at: Instant::now() }))
+        Ok(Roll { epoch, missing: name(missing)?, later: None, given_up, at })
     }
 }

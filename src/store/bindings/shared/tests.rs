@@ -1,9 +1,5 @@
 //! What one edge does, step by step.
 
-#![expect(clippy::disallowed_methods, reason = "a test has clocks")]
-
-use std::time::Instant;
-
 use tempfile::TempDir;
 
 use super::edges::LATELY;
@@ -11,6 +7,7 @@ use super::*;
 use crate::policy::digest::Jkt;
 use crate::policy::epoch::{Epoch, GivenUp};
 use crate::store::bindings::tests::Server;
+use crate::store::clock::Moment;
 use crate::store::sqlite::writer::CheckpointRule;
 
 const ROLL: &str = "{test:0}:tokens:edges";
@@ -74,8 +71,8 @@ async fn an_edge_that_was_not_on_the_roll_lately_revokes_nothing() {
     let roll = one.roll.load_full().unwrap();
     let one = shared(one);
     let client = || Some("client-1".to_owned());
-    let past = Instant::now().checked_sub(LATELY).unwrap();
-    one.inner.roll.store(Some(Arc::new(Roll { at: past, ..Roll::clone(&roll) })));
+    let at = Moment::ago(LATELY);
+    one.inner.roll.store(Some(Arc::new(Roll { at, ..Roll::clone(&roll) })));
     assert_eq!(one.revoke(vec![key()], client()).await, Err(Fault::Down));
     assert!(!one.inner.stone(key()).await.unwrap().revoked);
     one.inner.roll.store(Some(roll));
@@ -104,7 +101,7 @@ async fn an_edge_in_an_earlier_epoch_gives_up_nobody() {
     // So that it is time to call the roll again.
     let again = |edge: &Inner| {
         let roll = edge.roll.load_full().unwrap();
-        let at = Instant::now().checked_sub(LATELY).unwrap();
+        let at = Moment::ago(LATELY);
         edge.roll.store(Some(Arc::new(Roll { at, ..Roll::clone(&roll) })));
     };
     // It is there, and for as long as it may be.
@@ -114,7 +111,10 @@ async fn an_edge_in_an_earlier_epoch_gives_up_nobody() {
     again(&one);
     one.answer_the_roll(&period).await;
     assert!(one.roll(period.epoch).is_none(), "it does not know");
-    assert!(shared(one).revoke(vec![key()], None).await.is_err());
+    let one = shared(one);
+    assert!(one.trouble().unwrap().contains("edge two has found other masters"));
+    assert!(!one.is_up() && one.unsettled() == Some(Unsettled::Missing("two".to_owned())));
+    assert!(one.revoke(vec![key()], None).await.is_err());
     assert_eq!(server.raw(&["HGETALL", ROLL]), before, "nothing was changed");
     let lately = now().minus(Duration::from_secs(30));
     // It has gone for good: it is one that is missing, and then given up.
@@ -154,6 +154,31 @@ async fn what_is_given_up_is_remembered_by_each_edge() {
     assert_eq!(two.roll(period.epoch).unwrap().given_up, Some(given_up));
     let kept = two.registry.read(|reader| reader.given_up()).await;
     assert_eq!(kept, Ok(Some(given_up)));
+}
+
+/// A command that looks is nobody that others would wait for, and gives nothing up. Where its file remembers
+/// more than the servers say, they are not to be copied.
+#[tokio::test]
+async fn who_only_looks_is_not_on_the_roll() {
+    let scratch = TempDir::new().unwrap();
+    let Some(server) = Server::start(scratch.path()) else { return };
+    let looking =
+        Inner { joins: false, ..edge(&server, &scratch, "one.db", Waits::default()).await };
+    let period = looking.period().unwrap();
+    let entry = format!("{} 1 1", other_epoch().0);
+    server.raw(&["HSET", ROLL, "edge:two", &entry]);
+    let before = server.raw(&["HGETALL", ROLL]);
+    looking.answer_the_roll(&period).await;
+    let roll = looking.roll(period.epoch).unwrap();
+    assert_eq!((roll.missing.as_deref(), roll.given_up), (Some("two"), None));
+    let given_up = GivenUp { before: UnixTime::from_millis(7000), but: other_epoch() };
+    let kept = looking.registry.transact(move |batch| batch.keep_given_up(&given_up)).await;
+    assert_eq!(kept, Ok(()));
+    looking.roll.store(None);
+    looking.answer_the_roll(&period).await;
+    assert!(looking.roll(period.epoch).is_none());
+    assert_eq!(server.raw(&["HGETALL", ROLL]), before, "nothing was changed");
+    assert!(shared(looking).revoke(vec![key()], None).await.is_err());
 }
 
 /// A call is for one epoch: where the store is another by then, nothing is said there.

@@ -47,12 +47,12 @@ impl Inner {
     }
 
     pub(super) async fn say_again_for_ever(&self) {
-        let mut unsaid = false;
+        let (mut said, mut unsaid) = (None, false);
         loop {
             if let Ok(period) = self.period() {
-                unsaid |= self.roll(period.epoch).is_none();
-                if unsaid {
-                    unsaid = !self.said_again(period.epoch).await;
+                unsaid |= said != Some(period.epoch);
+                if unsaid && self.said_again(period.epoch).await {
+                    (said, unsaid) = (Some(period.epoch), false);
                 }
                 if !unsaid {
                     self.answer_the_roll(&period).await;

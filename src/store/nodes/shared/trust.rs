@@ -93,6 +93,7 @@ impl Inner {
             }
             Standing::Unknown => return Err(Fault::Unvouched),
             Standing::Doubted => return Err(Fault::Behind),
+            Standing::Behind if !self.speaks => return Err(Fault::Behind),
             Standing::Behind => {
                 tracing::error!(
                     seen = mark.seq,
@@ -133,7 +134,7 @@ impl Inner {
     /// said now is said the next time.
     pub(super) async fn vouch(&self) {
         let Ok(Period { epoch, .. }) = self.period() else { return };
-        if self.trust.last().vouched == Some(epoch) {
+        if !self.speaks || self.trust.last().vouched == Some(epoch) {
             return;
         }
         let mut pipeline = Pipeline::new();
