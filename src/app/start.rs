@@ -209,11 +209,8 @@ async fn serve(front: Bound, shutdown: ShutdownWatch) {
 }
 
 async fn serve_admin(socket: TcpListener, told: Arc<admin::Told>, ends: watch::Receiver<()>) {
-    let served = match tokio::net::TcpListener::from_std(socket) {
+    match tokio::net::TcpListener::from_std(socket) {
         Ok(socket) => admin::serve(socket, told, ends).await,
-        Err(error) => Err(error),
-    };
-    if let Err(error) = served {
-        tracing::error!(%error, "the admin listener has ended");
+        Err(error) => tracing::error!(%error, "nobody listens for administrators"),
     }
 }

@@ -1,8 +1,9 @@
 //! The admin listener: `/metrics`, `/healthz`, `/readyz`. In clear on a loopback address; on any other
 //! with TLS, for whoever has a certificate.
 //!
-//! HTTP/1.1 alone, so that a connection has one answer at most, and none that nobody reads: whoever does not
-//! ask, or does not take what he is answered, is cut off. One is answered at a time.
+//! HTTP/1.1 alone, and a connection for each request: whoever does not ask, waits for ever, or does not take what
+//! he is answered, is cut off, and before that gives way to whoever comes after him (`door`). One is answered at
+//! a time.
 
 #![expect(
     clippy::disallowed_methods,
@@ -31,14 +32,16 @@ use super::listener::Occupancy;
 use super::parts::{self, Common, Parts};
 use super::upstream::{ServerStatus, Servers};
 pub use door::Tls;
-use door::{Door, Guest};
+use door::{Door, Guest, Stay};
 
 use crate::policy::time::UnixTime;
 use crate::store::redis;
 use crate::telemetry::metrics::{ByMemory, Now};
 
-/// How long a request's head is waited for, and the next request after an answer.
+/// How long a request's head is waited for.
 const HEAD: Duration = Duration::from_secs(10);
+/// Bytes of a request's head, and of an answer that wait to be written.
+const BUFFER: usize = 16 * 1024;
 /// How long a connection may go on once nobody is let in any more.
 const LEAVE: Duration = Duration::from_secs(5);
 
@@ -100,19 +103,16 @@ impl Told {
 }
 
 /// Serves until the other end of `ends` is gone, or the runtime.
-///
-/// # Errors
-/// When the socket fails.
-pub async fn serve(
-    socket: tokio::net::TcpListener,
-    told: Arc<Told>,
-    mut ends: watch::Receiver<()>,
-) -> std::io::Result<()> {
-    let mut door = Door::open(socket, Arc::clone(&told.tls));
-    let router = router(told);
+pub async fn serve(socket: tokio::net::TcpListener, told: Arc<Told>, ends: watch::Receiver<()>) {
+    let door = Door::open(socket, Arc::clone(&told.tls));
+    receive(door, router(told), ends).await;
+}
+
+/// Answers whoever comes in by `door`.
+async fn receive(mut door: Door, router: Router, mut ends: watch::Receiver<()>) {
     let (open, mut all_gone) = mpsc::channel::<()>(1);
     loop {
-        let guest = tokio::select! {
+        let (guest, stay) = tokio::select! {
             guest = door.accept() => guest,
             ended = ends.changed() => match ended {
                 Ok(()) => continue,
@@ -121,20 +121,28 @@ pub async fn serve(
         };
         let (router, ends, open) = (router.clone(), ends.clone(), open.clone());
         tokio::spawn(async move {
-            attend(guest, router, ends).await;
+            attend(guest, stay, router, ends).await;
             drop(open);
         });
     }
     // What comes now is the next process's.
     drop((door, open));
     let _ = all_gone.recv().await;
-    Ok(())
 }
 
-/// Answers one connection, until it or the listener ends.
-async fn attend(guest: Guest, router: Router, mut ends: watch::Receiver<()>) {
+/// Answers one connection, for as long as it may stay.
+async fn attend(guest: Guest, stay: Stay, router: Router, ends: watch::Receiver<()>) {
+    tokio::select! {
+        () = answer(guest, router, ends) => {}
+        () = stay.over() => tracing::debug!("admin listener: cut off"),
+    }
+}
+
+/// Answers one request, until its connection or the listener ends.
+async fn answer(guest: Guest, router: Router, mut ends: watch::Receiver<()>) {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD);
+    http.keep_alive(false).max_buf_size(BUFFER);
     let service = TowerToHyperService::new(router);
     let connection = http.serve_connection(TokioIo::new(guest), service);
     tokio::pin!(connection);
@@ -319,3 +327,6 @@ fn upstreams(edge: &Parts) -> Vec<Value> {
     };
     edge.servers().map(upstream).collect()
 }
+
+#[cfg(test)]
+mod tests;

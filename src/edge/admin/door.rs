@@ -2,14 +2,15 @@
 //! certificate of an authority named there.
 //!
 //! Who has shown no certificate yet has places of their own, of which one address gets a few: whoever merely
-//! reaches the port keeps nobody else out.
+//! reaches the port keeps nobody else out. Behind that, and in clear, whoever comes gets in: when all places
+//! are taken, the connection that has been there for longest gives way.
 //!
 //! Invariant: no byte of a request is read from a connection whose handshake was not held under the
 //! configuration in force. A reload ends the connections of before; whoever scrapes comes again.
 
 #![expect(clippy::disallowed_methods, reason = "a handshake holds up nobody but its client")]
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -21,21 +22,22 @@ use arc_swap::ArcSwapOption;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::Sleep;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 /// Connections at once whose handshake is over.
-const CONNECTIONS: usize = 256;
+pub(super) const CONNECTIONS: usize = 256;
 /// Handshakes at once.
 const HANDSHAKES: usize = 128;
 /// Of these, from one address.
 const OF_ONE_ADDRESS: usize = 16;
 /// The time of a handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// How long somebody may take nothing of what he is answered.
-const STALL: Duration = Duration::from_secs(20);
+/// How long a connection lasts, from when it was accepted to its end: the handshake, the request, its turn, and
+/// the time that the answer is read in.
+const WHOLE: Duration = Duration::from_secs(30);
 /// How long is waited after the system gave no connection.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -44,7 +46,7 @@ pub type Tls = Arc<ArcSwapOption<ServerConfig>>;
 
 /// Gives out connections whose handshake is over.
 pub(super) struct Door {
-    ready: mpsc::Receiver<Guest>,
+    ready: mpsc::Receiver<(Guest, Stay)>,
 }
 
 impl Door {
@@ -55,8 +57,8 @@ impl Door {
         Self { ready }
     }
 
-    /// The next one whose handshake is over. May be dropped and called again.
-    pub(super) async fn accept(&mut self) -> Guest {
+    /// The next one whose handshake is over, and how long it may stay. May be dropped and called again.
+    pub(super) async fn accept(&mut self) -> (Guest, Stay) {
         match self.ready.recv().await {
             Some(guest) => guest,
             // The runtime ends.
@@ -65,10 +67,9 @@ impl Door {
     }
 }
 
-async fn stand(socket: TcpListener, tls: Tls, let_in: mpsc::Sender<Guest>) {
-    let (handshakes, connections) = (Semaphore::new(HANDSHAKES), Semaphore::new(CONNECTIONS));
-    let (handshakes, connections) = (Arc::new(handshakes), Arc::new(connections));
-    let crowd = Crowd::default();
+async fn stand(socket: TcpListener, tls: Tls, let_in: mpsc::Sender<(Guest, Stay)>) {
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+    let (crowd, places) = (Crowd::default(), Places::default());
     loop {
         let Ok(handshake) = Arc::clone(&handshakes).acquire_owned().await else { return };
         // A process that hands the socket to the next one must not take connections any more.
@@ -84,6 +85,7 @@ async fn stand(socket: TcpListener, tls: Tls, let_in: mpsc::Sender<Guest>) {
                 continue;
             }
         };
+        let until = Instant::now() + WHOLE;
         // In clear there is no handshake, and only this machine.
         let among = match tls.load().is_some().then(|| crowd.enter(address.ip())) {
             Some(None) => {
@@ -92,7 +94,7 @@ async fn stand(socket: TcpListener, tls: Tls, let_in: mpsc::Sender<Guest>) {
             }
             among => among.flatten(),
         };
-        let (tls, let_in, connections) = (Arc::clone(&tls), let_in.clone(), connections.clone());
+        let (tls, let_in, places) = (Arc::clone(&tls), let_in.clone(), places.clone());
         tokio::spawn(async move {
             let greeted = tokio::time::timeout(HANDSHAKE, greet(stream, &tls)).await;
             let (stream, under) = match greeted {
@@ -104,10 +106,9 @@ async fn stand(socket: TcpListener, tls: Tls, let_in: mpsc::Sender<Guest>) {
                     return tracing::debug!(%address, "admin listener: the handshake took too long");
                 }
             };
-            let Ok(place) = connections.acquire_owned().await else { return };
+            let stay = Stay { place: places.enter(), until };
             drop((handshake, among));
-            let guest = Guest { stream, under, in_force: tls, stalled: None, _place: place };
-            let _ = let_in.send(guest).await;
+            let _ = let_in.send((Guest { stream, under, in_force: tls }, stay)).await;
         });
     }
 }
@@ -148,6 +149,58 @@ impl Drop for Among {
     }
 }
 
+/// Those whose handshake is over, by the order in which they came.
+#[derive(Clone, Default)]
+struct Places(Arc<Mutex<Taken>>);
+
+#[derive(Default)]
+struct Taken {
+    next: u64,
+    /// Whose end is dropped has to leave.
+    all: BTreeMap<u64, oneshot::Sender<()>>,
+}
+
+impl Places {
+    /// A place, until it is dropped or wanted for another.
+    fn enter(&self) -> Place {
+        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if taken.all.len() >= CONNECTIONS {
+            taken.all.pop_first();
+        }
+        let (number, (holds, wanted)) = (taken.next, oneshot::channel());
+        taken.next += 1;
+        taken.all.insert(number, holds);
+        Place { places: self.clone(), number, wanted }
+    }
+}
+
+struct Place {
+    places: Places,
+    number: u64,
+    wanted: oneshot::Receiver<()>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.places.0.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.all.remove(&self.number);
+    }
+}
+
+/// How long a connection may go on.
+pub(super) struct Stay {
+    place: Place,
+    until: Instant,
+}
+
+impl Stay {
+    /// Waits until it is over.
+    pub(super) async fn over(mut self) {
+        // Nothing is ever sent: that the other end is gone is the word.
+        let _ = tokio::time::timeout_at(self.until, &mut self.place.wanted).await;
+    }
+}
+
 /// Holds the handshake, where there is to be one.
 async fn greet(stream: TcpStream, tls: &Tls) -> io::Result<(Stream, Option<Arc<ServerConfig>>)> {
     let under = tls.load_full();
@@ -166,9 +219,6 @@ pub(super) struct Guest {
     stream: Stream,
     under: Option<Arc<ServerConfig>>,
     in_force: Tls,
-    /// Until when what is written must go on.
-    stalled: Option<Pin<Box<Sleep>>>,
-    _place: OwnedSemaphorePermit,
 }
 
 enum Stream {
@@ -177,20 +227,6 @@ enum Stream {
 }
 
 impl Guest {
-    /// What came of writing, or that it has been waited for long enough.
-    fn in_time<T>(
-        &mut self,
-        written: Poll<io::Result<T>>,
-        cx: &mut Context<'_>,
-    ) -> Poll<io::Result<T>> {
-        if written.is_ready() {
-            self.stalled = None;
-            return written;
-        }
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(STALL)));
-        stalled.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
-    }
-
     /// Whether what its handshake was held under is in force.
     fn is_welcome(&self) -> bool {
         let now = self.in_force.load();
@@ -228,19 +264,17 @@ impl AsyncWrite for Guest {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = match &mut self.stream {
+        match &mut self.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
             Stream::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
-        };
-        self.in_time(written, cx)
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = match &mut self.stream {
+        match &mut self.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
             Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        };
-        self.in_time(flushed, cx)
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
