@@ -7,7 +7,7 @@
 //! | `t:<record key>` | the record, JSON; never the token | with the record, plus [`MARGIN`] |
 //! | `x:<record key>` | `revoked`: this token was, alone | as late as its record, at least |
 //! | `f:<SHA-256 of the family>` | the grant: the epoch in which it was last gone on from, and its begin by the servers' clock, or `revoked` | as late as the last of its records |
-//! | `k:<x5t#S256>` | a certificate, DER | [`LONGEST_GRACE`] after the certificate |
+//! | `k:<x5t#S256>` | a certificate, DER | [`LONGEST_GRACE`](crate::policy::certificate::LONGEST_GRACE) after the certificate |
 //! | `tokens:edges`, at the first tag | edges, with the epoch in which each has last said what it has revoked, its begin, and when; what was given up | a year after the last edge was there |
 //!
 //! Names of clients and tenants and scopes can be read there; tokens cannot.

@@ -31,7 +31,7 @@
 //!   serves any node until an operator has run `holdfast node confirm`. Meanwhile nodes can be listed,
 //!   revoked, disabled, quarantined and removed, so that what was lost can be done again before.
 //! - While a store is new to be the one (another master, another mark: [`Reign`](crate::store::epoch)),
-//!   no edge serves any node for [`SETTLE`](crate::store::epoch::SETTLE), so that each has found out and said what it remembers.
+//!   no edge serves any node for [`SETTLE`], so that each has found out and said what it remembers.
 //! - Whoever remembers an entry and finds the store to go on from it *vouches* for it, in this epoch. An
 //!   edge that remembers nothing, as one that is new or whose file is gone, believes a store that was vouched
 //!   for, and no other that is not new itself: not until an edge that remembers has looked, or an operator has
@@ -124,7 +124,7 @@ struct Inner {
 
 impl SharedNodes {
     /// The nodes in `redis`, with the audit log and the memory of `registry`. For `settle` after another
-    /// store has begun to be the one, nothing is decided: [`SETTLE`](crate::store::epoch::SETTLE), or nothing for a command.
+    /// store has begun to be the one, nothing is decided: [`SETTLE`], or nothing for a command.
     ///
     /// # Errors
     /// [`Fault`], where what is remembered cannot be read.
