@@ -24,6 +24,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::Args),
+    RunSuccessor(run::successor::Args),
     Health(health::Args),
     Quickstart(quickstart::Args),
     Request(Box<request::Args>),
@@ -74,6 +75,7 @@ fn main() -> ExitCode {
             drop(out); // the log writes to it
             run::run(&args, &mut io::stderr())
         }
+        Command::RunSuccessor(args) => run::successor::run(&args, &mut io::stderr()),
         Command::Quickstart(args) => {
             let colour = out.is_terminal();
             quickstart::run(&args, colour, &mut out, &mut io::stderr())

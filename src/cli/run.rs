@@ -14,6 +14,7 @@ use tokio::time::{Interval, MissedTickBehavior};
 
 mod manager;
 mod standstill;
+pub mod successor;
 mod upgrade;
 mod watch;
 

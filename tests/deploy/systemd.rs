@@ -105,10 +105,11 @@ disabled"
 
 mkdir -p /srv/public /etc/holdfast/tls
 echo one >/srv/public/one
+head -c 400000 /dev/zero >/srv/public/long
 cat >/srv/nginx.conf <<'NGINX'
 daemon off;
 events {}
-http { server { listen 127.0.0.1:9000; root /srv; } }
+http { server { listen 127.0.0.1:9000; root /srv; location /public/long { limit_rate 100k; } } }
 NGINX
 systemd-run --quiet --unit=orders /usr/sbin/nginx -c /srv/nginx.conf
 openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost \
@@ -184,6 +185,8 @@ until_it 60 sh -c "! kill -0 $main 2>/dev/null"
 says '"sockets taken over"' || fail 'not taken over'
 test "$(property NRestarts)" = 0 || fail 'it was started anew'
 main=$(property MainPID)
+# Whose parent is another process systemd does not wait for when it stops, nor sees die.
+! says 'not our child' || fail 'systemd is not its parent'
 
 echo '- not upgraded, since the configuration is bad'
 echo 'nonsense: 1' >>/etc/holdfast/authority.yaml
@@ -193,17 +196,25 @@ test "$(property MainPID)" = "$main" || fail 'another process'
 served || fail 'no answer after an upgrade that failed'
 cp /tmp/good.yaml /etc/holdfast/authority.yaml
 
-echo '- restarted'
+echo '- restarted, in the middle of an answer'
+get https://localhost/public/long >/tmp/long 2>>/tmp/refused &
+long=$!
+until_it 20 test -s /tmp/long
 systemctl restart holdfast || fail restart
 another_serves "$main" || fail 'not restarted'
 main=$(property MainPID)
+wait $long || fail 'an answer was cut off'
+test "$(wc -c </tmp/long)" = 400000 || fail 'an answer came in part'
 
 rm /tmp/asking
 wait $asking
 test ! -s /tmp/refused || fail "refused: $(sort /tmp/refused | uniq -c)"
 echo "  $(wc -l </tmp/served) requests meanwhile, none refused"
 
-echo '- killed'
+echo '- killed, after an upgrade'
+systemctl kill --kill-whom=main --signal=QUIT holdfast.service
+until_it 60 another_serves "$main"
+main=$(property MainPID)
 kill -KILL "$main"
 until_it 30 another_serves "$main"
 test "$(property NRestarts)" = 1 || fail 'not started anew'

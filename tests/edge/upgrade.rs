@@ -57,6 +57,8 @@ impl World {
         let handed = self.process.records(|record| record["message"] == HANDED_OVER);
         let pid = handed.last().and_then(|record| record["to"].as_str()).expect("a process");
         let next = self.process.started_by(pid.parse().expect("an id"));
+        // A service manager sees the end of its own children alone, and waits for no other.
+        assert_ne!(next.parent(), self.process.pid(), "the process before is its parent");
         std::mem::replace(&mut self.process, next)
     }
 
@@ -517,6 +519,37 @@ async fn a_process_that_cannot_start_changes_nothing() {
     // And the next one again, which has its sockets from a process that was given them.
     let _before = world.upgrade().await;
     table.row("ok/again", world.judge(world.send(&request).await, Public).await);
+}
+
+/// How many processes have something of `directory` in their command line.
+fn processes_of(directory: &std::path::Path) -> usize {
+    let name = directory.to_str().expect("a path");
+    let processes = std::fs::read_dir("/proc").expect("processes").flatten();
+    let lines = processes.filter_map(|process| std::fs::read(process.path().join("cmdline")).ok());
+    lines.filter(|line| String::from_utf8_lossy(line).contains(name)).count()
+}
+
+/// Whoever is told to end, or is killed, leaves nobody behind that was to take its place.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_ends_takes_the_next_one_along() {
+    for signal in ["TERM", "KILL"] {
+        let mut world = World::start().await;
+        assert_eq!(processes_of(world.directory.path()), 1);
+        world.process.signal("QUIT");
+        says(&world.process, "another process started, to be handed the sockets", 1).await;
+        world.process.signal(signal);
+        assert!(world.process.ended().await.is_some(), "{}", world.process.output());
+        let mut left = usize::MAX;
+        // Less than what the next one would wait for sockets.
+        for _ in 0..1000 {
+            left = processes_of(world.directory.path());
+            if left == 0 {
+                break;
+            }
+            tokio::time::sleep(STEP).await;
+        }
+        assert_eq!(left, 0, "after SIG{signal}:\n{}", world.process.output());
+    }
 }
 
 /// A service that sends for ever, or echoes what it gets after `101`.

@@ -4,12 +4,11 @@
 
 use std::io;
 use std::path::Path;
-use std::process::{Child, Command};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::manager;
+use super::successor::Between;
 use crate::app::handover::{BECOMING_READY, HandoverError, Next, Serving};
 use crate::app::sockets::Given;
 use crate::app::{self, Estate, Prepared, Running, StartError};
@@ -114,12 +113,12 @@ fn hand_over(
     estate: &Estate,
     called_off: &AtomicBool,
 ) -> Result<Next, HandoverError> {
-    let mut child = Started(None);
+    let mut started = None;
     let mut next = match Next::at(path)? {
         Some(next) => next,
         None => {
-            child.0 = Some(start(file).map_err(HandoverError::Gone)?);
-            child.until_it_waits(path, called_off)?
+            let between = started.insert(Between::start(file).map_err(HandoverError::Gone)?);
+            until_it_waits(between, path, called_off)?
         }
     };
     tracing::info!(to = next.pid(), "handing sockets over");
@@ -127,58 +126,32 @@ fn hand_over(
     if called_off.load(Ordering::Relaxed) {
         return Err(HandoverError::CalledOff);
     }
-    // It lives on.
-    child.0 = None;
+    if let Some(between) = started {
+        between.leave().map_err(HandoverError::Gone)?;
+    }
     Ok(next)
 }
 
-fn start(file: &Path) -> io::Result<Child> {
-    // By the name that it was started by: another version may be there by now.
-    let program = std::env::args_os().next().unwrap_or_else(|| "holdfast".into());
-    let mut command = Command::new(program);
-    command.args(["run", "--upgrade", "--config"]).arg(file);
-    for name in manager::OURS {
-        command.env_remove(name);
-    }
-    let child = command.spawn()?;
-    tracing::info!(process = child.id(), "started to be handed the sockets");
-    Ok(child)
-}
-
-/// A process that was started, and is of no use unless it takes over.
-struct Started(Option<Child>);
-
-impl Started {
-    fn until_it_waits(
-        &mut self,
-        path: &Path,
-        called_off: &AtomicBool,
-    ) -> Result<Next, HandoverError> {
-        let began = Instant::now();
-        loop {
-            if let Some(next) = Next::at(path)? {
-                return Ok(next);
-            }
-            if called_off.load(Ordering::Relaxed) {
-                return Err(HandoverError::CalledOff);
-            }
-            let ended = self.0.as_mut().map(Child::try_wait).transpose();
-            if let Some(status) = ended.map_err(HandoverError::Gone)?.flatten() {
-                return Err(HandoverError::Declined(format!("{status}; its output says why")));
-            }
-            if began.elapsed() >= STARTING {
-                return Err(HandoverError::Gone(io::ErrorKind::TimedOut.into()));
-            }
-            std::thread::sleep(POLL);
+/// Waits until the process that was started waits for sockets.
+fn until_it_waits(
+    started: &mut Between,
+    path: &Path,
+    called_off: &AtomicBool,
+) -> Result<Next, HandoverError> {
+    let began = Instant::now();
+    loop {
+        if let Some(next) = Next::at(path)? {
+            return Ok(next);
         }
-    }
-}
-
-impl Drop for Started {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.0 {
-            let _ = child.kill();
-            let _ = child.wait();
+        if called_off.load(Ordering::Relaxed) {
+            return Err(HandoverError::CalledOff);
         }
+        if let Some(status) = started.ended().map_err(HandoverError::Gone)? {
+            return Err(HandoverError::Declined(format!("{status}; its output says why")));
+        }
+        if began.elapsed() >= STARTING {
+            return Err(HandoverError::Gone(io::ErrorKind::TimedOut.into()));
+        }
+        std::thread::sleep(POLL);
     }
 }

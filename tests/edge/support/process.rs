@@ -118,6 +118,13 @@ impl Process {
         self.pid
     }
 
+    /// Its parent, while it runs.
+    pub(crate) fn parent(&self) -> u32 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).expect("a process");
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+        parent.and_then(|id| id.trim().parse().ok()).expect("a parent")
+    }
+
     /// How it ended; `None` while it runs.
     fn status(&mut self) -> Option<Option<ExitStatus>> {
         match &mut self.child {
