@@ -4,7 +4,7 @@ pub mod moved;
 mod scripts;
 mod shared;
 #[cfg(test)]
-pub(in crate::store) mod tests;
+pub(crate) mod tests;
 
 use async_trait::async_trait;
 

@@ -20,6 +20,7 @@ use super::support::Table;
 use super::support::node::{holdfast, told, world};
 use super::support::process::{free_port, write_config};
 use super::support::redis::{Server, there_is_none};
+use super::support::relay::{Relay, Way};
 use super::support::sharing::share;
 use super::support::world::{World, expect_eq};
 
@@ -314,6 +315,9 @@ async fn what_servers_have_lost_is_not_taken_elsewhere() {
     table.row("migrate", refused(directory, "migrate --to embedded --replace", lost));
     table.row("backup", refused(directory, "backup lost", lost));
     table.row("backup", expect_eq("is there", &directory.join("lost").exists(), &false));
+    // Nor is it made whole by what the file says that was the store before.
+    table.row("there", refused(directory, "migrate --to redis", lost));
+    table.row("there", refused(directory, "migrate --to redis --dry-run", lost));
     // It is done again.
     command("node revoke node-1");
     command("node confirm");
@@ -345,6 +349,49 @@ async fn what_servers_have_lost_is_not_taken_elsewhere() {
     // Who only looks is nobody that others wait for.
     let there = redis.cli(&["HKEYS", ROLL]);
     table.row("roll", expect_eq(&there, &there.contains("edge:"), &false));
+}
+
+/// An edge finds out that servers have lost something while they are copied.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_found_out_while_servers_are_copied_is_seen() {
+    const DOUBT: [&str; 2] = ["{holdfast:0}:nodes:lineage", "doubted"];
+    if there_is_none() {
+        return;
+    }
+    let redis = Server::start(&[]).await;
+    let (mut world, scratch) = both(&redis).await;
+    let (directory, mut table) = (scratch.path(), Table::default());
+    fill(&directory.join("moved.db"));
+    let _ = done(directory, "migrate --to redis");
+    let link = Relay::to(redis.port).await;
+    world.config["store"]["kind"] = json!("redis");
+    world.config["store"]["redis"]["nodes"] = json!([format!("{HERE}:{}", link.port)]);
+    write_config(directory, &world.config);
+    for words in ["migrate --to embedded --dry-run", "migrate --to embedded", "backup kept"] {
+        redis.cli(&["CONFIG", "RESETSTAT"]);
+        link.is(Way::Slow(Duration::from_millis(100)));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_holdfast"));
+        command.arg("store").args(words.split(' ')).args(["--config", "authority.yaml"]);
+        command.current_dir(directory).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the program");
+        // It has been found whole by then, and tokens are read.
+        while !redis.cli(&["INFO", "commandstats"]).contains("cmdstat_scan:") {
+            if child.try_wait().expect("a child").is_some() {
+                let output = child.wait_with_output().expect("its end");
+                panic!("{words}: {}", String::from_utf8_lossy(&output.stderr));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        redis.cli(&["HSET", DOUBT[0], DOUBT[1], "1"]);
+        link.is(Way::Open);
+        let output = child.wait_with_output().expect("its end");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        let said = (output.status.code(), errors.contains("have lost changes to nodes"));
+        table.row(words, expect_eq(&errors, &said, &(Some(1), true)));
+        redis.cli(&["HDEL", DOUBT[0], DOUBT[1]]);
+    }
+    table.row("backup", expect_eq("is there", &directory.join("kept").exists(), &false));
+    let _ = done(directory, "backup kept");
 }
 
 /// A file that remembers nothing cannot tell what servers have lost.

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::Backup;
 use super::progress::Shown;
-use super::sound::{same, sound};
+use super::sound::sound;
 use crate::cli::site::{self, CommandError, now};
 use crate::policy::time::UnixTime;
 use crate::store::backup::{BackupError, Content, Making, Seal};
@@ -61,11 +61,11 @@ async fn whole(
     file: BufWriter<File>,
     at: UnixTime,
 ) -> Result<(BTreeMap<String, u64>, u64), CommandError> {
-    let epoch = sound(shared, &mut Shown::new()).await?;
+    let servers = sound(shared, &mut Shown::new()).await?;
     let begun = moved::last_change(&shared.redis).await?;
     let counts = lines(shared, file, at).await?;
     let ended = moved::last_change(&shared.redis).await?;
-    same(&shared.redis, epoch, "the backup was written").await?;
+    servers.still("the backup was written").await?;
     let confirmed = u64::from(ended.confirmed != begun.confirmed);
     Ok((counts, ended.seq.saturating_sub(begun.seq).max(confirmed)))
 }

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::progress::Shown;
 use super::restore::alone;
-use super::sound::{same, sound, unserved};
+use super::sound::{not_behind, sound, unserved};
 use super::{Kind, Migrate};
 use crate::cli::site::{self, CommandError, now};
 use crate::policy::audit::{Draft, Kind as Line};
@@ -48,9 +48,13 @@ pub(super) fn run(migrate: &Migrate, out: &mut dyn Write) -> Result<(), CommandE
         unserved(&redis, &mut shown).await?;
         let embedded = Embedded(registry.clone());
         let shared = Servers { redis: redis.clone(), registry: registry.clone() };
-        let epoch = match migrate.to {
+        let source_sound = match migrate.to {
             Kind::Embedded => Some(sound(&shared, &mut shown).await?),
-            Kind::Redis => None,
+            Kind::Redis if migrate.replace => None,
+            Kind::Redis => {
+                not_behind(&shared).await?;
+                None
+            }
         };
         let (source, target): (&dyn Records, &dyn Records) = match migrate.to {
             Kind::Redis => (&embedded, &shared),
@@ -61,6 +65,9 @@ pub(super) fn run(migrate: &Migrate, out: &mut dyn Write) -> Result<(), CommandE
             Planned::new((source, target), migrate.replace, now, |it| shown.show(it)).await?;
         if migrate.dry_run {
             shown.end();
+            if let Some(servers) = source_sound {
+                servers.still("records were counted").await?;
+            }
             return Ok(planned);
         }
         let begun = line(migrate, "begun", &planned.counts())?;
@@ -70,8 +77,8 @@ pub(super) fn run(migrate: &Migrate, out: &mut dyn Write) -> Result<(), CommandE
         }
         planned.run((source, target), now, |it| shown.show(it)).await?;
         shown.end();
-        if let Some(epoch) = epoch {
-            same(&redis, epoch, "records were copied, and the target is not to be used").await?;
+        if let Some(servers) = source_sound {
+            servers.still("records were copied, and the target is not to be used").await?;
         }
         let ended = line(migrate, "done", &planned.counts())?;
         match migrate.to {

@@ -31,8 +31,8 @@ enum Command {
         was done. The source is left as it is; servers that may have lost something are not copied \
         from. At the end both sides are counted and their checksums compared; exit status 1 where they \
         differ.\n\nIt can be run again, also after it was stopped \
-        in the middle: it goes on. A target that holds anything else than a part of the source is \
-        refused, unless --replace is said.\n\nIt is refused while an edge serves from the file or \
+        in the middle: it goes on. A target that holds anything else than a part of the source, or \
+        servers that have lost changes to nodes, are refused, unless --replace is said.\n\nIt is refused while an edge serves from the file or \
         from the servers. Do not start one before it has ended."
     )]
     Migrate(Migrate),

@@ -27,11 +27,36 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The rest between two looks.
 const REST: Duration = Duration::from_millis(200);
 
-/// Waits until all is known that was done at servers; the epoch in which it is.
+/// Servers of which all is known that was done there.
+pub(super) struct Sound {
+    redis: Redis,
+    nodes: SharedNodes,
+    tokens: SharedBindings,
+    epoch: Epoch,
+}
+
+impl Sound {
+    /// They still are: the same servers, of which nobody has found out anything meanwhile.
+    ///
+    /// # Errors
+    /// What is otherwise; `what` was done is of no use.
+    pub(super) async fn still(&self, what: &str) -> Result<(), CommandError> {
+        self.nodes.look_again().await;
+        if let Some(Fails { words, .. }) = trouble(&self.nodes, &self.tokens) {
+            return Err(CommandError::Other(format!("while {what}: {words}")));
+        }
+        self.redis.is_still(self.epoch).await.map_err(|_| {
+            let text = format!("another server has taken over while {what}: run it again");
+            CommandError::Other(text)
+        })
+    }
+}
+
+/// Waits until all is known that was done at servers.
 ///
 /// # Errors
 /// Why it is not, and what is to be done.
-pub(super) async fn sound(shared: &Servers, shown: &mut Shown) -> Result<Epoch, CommandError> {
+pub(super) async fn sound(shared: &Servers, shown: &mut Shown) -> Result<Sound, CommandError> {
     let Servers { redis, registry } = shared;
     let runtime = Handle::current();
     let nodes = SharedNodes::looking(redis.clone(), registry.clone(), &runtime)?;
@@ -55,20 +80,28 @@ pub(super) async fn sound(shared: &Servers, shown: &mut Shown) -> Result<Epoch, 
     };
     let epoch = tokio::time::timeout(SETTLE + PATIENCE, waited).await.unwrap_or_default();
     shown.end();
-    epoch.ok_or_else(|| match why {
-        Some(Fails { words, .. }) => CommandError::Other(words),
-        None => CommandError::Fault(Fault::Down),
-    })
+    match (epoch, why) {
+        (Some(epoch), _) => Ok(Sound { redis: redis.clone(), nodes, tokens, epoch }),
+        (None, Some(Fails { words, .. })) => Err(CommandError::Other(words)),
+        (None, None) => Err(CommandError::Fault(Fault::Down)),
+    }
 }
 
-/// The servers are still those of `epoch`.
+/// Refuses servers that have lost changes to nodes: a copy would be taken for whole afterwards, and what
+/// is copied there is from before what was lost, or may be.
 ///
 /// # Errors
-/// Another one has taken over: `what` was done is of both.
-pub(super) async fn same(redis: &Redis, epoch: Epoch, what: &str) -> Result<(), CommandError> {
-    redis.is_still(epoch).await.map_err(|_| {
-        CommandError::Other(format!("another server has taken over while {what}: run it again"))
-    })
+/// When they have.
+pub(super) async fn not_behind(shared: &Servers) -> Result<(), CommandError> {
+    if !moved::is_behind(&shared.redis, &shared.registry).await? {
+        return Ok(());
+    }
+    Err(CommandError::Other(
+        "the servers have lost changes to nodes, and this file may be from before them: look in the \
+         audit log for what is missing, do it again, and run `holdfast node confirm`; or say --replace \
+         to go by this file"
+            .to_owned(),
+    ))
 }
 
 /// Why they cannot be gone by.
@@ -121,10 +154,8 @@ pub(super) async fn unserved(redis: &Redis, shown: &mut Shown) -> Result<(), Com
             // What the store forgot when it changed hands is said again by those that are there.
             let told = before.age >= moved::PRESENCE;
             if moved::present(redis, None).await? == 0 && told {
-                let same = redis.period().is_some_and(|after| after.epoch == before.epoch);
-                if same {
-                    return Ok::<_, Fault>(());
-                }
+                redis.is_still(before.epoch).await?;
+                return Ok::<_, Fault>(());
             }
             shown.say("waiting until no edge says that it serves");
             tokio::time::sleep(REST).await;
@@ -140,4 +171,85 @@ pub(super) async fn unserved(redis: &Redis, shown: &mut Shown) -> Result<(), Com
         count => format!("{count} edges serve from the servers of store.redis: stop them"),
     };
     Err(CommandError::Other(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::cli::site;
+    use crate::policy::audit::Kind as Line;
+    use crate::store::bindings::tests::Server;
+    use crate::store::registry::Registry;
+    use crate::store::sqlite::writer::CheckpointRule;
+
+    const LINEAGE: &str = "{test:0}:nodes:lineage";
+
+    fn registry(directory: &Path) -> Registry {
+        let rule = CheckpointRule { lines: 1000, interval: Duration::from_secs(3600) };
+        Registry::open(&directory.join("holdfast.db"), rule).unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_found_out_meanwhile_is_seen_at_the_end() {
+        let scratch = tempfile::tempdir().unwrap();
+        let Some(server) = Server::start(scratch.path()) else { return };
+        let registry = registry(scratch.path());
+        let shared = Servers { redis: server.connect().await, registry };
+        let mut shown = Shown::new();
+        let said = |still: Result<(), CommandError>| still.unwrap_err().to_string();
+        let servers = sound(&shared, &mut shown).await.unwrap();
+        servers.still("it was tried").await.unwrap();
+        // An edge finds out that something is missing.
+        server.raw(&["HSET", LINEAGE, "doubted", "1"]);
+        let text = said(servers.still("it was tried").await);
+        assert!(text.contains("it was tried") && text.contains("lost changes to nodes"), "{text}");
+        server.raw(&["HDEL", LINEAGE, "doubted"]);
+        servers.still("it was tried").await.unwrap();
+        // They lose what says which store they are.
+        server.raw(&["DEL", "{test:0}:mark"]);
+        let text = said(servers.still("it was tried").await);
+        assert!(text.contains("another server has taken over while it was tried"), "{text}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_copy_does_not_make_whole_what_has_lost_something() {
+        let scratch = tempfile::tempdir().unwrap();
+        let Some(server) = Server::start(scratch.path()) else { return };
+        let registry = registry(scratch.path());
+        let shared = Servers { redis: server.connect().await, registry };
+        not_behind(&shared).await.unwrap();
+        // A copy that was broken off goes on.
+        moved::hold(&shared.redis, site::now()).await.unwrap();
+        not_behind(&shared).await.unwrap();
+        let runtime = Handle::current();
+        let begin = || {
+            let (redis, registry) = (shared.redis.clone(), shared.registry.clone());
+            SharedNodes::start(redis, registry, Duration::ZERO, &runtime).unwrap()
+        };
+        let confirmed =
+            || site::draft(Line::StoreChange, None, json!({}), "r", site::now()).unwrap();
+        begin().confirm(confirmed()).await.unwrap();
+        not_behind(&shared).await.unwrap();
+        // Another edge says so; and what an edge says weighs more than a copy that is under way.
+        server.raw(&["HSET", LINEAGE, "doubted", "1"]);
+        assert!(not_behind(&shared).await.is_err());
+        begin().confirm(confirmed()).await.unwrap();
+        moved::hold(&shared.redis, site::now()).await.unwrap();
+        not_behind(&shared).await.unwrap();
+        // The file remembers another entry than there is.
+        server.raw(&["HSET", LINEAGE, "confirmed", "1"]);
+        assert!(not_behind(&shared).await.is_err());
+        let edge = begin();
+        edge.look_again().await;
+        assert_eq!(edge.trouble(), Some(Fault::Behind));
+        let doubted = server.raw(&["HGET", LINEAGE, "doubted"]);
+        assert!(!doubted.contains(moved::HELD), "{doubted}");
+        // Servers in which nothing was ever done have nothing that could be taken for whole.
+        server.raw(&["DEL", LINEAGE]);
+        not_behind(&shared).await.unwrap();
+    }
 }

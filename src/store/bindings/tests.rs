@@ -17,7 +17,7 @@ use crate::policy::grant::Records;
 use crate::policy::grant::TokenKind;
 use crate::store::epoch::SETTLE;
 use crate::store::sqlite::writer::CheckpointRule;
-pub(in crate::store) use server::{Server, address, connected, raw, settings};
+pub(crate) use server::{Server, address, connected, raw, settings};
 
 const HOUR: Duration = Duration::from_secs(3600);
 

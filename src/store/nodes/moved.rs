@@ -4,17 +4,21 @@ use std::time::Duration;
 
 use redis::{Pipeline, Value};
 
+use super::memory::Memory;
 use super::scripts::{self, Names, TAG};
 use crate::policy::capsule::node::{NodeId, Status};
-use crate::policy::lineage::Mark;
+use crate::policy::lineage::{Mark, Standing};
 use crate::policy::time::UnixTime;
 use crate::store::records::Record;
 use crate::store::redis::{Redis, Script};
+use crate::store::registry::Registry;
 use crate::store::sqlite::Fault;
 use crate::store::sqlite::{batch, rows};
 
 /// How long quarantines are kept after the last.
 const KEPT: Duration = Duration::from_secs(31 * 24 * 3600);
+/// Before the time since when a command works on the store, where a doubt has the time alone.
+pub const HELD: &str = "held ";
 /// Commands in one round trip.
 const AT_ONCE: usize = 500;
 
@@ -149,8 +153,28 @@ pub async fn last_change(redis: &Redis) -> Result<Mark, Fault> {
 pub async fn hold(redis: &Redis, now: UnixTime) -> Result<(), Fault> {
     let mut pipeline = Pipeline::new();
     let lineage = Names(redis.keys()).lineage();
-    pipeline.cmd("HSETNX").arg(lineage).arg("doubted").arg(now.millis());
+    pipeline.cmd("HSETNX").arg(lineage).arg("doubted").arg(format!("{HELD}{}", now.millis()));
     write(redis, &pipeline).await
+}
+
+/// Whether changes to nodes are known to be missing: an edge has found that out and nobody has confirmed
+/// the store since, or it does not go on from what the file of `registry` remembers. Of a store in which
+/// nothing was ever changed only the former is held against it.
+///
+/// # Errors
+/// [`Fault`].
+pub async fn is_behind(redis: &Redis, registry: &Registry) -> Result<bool, Fault> {
+    let (names, mark) = (Names(redis.keys()), Memory::of(registry.clone())?.mark());
+    let mut pipeline = Pipeline::new();
+    pipeline.cmd("HGET").arg(names.lineage()).arg("doubted");
+    names.ask_ledger(&mut pipeline, &mark);
+    let [doubted, head, entry] = scripts::answers(redis.send(TAG, &pipeline).await?)?;
+    if scripts::text(&doubted)?.is_some_and(|doubted| !doubted.starts_with(HELD)) {
+        return Ok(true);
+    }
+    let ledger = scripts::ledger(&head, &entry)?;
+    let is_new = ledger.last == Mark::default();
+    Ok(!is_new && ledger.against(&mark, true) == Standing::Behind)
 }
 
 /// Takes all nodes out, and what is known of them; not the ledger.

@@ -63,12 +63,15 @@ redis.call('HDEL', KEYS[10], seq - tonumber(ARGV[18]))
 return seq
 ";
 
-/// Says that something is missing, unless an operator has confirmed the store since.
+/// Says that something is missing, unless an operator has confirmed the store since. It weighs more than
+/// that a command works on the store.
 ///
-/// KEYS: the lineage. ARGV: the confirmation that it was found in, and when.
+/// KEYS: the lineage. ARGV: the confirmation that it was found in, when, and how a command's word begins.
 pub(super) const DOUBT: &str = r"
 if (redis.call('HGET', KEYS[1], 'confirmed') or '0') ~= ARGV[1] then return 0 end
-return redis.call('HSETNX', KEYS[1], 'doubted', ARGV[2])
+local doubted = redis.call('HGET', KEYS[1], 'doubted')
+if doubted and string.sub(doubted, 1, #ARGV[3]) ~= ARGV[3] then return 0 end
+return redis.call('HSET', KEYS[1], 'doubted', ARGV[2])
 ";
 
 /// Takes the store for true from now on.

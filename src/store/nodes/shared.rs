@@ -354,9 +354,8 @@ impl Nodes for SharedNodes {
     }
 
     async fn look_again(&self) {
-        if !self.is_up() {
-            let _ = self.inner.look().await;
-        }
+        // What it finds is told by `trouble`.
+        let _ = self.inner.look().await;
     }
 
     fn looked_up(&self) -> u64 {

@@ -2,7 +2,10 @@
 //! that may have been forgotten.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::task::{JoinError, JoinSet};
 
 use super::super::scripts::{self, Place};
 use super::{Inner, MARGIN, now, unreadable};
@@ -16,6 +19,13 @@ use crate::store::sqlite::tombstones::Tombstone;
 const LOOK: Duration = Duration::from_millis(100);
 /// Tombstones that are said again at once.
 const AT_ONCE: usize = 128;
+/// Round trips with such that are under way together.
+const TOGETHER: usize = 16;
+
+/// What came of one that was under way.
+fn heard(said: Option<Result<Result<UnixTime, Fault>, JoinError>>) -> Result<(), Fault> {
+    said.unwrap_or(Ok(Err(Fault::Down))).unwrap_or(Err(Fault::Down)).map(drop)
+}
 
 impl Inner {
     /// Remembers here that something is revoked, then says so where all edges look.
@@ -46,7 +56,7 @@ impl Inner {
         last.map(UnixTime::from_millis).ok_or(Fault::Malformed)
     }
 
-    pub(super) async fn say_again_for_ever(&self) {
+    pub(super) async fn say_again_for_ever(self: &Arc<Self>) {
         let (mut said, mut unsaid) = (None, false);
         loop {
             if let Ok(period) = self.period() {
@@ -63,7 +73,7 @@ impl Inner {
         }
     }
 
-    async fn said_again(&self, epoch: Epoch) -> bool {
+    async fn said_again(self: &Arc<Self>, epoch: Epoch) -> bool {
         match self.say_again().await {
             Ok(0) => true,
             Ok(count) => {
@@ -78,7 +88,7 @@ impl Inner {
     }
 
     /// Says all that this edge has revoked. How much that was.
-    async fn say_again(&self) -> Result<usize, Fault> {
+    async fn say_again(self: &Arc<Self>) -> Result<usize, Fault> {
         let now = now();
         let all = self.registry.read(move |reader| reader.tombstones(now)).await?;
         let count = all.len();
@@ -89,8 +99,17 @@ impl Inner {
             let [.., last] = hash.0;
             by_tag.entry(last).or_default().push((stone, ends));
         }
+        // There are 256 tags, and tokens from before wait for the last of them.
+        let mut under_way = JoinSet::new();
         for stones in by_tag.values().flat_map(|stones| stones.chunks(AT_ONCE)) {
-            self.say(stones).await?;
+            if under_way.len() >= TOGETHER {
+                heard(under_way.join_next().await)?;
+            }
+            let (inner, stones) = (Arc::clone(self), stones.to_vec());
+            under_way.spawn(async move { inner.say(&stones).await });
+        }
+        while !under_way.is_empty() {
+            heard(under_way.join_next().await)?;
         }
         Ok(count)
     }

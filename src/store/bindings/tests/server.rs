@@ -12,12 +12,12 @@ use crate::policy::reach::Reach;
 use crate::store::redis::{Address, Login, Redis, Settings, Topology, Wait};
 
 /// A `redis-server` of a test. It ends with it.
-pub(in crate::store) struct Server {
+pub(crate) struct Server {
     directory: PathBuf,
     /// Arguments beside the usual.
     more: Vec<String>,
-    pub(in crate::store) port: u16,
-    pub(in crate::store) process: Child,
+    pub(crate) port: u16,
+    pub(crate) process: Child,
 }
 
 impl Drop for Server {
@@ -28,12 +28,12 @@ impl Drop for Server {
 
 impl Server {
     /// `None`, with a word, where there is no `redis-server`; in CI that is a failure.
-    pub(in crate::store) fn start(directory: &Path) -> Option<Self> {
+    pub(crate) fn start(directory: &Path) -> Option<Self> {
         Self::start_with(directory, &[])
     }
 
     /// The same, with more arguments.
-    pub(in crate::store) fn start_with(directory: &Path, more: &[&str]) -> Option<Self> {
+    pub(crate) fn start_with(directory: &Path, more: &[&str]) -> Option<Self> {
         let there = Command::new("redis-server").arg("--version").stdout(Stdio::null()).status();
         if there.is_err() {
             assert!(std::env::var_os("CI").is_none(), "no redis-server in CI");
@@ -60,30 +60,30 @@ impl Server {
         server
     }
 
-    pub(in crate::store) fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 
     /// Starts again from what was saved last.
-    pub(in crate::store) fn roll_back(&mut self) {
+    pub(crate) fn roll_back(&mut self) {
         self.stop();
         self.process = Self::spawn(&self.directory, self.port, &self.more);
     }
 
     /// The way to it, as every edge has its own.
-    pub(in crate::store) async fn connect(&self) -> Redis {
+    pub(crate) async fn connect(&self) -> Redis {
         self.connect_as(Login::default()).await
     }
 
     /// The way to it of another user.
-    pub(in crate::store) async fn connect_as(&self, login: Login) -> Redis {
+    pub(crate) async fn connect_as(&self, login: Login) -> Redis {
         let topology = Topology::Standalone(vec![address(self.port)]);
         connected(Settings { login, ..settings(topology) }).await
     }
 
     /// Sends one command past everything; its answer, as it comes.
-    pub(in crate::store) fn raw(&self, words: &[&str]) -> String {
+    pub(crate) fn raw(&self, words: &[&str]) -> String {
         raw(self.port, words)
     }
 
@@ -95,12 +95,12 @@ impl Server {
 }
 
 /// Where a server of a test is.
-pub(in crate::store) fn address(port: u16) -> Address {
+pub(crate) fn address(port: u16) -> Address {
     Address { host: "127.0.0.1".to_owned(), port }
 }
 
 /// How servers of a test are used.
-pub(in crate::store) fn settings(topology: Topology) -> Settings {
+pub(crate) fn settings(topology: Topology) -> Settings {
     Settings {
         lookup: Reach::of(false).lookup(),
         topology,
@@ -115,14 +115,14 @@ pub(in crate::store) fn settings(topology: Topology) -> Settings {
 }
 
 /// What is used so, once it can be.
-pub(in crate::store) async fn connected(settings: Settings) -> Redis {
+pub(crate) async fn connected(settings: Settings) -> Redis {
     let redis = Redis::start(settings, &Handle::current());
     assert!(redis.ready(Duration::from_secs(30)).await, "{:?}", redis.status());
     redis
 }
 
 /// Sends one command to the server at `port`, past everything; its answer, as it comes.
-pub(in crate::store) fn raw(port: u16, words: &[&str]) -> String {
+pub(crate) fn raw(port: u16, words: &[&str]) -> String {
     let mut socket = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
     let mut text = format!("*{}\r\n", words.len());
     words.iter().for_each(|word| text.push_str(&format!("${}\r\n{word}\r\n", word.len())));

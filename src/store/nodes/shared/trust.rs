@@ -4,6 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use redis::Pipeline;
 
+use super::super::moved::HELD;
 use super::super::scripts::{self, TAG};
 use super::{Inner, now};
 use crate::policy::epoch::Epoch;
@@ -124,7 +125,7 @@ impl Inner {
     /// Has all others know that something is missing.
     async fn doubt(&self, ledger: &Ledger) -> Result<(), Fault> {
         let (confirmed, at) = (ledger.last.confirmed.to_string(), now().millis().to_string());
-        let arguments = [confirmed.as_bytes(), at.as_bytes()];
+        let arguments = [confirmed.as_bytes(), at.as_bytes(), HELD.as_bytes()];
         let keys = [self.names().lineage()];
         let done = self.redis.script(TAG, &self.scripts.doubt, &keys, &arguments).await;
         scripts::refused(&done?)
