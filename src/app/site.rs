@@ -3,6 +3,7 @@
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rustls::crypto::CryptoProvider;
@@ -327,6 +328,9 @@ pub(super) struct InForce {
     pub(super) bypass: Wanted,
 }
 
+/// How long a reload waits until the bypass is noted, so that it is open when that says it is done.
+const NOTED: Duration = Duration::from_secs(1);
+
 /// Everything that a reload touches.
 #[derive(Debug)]
 pub(super) struct Site {
@@ -372,10 +376,11 @@ impl Site {
         after.start(runtime);
         before.servers().for_each(|servers| servers.retire());
         let bypass = made.bypass;
-        // Last, as it may take a while. What cannot be noted is tried again.
+        // Last, as it may take a while: on a disk that stands still for ever. What cannot be noted is tried
+        // again.
         let noted = bypass.note(&self.lasting, false);
         *in_force = Arc::new(InForce { config: config.clone(), generation, bypass });
-        let _ = noted.recv();
+        let _ = noted.recv_timeout(NOTED);
         Ok(())
     }
 }

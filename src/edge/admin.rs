@@ -27,6 +27,7 @@ use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
+use super::audit::COUNTING;
 use super::jwks::KeyStatus;
 use super::listener::Occupancy;
 use super::parts::{self, Common, Parts};
@@ -36,6 +37,7 @@ use door::{Door, Guest, Stay};
 
 use crate::policy::time::UnixTime;
 use crate::store::redis;
+use crate::store::sqlite::Fault;
 use crate::telemetry::metrics::{ByMemory, Now};
 
 /// How long a request's head is waited for.
@@ -180,7 +182,8 @@ async fn metrics(State(told): State<Arc<Told>>) -> Response {
         None => None,
     };
     if let Some((store, capsules)) = store.as_mut().zip(capsules) {
-        store.quarantines = capsules.quarantines(parts::now()).await;
+        let counted = capsules.quarantines(parts::now());
+        store.quarantines = tokio::time::timeout(COUNTING, counted).await.unwrap_or_default();
     }
     let servers = edge.servers().flat_map(|upstream| {
         upstream.status().map(|status| (upstream.name(), status.server, status.up))
@@ -268,8 +271,11 @@ pub fn report(told: &Told) -> (bool, Value) {
         .bypass(parts::now())
         .map(|bypass| json!({ "id": bypass.seen.id, "until": bypass.until.rfc3339().to_string() }));
     let capsules = edge.common().capsules.as_ref().map(|capsules| {
-        let up = part(capsules.is_up());
-        let error = capsules.nodes().trouble().map(|fault| fault.to_string());
+        let (up, trouble) = (capsules.is_up(), capsules.nodes().trouble());
+        // Where that has lost something no edge serves a node until somebody has looked, and a balancer
+        // would take all of them from the services.
+        part(up || (trouble.as_ref().is_some_and(Fault::is_doubt) && capsules.logs()));
+        let error = trouble.map(|fault| fault.to_string());
         json!({ "ready": up, "store": up, "masterKeys": capsules.masters(), "lastError": error })
     });
     let report = json!({

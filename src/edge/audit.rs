@@ -2,13 +2,18 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::policy::audit::Draft;
 use crate::policy::time::UnixTime;
 use crate::store::budget::{Budget, Verdict, Whom};
 use crate::store::nodes::Nodes;
 use crate::store::registry::Registry;
+use crate::store::sqlite::Fault;
 use crate::telemetry::metrics::{Quarantines, StoreStatus};
+
+/// How long anything is counted for who asks how the store stands: he would give up as well.
+pub(super) const COUNTING: Duration = Duration::from_secs(2);
 
 /// The way into the audit log for what nobody waits for.
 #[derive(Clone, Debug)]
@@ -40,13 +45,14 @@ impl Audit {
 
     /// How the store stands, tried anew where it failed last.
     pub async fn status(&self) -> StoreStatus {
-        let nodes = self.nodes.count().await;
+        let nodes = tokio::time::timeout(COUNTING, self.nodes.count()).await;
         self.look_again().await;
         // Nodes that lie in Redis have a gauge of their own.
-        let (up, suppressed) = (self.registry.is_up(), self.budget.suppressed());
+        let (up, suppressed) = (nodes.is_ok() && self.registry.is_up(), self.budget.suppressed());
         StoreStatus {
             up,
-            nodes: nodes.unwrap_or_default(),
+            doubted: self.nodes.trouble().as_ref().is_some_and(Fault::is_doubt),
+            nodes: nodes.ok().and_then(Result::ok).unwrap_or_default(),
             suppressed,
             quarantines: Quarantines::default(),
         }

@@ -138,6 +138,7 @@ impl Bindings for Registry {
         let kept = kept.await.map_err(|fault| match fault {
             Fault::Conflict => BindFault::Conflict,
             Fault::Busy
+            | Fault::Late
             | Fault::Failed(_)
             | Fault::Malformed
             | Fault::Replaced

@@ -22,8 +22,10 @@ const READS: usize = 32;
 /// Reads that wait or are under way; more are refused.
 const WAITING: usize = 4096;
 
-/// How long a transaction is waited for.
+/// How long a transaction is waited for, and a read.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// How long a look is, at a store that answered nobody in that time.
+const GLANCE: Duration = Duration::from_secs(1);
 
 /// One store. Clones are of the same one.
 #[derive(Clone, Debug)]
@@ -34,6 +36,9 @@ pub struct Registry {
     waiting: Arc<Semaphore>,
     /// Whether the last read that was tried was done.
     reads_up: Arc<AtomicBool>,
+    /// Whether the last transaction that was waited for came to an end in time. One that stands still on a
+    /// disk that does has not failed.
+    writes_end: Arc<AtomicBool>,
     looked_up: Arc<AtomicU64>,
 }
 
@@ -51,6 +56,7 @@ impl Registry {
             reads: Arc::new(Semaphore::new(READS)),
             waiting: Arc::new(Semaphore::new(WAITING)),
             reads_up: Arc::new(AtomicBool::new(true)),
+            writes_end: Arc::new(AtomicBool::new(true)),
             looked_up: Arc::default(),
         })
     }
@@ -71,16 +77,18 @@ impl Registry {
     /// Whether it reads and writes.
     #[must_use]
     pub fn is_up(&self) -> bool {
-        self.writer.is_up() && self.reads_up.load(Ordering::Relaxed)
+        self.writer.is_up()
+            && self.writes_end.load(Ordering::Relaxed)
+            && self.reads_up.load(Ordering::Relaxed)
     }
 
-    /// Tries again what failed last, so that who asks is told how it is now.
+    /// Tries again what failed last, so that who asks is told how it is now: for a second each.
     pub async fn look_again(&self) {
         if !self.reads_up.load(Ordering::Relaxed) {
-            let _ = self.read(|reader| reader.last()).await;
+            let _ = self.read_within(GLANCE, |reader| reader.last()).await;
         }
-        if !self.writer.is_up() {
-            let _ = self.transact(|batch| batch.probe()).await;
+        if !self.writer.is_up() || !self.writes_end.load(Ordering::Relaxed) {
+            let _ = self.transact_within(GLANCE, |batch| batch.probe()).await;
         }
     }
 
@@ -108,6 +116,26 @@ impl Registry {
         &self,
         read: impl FnOnce(&Reader) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, Fault> {
+        self.read_within(PATIENCE, read).await
+    }
+
+    async fn read_within<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        read: impl FnOnce(&Reader) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Fault> {
+        let done = tokio::time::timeout(limit, self.read_some_time(read)).await;
+        let done = done.unwrap_or(Err(Fault::Late));
+        let up =
+            !matches!(done, Err(Fault::Failed(_) | Fault::Replaced | Fault::Closed | Fault::Late));
+        self.reads_up.store(up, Ordering::Relaxed);
+        done
+    }
+
+    async fn read_some_time<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Reader) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Fault> {
         let _place = self.waiting.try_acquire().map_err(|_| Fault::Busy)?;
         let turn = Arc::clone(&self.reads).acquire_owned().await.map_err(|_| Fault::Closed)?;
         let readers = Arc::clone(&self.readers);
@@ -116,10 +144,7 @@ impl Registry {
             drop(turn);
             value
         });
-        let done = done.await.unwrap_or(Err(Fault::Closed));
-        let up = !matches!(done, Err(Fault::Failed(_) | Fault::Replaced | Fault::Closed));
-        self.reads_up.store(up, Ordering::Relaxed);
-        done
+        done.await.unwrap_or(Err(Fault::Closed))
     }
 
     /// Reads on this thread, which waits for the disk: before there is anybody to be served.
@@ -142,9 +167,18 @@ impl Registry {
         F: FnOnce(&mut Batch<'_>) -> Result<T, Fault> + Send + 'static,
         T: Send + 'static,
     {
-        let done = tokio::time::timeout(PATIENCE, self.writer.transact(work)).await;
+        self.transact_within(PATIENCE, work).await
+    }
+
+    async fn transact_within<F, T>(&self, limit: Duration, work: F) -> Result<T, Fault>
+    where
+        F: FnOnce(&mut Batch<'_>) -> Result<T, Fault> + Send + 'static,
+        T: Send + 'static,
+    {
+        let done = tokio::time::timeout(limit, self.writer.transact(work)).await;
+        self.writes_end.store(done.is_ok(), Ordering::Relaxed);
         // It may still be done; nobody is told that it was.
-        done.unwrap_or(Err(Fault::Busy))
+        done.unwrap_or(Err(Fault::Late))
     }
 
     /// Says that a transaction will be wanted soon ([`Writer::announce`]).
@@ -161,5 +195,48 @@ impl Registry {
     /// Adds a line to the audit log, some time soon. `lost` is called where that is not done.
     pub fn note(&self, draft: Draft, lost: impl FnOnce() + Send + 'static) {
         self.writer.note(draft, lost);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_disk_that_stands_still_is_no_store() {
+        let scratch = tempfile::tempdir().unwrap();
+        let rule = CheckpointRule { lines: 1000, interval: Duration::from_secs(3600) };
+        let registry = Registry::open(&scratch.path().join("holdfast.db"), rule).unwrap();
+        let soon = Duration::from_millis(50);
+        for reads in [false, true] {
+            assert!(registry.is_up());
+            let (go_on, waits) = mpsc::channel::<()>();
+            let stands = move || drop(waits.recv());
+            let late = if reads {
+                let read = move |_: &Reader| {
+                    stands();
+                    Ok(())
+                };
+                registry.read_within(soon, read).await
+            } else {
+                let work = move |_: &mut Batch<'_>| {
+                    stands();
+                    Ok(())
+                };
+                registry.transact_within(soon, work).await
+            };
+            assert_eq!(late, Err(Fault::Late));
+            assert!(!registry.is_up(), "reads: {reads}");
+            if !reads {
+                // Who looks is told in time.
+                registry.look_again().await;
+                assert!(!registry.is_up(), "reads: {reads}");
+            }
+            drop(go_on);
+            registry.look_again().await;
+            assert!(registry.is_up(), "reads: {reads}");
+        }
     }
 }

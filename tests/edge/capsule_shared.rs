@@ -154,7 +154,10 @@ async fn a_store_that_was_rolled_back_serves_no_node() {
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    table.row("status", expect_eq("ready", &ready(&a).await, &(503, json!(false))));
+    // A balancer must not take all edges from services for it: somebody is paged instead.
+    table.row("status", expect_eq("ready", &ready(&a).await, &(200, json!(false))));
+    let doubted = a.metric("holdfast_nodes_doubted", &[]).await;
+    table.row("metric", expect_eq("doubted", &doubted, &1.0));
     table.row("shown", expect_eq("status", &b.node("node-1")["status"], &json!("active")));
     // What gives is not done before somebody has looked; what takes away is.
     for (words, expect) in [("add node-2", 1), ("disable node-1", 0), ("enable node-1", 1)] {
@@ -169,6 +172,8 @@ async fn a_store_that_was_rolled_back_serves_no_node() {
     let _ = b.change(&["confirm"]);
     for edge in [&a, &b] {
         let _ = settled(edge, &node).await;
+        let doubted = edge.metric("holdfast_nodes_doubted", &[]).await;
+        table.row("metric", expect_eq("doubted", &doubted, &0.0));
         let answer = told(&edge.send(&node.bearer()).await.expect("an answer"));
         table.row("confirmed", expect_eq("answer", &answer.as_str(), &"403 NODE_REVOKED"));
     }

@@ -132,7 +132,7 @@ async fn every_series_is_there_from_the_start() {
     }
     for name in [
         "holdfast_config_last_reload_success_timestamp_seconds",
-        "process_start_time_seconds",
+        "holdfast_start_time_seconds",
         "process_resident_memory_bytes",
         "process_max_fds",
     ] {

@@ -377,6 +377,7 @@ fn ids(decision: &str) -> Option<Ids> {
 pub(super) fn fault_code(fault: &Fault) -> &'static str {
     match fault {
         Fault::Busy => "store_busy",
+        Fault::Late => "store_late",
         Fault::Failed(_) => "store_failed",
         Fault::Malformed => "record_malformed",
         Fault::Conflict => "record_changed",

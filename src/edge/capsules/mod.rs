@@ -200,6 +200,12 @@ impl Capsules {
         self.audit.is_up()
     }
 
+    /// Whether the audit log is to be had.
+    #[must_use]
+    pub fn logs(&self) -> bool {
+        self.audit.registry.is_up()
+    }
+
     /// Versions of the master keys, the newest last.
     #[must_use]
     pub fn masters(&self) -> Vec<u32> {

@@ -198,6 +198,9 @@ pub enum Fault {
     /// Too much is waiting.
     #[error("too much is waiting to be written")]
     Busy,
+    /// Nothing has come of it in time.
+    #[error("the store does not answer: the disk under it may stand still")]
+    Late,
     /// SQLite failed, or the disk under it.
     #[error("the store failed: {0}")]
     Failed(String),
@@ -231,6 +234,14 @@ pub enum Fault {
          then run `holdfast node confirm`"
     )]
     Unvouched,
+}
+
+impl Fault {
+    /// Whether somebody has to look before anything goes on.
+    #[must_use]
+    pub fn is_doubt(&self) -> bool {
+        matches!(self, Self::Behind | Self::Unvouched)
+    }
 }
 
 impl From<redis::Fault> for Fault {

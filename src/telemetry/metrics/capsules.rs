@@ -65,6 +65,8 @@ impl TelemetryResult {
 pub struct StoreStatus {
     /// Whether it does its work.
     pub up: bool,
+    /// Whether no node is served until somebody has looked.
+    pub doubted: bool,
     /// How many nodes have each status.
     pub nodes: Vec<(Status, u64)>,
     /// Refusals that were not written to the audit log since the start.
@@ -91,6 +93,7 @@ pub(super) struct CapsuleMetrics {
     telemetry: Vec<IntCounter>,
     nodes: Vec<IntGauge>,
     store_up: [IntGauge; 2],
+    doubted: IntGauge,
     suppressed: IntCounter,
     /// Recent, most.
     quarantines: [IntGauge; 2],
@@ -128,6 +131,10 @@ impl CapsuleMetrics {
                 .into(),
             nodes: Status::ALL.map(|status| nodes.with_label_values(&[status.name()])).into(),
             store_up: ["embedded", "redis"].map(|store| up.with_label_values(&[store])),
+            doubted: define.gauge(
+                "holdfast_nodes_doubted",
+                "Whether no node is served because the store has lost changes, or nobody can tell",
+            )?,
             suppressed: define.counter(
                 "holdfast_audit_suppressed_total",
                 "Refusals that were counted but not written to the audit log",
@@ -167,6 +174,7 @@ impl CapsuleMetrics {
         embedded.set(store.is_none_or(|store| store.up).into());
         redis.set(shared.unwrap_or(true).into());
         let Some(store) = store else { return };
+        self.doubted.set(store.doubted.into());
         super::raise(&self.suppressed, store.suppressed);
         let [recent, most] = &self.quarantines;
         recent.set(store.quarantines.recent.into());

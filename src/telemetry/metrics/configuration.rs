@@ -13,6 +13,8 @@ pub(super) struct Configuration {
     reloads: [IntCounter; 2],
     succeeded: IntGauge,
     in_force_since: Gauge,
+    /// Out of a sandbox that hides when the machine was booted, what is of the process itself says 0.
+    started: Gauge,
 }
 
 impl Configuration {
@@ -27,6 +29,8 @@ impl Configuration {
         )?;
         let name = "holdfast_config_last_reload_success_timestamp_seconds";
         let help = "When the configuration in force was taken, seconds since 1970";
+        let start = "holdfast_start_time_seconds";
+        let start_help = "When the process began to serve, seconds since 1970";
         Ok(Self {
             reloads: ["ok", "failed"].map(|result| reloads.with_label_values(&[result])),
             succeeded: define.gauge(
@@ -34,6 +38,7 @@ impl Configuration {
                 "Whether the last reload was taken; 1 before the first",
             )?,
             in_force_since: define.families.family(name, || Gauge::new(name, help))?,
+            started: define.families.family(start, || Gauge::new(start, start_help))?,
         })
     }
 
@@ -41,6 +46,7 @@ impl Configuration {
     pub(super) fn started(&self, at: UnixTime) {
         self.succeeded.set(1);
         self.in_force_since.set(seconds(at));
+        self.started.set(seconds(at));
     }
 
     /// A reload was taken, at `taken`, or not.
