@@ -86,15 +86,15 @@ fn serve(config: &Config, args: &Args, watch: Watch) -> Result<(), RunError> {
         Signals::new()?
     };
     let prepared = Prepared::new(config, &log)?;
-    let running = if args.upgrade {
+    let (running, end) = if args.upgrade {
         waiting.block_on(taken_over(prepared, config, &mut signals))?
     } else {
-        prepared.bind(config, given)?.with_all_sockets()?.begin()?
+        (prepared.bind(config, given)?.with_all_sockets()?.begin()?, None)
     };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "started");
     manager::ready("serving");
     let watching = watched(&running);
-    waiting.block_on(until_told(&running, signals, &args.config, watch));
+    waiting.block_on(until_told(&running, (signals, end), &args.config, watch));
     // What still waits for another process ends by itself.
     waiting.shutdown_background();
     drop(watching);
@@ -111,25 +111,26 @@ fn watched(running: &Running) -> Option<Watching> {
     begun.inspect_err(unwatched).ok()
 }
 
-/// Takes over from the process that serves, unless a signal ends this one before.
+/// Takes over from the process that serves, unless a signal ends this one before. One that comes when the
+/// sockets are this process's already says how it ends.
 async fn taken_over(
     prepared: Prepared,
     config: &Config,
     signals: &mut Signals,
-) -> Result<Running, TakeOverError> {
+) -> Result<(Running, Option<End>), TakeOverError> {
     let called_off = AtomicBool::new(false);
     let (config, asked) = (config.clone(), std::sync::Arc::new(called_off));
     let ask = std::sync::Arc::clone(&asked);
     let mut taking =
         tokio::task::spawn_blocking(move || upgrade::take_over(prepared, &config, &ask));
-    let taken = tokio::select! {
-        taken = &mut taking => taken,
-        _ = signals.end() => {
+    let (taken, end) = tokio::select! {
+        taken = &mut taking => (taken, None),
+        drains = signals.end() => {
             asked.store(true, Ordering::Relaxed);
-            taking.await
+            (taking.await, Some(if drains { End::Drain } else { End::Now }))
         }
     };
-    taken.map_err(io::Error::other)?
+    Ok((taken.map_err(io::Error::other)??, end))
 }
 
 struct Signals {
@@ -170,7 +171,12 @@ enum End {
 
 /// SIGHUP and a change of a file reload; SIGTERM drains, a second signal cuts that short; SIGINT ends
 /// at once; SIGQUIT hands over.
-async fn until_told(running: &Running, mut signals: Signals, path: &Path, mut watch: Watch) {
+async fn until_told(
+    running: &Running,
+    (mut signals, told): (Signals, Option<End>),
+    path: &Path,
+    mut watch: Watch,
+) {
     let mut watchdog = manager::watchdog().map(|every| {
         let mut interval = tokio::time::interval(every);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -179,6 +185,9 @@ async fn until_told(running: &Running, mut signals: Signals, path: &Path, mut wa
     let mut attempt: Option<Attempt> = None;
     let mut under_way: Option<Reload> = None;
     let end = loop {
+        if let Some(end) = told {
+            break end;
+        }
         tokio::select! {
             _ = signals.terminate.recv() => break End::Drain,
             _ = signals.interrupt.recv() => break End::Now,

@@ -2,7 +2,9 @@
 
 #![expect(clippy::disallowed_methods, reason = "a command has an operator and a clock")]
 
+use std::fs;
 use std::io::Write;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -91,6 +93,26 @@ pub(super) fn open(config: &Config, path: &Path) -> Result<Database, CommandErro
     Ok(Database::open(store_path(config, path)?)?)
 }
 
+/// Refuses root what makes files in somebody else's store: the edge could not use them.
+///
+/// # Errors
+/// When it is not root's own.
+pub(super) fn own(path: &Path) -> Result<(), CommandError> {
+    let directory = path.parent().filter(|it| !it.as_os_str().is_empty());
+    let directory = directory.unwrap_or_else(|| Path::new("."));
+    // What cannot be looked at is told by whoever opens it.
+    let owner = fs::metadata(path).or_else(|_| fs::metadata(directory)).map(|it| it.uid());
+    match owner {
+        Ok(owner) if owner != 0 && rustix::process::geteuid().is_root() => {
+            Err(CommandError::Other(format!(
+                "{} is user {owner}'s, as whom the edge runs: run this as that user, not as root",
+                path.display()
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The registry of nodes, for a command that waits for it.
 pub(super) struct Registered<N: ?Sized> {
     nodes: Arc<N>,
@@ -115,6 +137,7 @@ impl<N: ?Sized> Registered<N> {
 /// Opens a configuration's registry of nodes to change something.
 pub(super) fn nodes(config: &Config, path: &Path) -> Result<Registered<dyn Nodes>, CommandError> {
     let store = store(config, path)?;
+    own(&store.path)?;
     let lock = serving::serve(&store.path)?.ok_or_else(|| {
         CommandError::Other(format!("{}: `holdfast store` works on it", store.path.display()))
     })?;

@@ -268,6 +268,33 @@ async fn there_and_back_again_it_is_the_same() {
     table.row("wiped", refused(directory, "migrate --to embedded", "edges serve"));
 }
 
+/// Root would leave files that the edge, another user, cannot use.
+#[tokio::test(flavor = "multi_thread")]
+async fn root_leaves_another_user_s_store_alone() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: root and another user's store: this is not root");
+        return;
+    }
+    let mut world = world(|_| {}).await;
+    end(&mut world).await;
+    let (directory, mut table) = (world.directory.path(), Table::default());
+    let _ = done(directory, "backup kept");
+    let aside = directory.join("holdfast.db.lock");
+    fs::remove_file(&aside).expect("the lock's file");
+    std::os::unix::fs::chown(directory.join("holdfast.db"), Some(65534), None).expect("root");
+    let expect = "run this as that user, not as root";
+    table.row("restore", refused(directory, "restore kept --reason r --replace", expect));
+    for words in ["node add node-7 --reason r", "audit rotate --reason r --keep 1d --to ."] {
+        let line = format!("{words} --config authority.yaml");
+        let (status, out, errors) = holdfast(directory, &line.split(' ').collect::<Vec<_>>());
+        let said = (status, errors.contains(expect));
+        table.row(words, expect_eq(&format!("{out}{errors}"), &said, &(Some(1), true)));
+    }
+    table.row("lock", expect_eq("is made", &aside.exists(), &false));
+    let (status, ..) = holdfast(directory, &["node", "list", "--config", "authority.yaml"]);
+    table.row("list", expect_eq("status", &status, &Some(0)));
+}
+
 /// What the embedded store says of a node.
 fn status_of(directory: &Path, node: &str) -> Status {
     let readers = Readers::open(&directory.join("moved.db")).expect("a store");

@@ -521,6 +521,29 @@ async fn a_process_that_cannot_start_changes_nothing() {
     table.row("ok/again", world.judge(world.send(&request).await, Public).await);
 }
 
+/// One that was given the sockets and is not ready yet ends when it is told to, and not a minute later.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_not_ready_to_take_over_can_be_ended() {
+    let world = World::start().await;
+    let mut config = world.config.clone();
+    // Nobody answers there.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = silent.local_addr().expect("an address");
+    config["issuers"][0]["jwks"] = json!({"url": format!("http://{address}/jwks")});
+    write_config(world.directory.path(), &config);
+    let mut next = Process::upgrade(world.directory.path());
+    says(&next, "prepared, and waiting for sockets: SIGQUIT to who serves", 1).await;
+    world.process.signal("QUIT");
+    says(&world.process, "handing sockets over", 1).await;
+    says(&next, "JWK set not fetched", 1).await;
+    next.signal("TERM");
+    let ended = tokio::time::timeout(Duration::from_secs(30), next.ended()).await;
+    assert!(ended.is_ok_and(|status| status.is_some()), "{}", next.output());
+    says(&world.process, NOT_HANDED_OVER, 1).await;
+    let answer = world.send(&Request::new("GET", "/public/1")).await;
+    assert_eq!(answer.map(|answer| answer.status()), Ok(200));
+}
+
 /// How many processes have something of `directory` in their command line.
 fn processes_of(directory: &std::path::Path) -> usize {
     let name = directory.to_str().expect("a path");

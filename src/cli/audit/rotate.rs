@@ -61,6 +61,7 @@ pub(super) fn run(
     if !path.exists() {
         return Err(other(format!("{}: there is no store", path.display())));
     }
+    site::own(path)?;
     let busy = |who: &str| other(format!("{}: {who} works on it", path.display()));
     let _serving = serving::serve(path)?.ok_or_else(|| busy("`holdfast store`"))?;
     let _rotating =

@@ -59,10 +59,18 @@ fn succeed(
 ) -> Result<Running, TakeOverError> {
     let ready = prepared.bind(config, sockets)?;
     let looking = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-    looking.block_on(ready.become_ready(BECOMING_READY))?;
-    if called_off() {
-        return Err(HandoverError::CalledOff.into());
-    }
+    let off = async {
+        while !called_off() {
+            tokio::time::sleep(POLL).await;
+        }
+    };
+    looking.block_on(async {
+        tokio::select! {
+            biased;
+            () = off => Err(TakeOverError::from(HandoverError::CalledOff)),
+            ready = ready.become_ready(BECOMING_READY) => Ok(ready?),
+        }
+    })?;
     if let Some(line) = serving.ready(ready.nonce_secret().as_ref())? {
         ready.begin_after(line);
     }

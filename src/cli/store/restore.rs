@@ -150,6 +150,7 @@ fn restored(record: Record, tokens: bool, now: UnixTime) -> Option<Record> {
 
 /// The store's lock: no edge may serve from it.
 pub(super) fn alone(path: &Path) -> Result<serving::Lock, CommandError> {
+    site::own(path)?;
     serving::alone(path)?.ok_or_else(|| {
         let text = format!(
             "{}: an edge serves from it, or another command works on it; stop it",
