@@ -36,6 +36,7 @@ use crate::policy::nonce::NonceSecret;
 use crate::policy::time::UnixTime;
 use crate::store::epoch::OfProcess;
 use crate::store::keys::KeysError;
+use crate::store::redis::apart;
 use crate::store::sqlite::{Fault, OpenError};
 use crate::telemetry::log::Log;
 
@@ -293,6 +294,12 @@ fn servers(config: &Config, before: Option<&Parts>) -> Result<Vec<Arc<Servers>>,
     servers.collect()
 }
 
+/// By how much later than the begin of a shared memory a proof without a nonce must be dated: what it may
+/// be dated ahead of the edge that admitted it before, and what that edge's clock may be ahead of this one's.
+fn era_margin(clock_skew: Duration) -> Duration {
+    clock_skew.saturating_add(apart(clock_skew))
+}
+
 fn gate(
     config: &Config,
     lasting: &Lasting,
@@ -317,7 +324,7 @@ fn gate(
         token_cache_entries: limits.token_cache_entries,
         introspection_cache_entries: asked.map(|asking| asking.cache_entries).sum(),
         nonce_secrets,
-        era_margin: if shared { config.dpop.clock_skew } else { Duration::ZERO },
+        era_margin: if shared { era_margin(config.dpop.clock_skew) } else { Duration::ZERO },
         clients: config.clients.clone(),
         bypass,
         rotation_grace: config.rotation_grace,

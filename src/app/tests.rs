@@ -458,3 +458,12 @@ async fn an_address_in_use_is_said_at_once() {
         Given::default().take("public", taken.local_addr().unwrap()).unwrap_err().to_string();
     assert!(error.starts_with("public: cannot listen on 127.0.0.1:"), "{error}");
 }
+
+/// A proof that one edge has admitted by its clock is dated before what another takes for the begin.
+#[test]
+fn the_begin_of_a_shared_memory_concedes_what_edges_clocks_are_apart() {
+    for (skew, margin) in [(30, 60), (5, 10), (1, 6), (0, 5)] {
+        let found = era_margin(Duration::from_secs(skew));
+        assert_eq!(found, Duration::from_secs(margin), "{skew}");
+    }
+}

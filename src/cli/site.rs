@@ -134,13 +134,18 @@ impl<N: ?Sized> Registered<N> {
     }
 }
 
+/// The lock of whoever uses a store that edges serve from.
+fn beside_edges(path: &Path) -> Result<serving::Lock, CommandError> {
+    own(path)?;
+    serving::serve(path)?.ok_or_else(|| {
+        CommandError::Other(format!("{}: `holdfast store` works on it", path.display()))
+    })
+}
+
 /// Opens a configuration's registry of nodes to change something.
 pub(super) fn nodes(config: &Config, path: &Path) -> Result<Registered<dyn Nodes>, CommandError> {
     let store = store(config, path)?;
-    own(&store.path)?;
-    let lock = serving::serve(&store.path)?.ok_or_else(|| {
-        CommandError::Other(format!("{}: `holdfast store` works on it", store.path.display()))
-    })?;
+    let lock = beside_edges(&store.path)?;
     let registry = registry(config, store)?;
     let runtime = runtime()?;
     match &store.redis {
@@ -202,9 +207,13 @@ pub(super) fn runtime() -> Result<Runtime, CommandError> {
 /// Opens a configuration's registry of nodes to look at it. It must be there.
 pub(super) fn look(config: &Config, path: &Path) -> Result<Registered<dyn Look>, CommandError> {
     let store = store(config, path)?;
-    if store.redis.is_some() {
-        let Registered { nodes, runtime, _lock } = nodes(config, path)?;
-        return Ok(Registered { nodes, runtime, _lock });
+    if let Some(settings) = &store.redis {
+        let lock = beside_edges(&store.path)?;
+        let (registry, runtime) = (registry(config, store)?, runtime()?);
+        let redis = connect(settings, &runtime)?;
+        // What is found to be missing is told to nobody: store.path may be another store's.
+        let nodes = Arc::new(SharedNodes::looking(redis, registry, runtime.handle())?);
+        return Ok(Registered { nodes, runtime, _lock: Some(lock) });
     }
     if !store.path.exists() {
         let text = format!("{}: there is no store yet", store.path.display());

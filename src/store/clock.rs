@@ -37,6 +37,11 @@ impl Moment {
         Self::now().since(self)
     }
 
+    /// How long ago it was, at least: what the clock says that nobody sets.
+    pub(super) fn elapsed_surely(&self) -> Duration {
+        self.monotonic.elapsed()
+    }
+
     #[cfg(test)]
     pub(super) fn ago(duration: Duration) -> Self {
         let Self { monotonic, wall } = Self::now();
@@ -44,10 +49,5 @@ impl Moment {
             monotonic: monotonic.checked_sub(duration).unwrap_or(monotonic),
             wall: wall.minus(duration),
         }
-    }
-
-    #[cfg(test)]
-    pub(super) fn later(&self, monotonic: Duration, wall: Duration) -> Self {
-        Self { monotonic: self.monotonic + monotonic, wall: self.wall.plus(wall) }
     }
 }

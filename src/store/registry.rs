@@ -213,7 +213,9 @@ mod tests {
         for reads in [false, true] {
             assert!(registry.is_up());
             let (go_on, waits) = mpsc::channel::<()>();
-            let stands = move || drop(waits.recv());
+            let stands = move || {
+                let _ = waits.recv();
+            };
             let late = if reads {
                 let read = move |_: &Reader| {
                     stands();

@@ -8,7 +8,8 @@ use super::support::Table;
 use super::support::client::plain_get;
 use super::support::keys::Key;
 use super::support::node::{self, Node, holdfast, told};
-use super::support::redis::{Server, there_is_none};
+use super::support::redis::{Server, pair, there_is_none};
+use super::support::relay::Way;
 use super::support::world::{World, expect_eq};
 
 const HERE: &str = "127.0.0.1";
@@ -177,4 +178,45 @@ async fn a_store_that_was_rolled_back_serves_no_node() {
         let answer = told(&edge.send(&node.bearer()).await.expect("an answer"));
         table.row("confirmed", expect_eq("answer", &answer.as_str(), &"403 NODE_REVOKED"));
     }
+}
+
+/// What a master has that is cut off from its replica was acknowledged to nobody. When the replica takes over
+/// nothing is lost, and nobody has to look.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_replica_has_is_not_missed() {
+    if there_is_none() {
+        return;
+    }
+    let (mut master, link, replica) = pair(&[]).await;
+    let nodes = [master.address(), replica.address()];
+    let edge = node::world(|config| {
+        config["store"] = json!({
+            "kind": "redis",
+            "path": "holdfast.db",
+            "redis": {"nodes": nodes, "timeout": "1s", "waitReplicas": 1},
+        });
+    })
+    .await;
+    let mut table = Table::default();
+    let node = edge.enrol("node-1", &[]);
+    let _ = settled(&edge, &node).await;
+    table.row("ok", expect_eq("answer", &ask(&edge, &node).await.as_str(), &"200 risk 0"));
+    let offset = master.info("master_repl_offset");
+    replica.says(&["INFO", "replication"], &format!("slave_repl_offset:{offset}")).await;
+    link.is(Way::Cut);
+    // What a change that another edge makes leaves at the master, which waits for the replica in vain.
+    let (lineage, ledger) = ("{holdfast:0}:nodes:lineage", "{holdfast:0}:nodes:ledger");
+    let seq = master.cli(&["HINCRBY", lineage, "seq", "1"]);
+    master.cli(&["HSET", lineage, "id", "another"]);
+    master.cli(&["HSET", ledger, seq.trim(), "another"]);
+    // Edges look each second.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    master.kill();
+    replica.cli(&["REPLICAOF", "NO", "ONE"]);
+    let follower = Server::following(replica.port, &[]).await;
+    let _ = settled(&edge, &node).await;
+    let doubted = edge.metric("holdfast_nodes_doubted", &[]).await;
+    table.row("promoted", expect_eq("doubted", &doubted, &0.0));
+    table.row("promoted", expect_eq("answer", &ask(&edge, &node).await.as_str(), &"200 risk 0"));
+    drop(follower);
 }

@@ -338,6 +338,11 @@ async fn what_servers_have_lost_is_not_taken_elsewhere() {
     redis.kill();
     redis.again().await;
     let lost = "have lost changes to nodes";
+    // Who only lists tells edges nothing: the file may be another store's.
+    let listing = ["node", "list", "--config", "authority.yaml"];
+    table.row("list", expect_eq("status", &holdfast(directory, &listing).0, &Some(0)));
+    let doubted = || redis.cli(&["HEXISTS", "{holdfast:0}:nodes:lineage", "doubted"]);
+    table.row("list", expect_eq("doubted", &doubted().trim(), &"0"));
     table.row("dry", refused(directory, "migrate --to embedded --replace --dry-run", lost));
     table.row("migrate", refused(directory, "migrate --to embedded --replace", lost));
     table.row("backup", refused(directory, "backup lost", lost));

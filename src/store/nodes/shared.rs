@@ -204,7 +204,7 @@ impl Inner {
         names.ask_ledger(&mut pipeline, &mark);
         let [row, removed, quarantines, head, entry] = self.send(&pipeline).await?;
         let trusted = match self.trust(period, &scripts::ledger(&head, &entry)?, &mark).await {
-            Ok(()) => Some(self.memory.mark()),
+            Ok(last) => Some(last),
             Err(Fault::Behind | Fault::Unvouched) if about.even_if_behind => None,
             Err(fault) => return Err(fault),
         };

@@ -24,7 +24,7 @@
 //! names one memory: it is a hash over a random mark at each tag and over `run_id`, `master_replid` and
 //! `evicted_keys` of each master. Nonces are keyed by it, so that a proof with a nonce can be admitted under the epoch
 //! of its nonce and under no other; where there is no nonce, a proof that is dated before the epoch's
-//! begin (and the clocks' skew after it) is refused. Every use of a proof is sent together with a `GET`
+//! begin (and what it may be dated ahead and edges' clocks be apart after it) is refused. Every use of a proof is sent together with a `GET`
 //! of the mark and counts only when the mark is the epoch's.
 //!
 //! - **Restart**: another `run_id`, a new epoch, whatever is on the disk. With `appendfsync everysec` the
@@ -39,7 +39,8 @@
 //!   what it has counted as dropped is another number. Whoever has seen the policy changes the marks, too,
 //!   so that it is another store also where the number was set back.
 //! - **A server's clock set forward**: keys end by it, and end too soon then. It is held against this
-//!   machine's clocks each second and at each new connection; where it has leapt, the marks are changed. What keys are kept
+//!   machine's monotonic clock each second and at each new connection; where it has leapt, the marks are changed
+//!   (a machine that stood still sees a leap that is none, which costs clients one challenge). What keys are kept
 //!   longer than is needed has room for a smaller leap.
 //! - **A restored backup**: needs a restart, or a resynchronisation: as those.
 //! - **Partition, the old master still alive**: edges on its side stay in the old epoch, those on the
@@ -58,7 +59,8 @@
 //!
 //! How old an epoch is, is told by the clock of the server of the first tag when an edge finds it, and from then
 //! on by the edge's own monotonic clock; the epoch's begin, for proofs without a nonce, is so long ago by the clock
-//! that the proofs' dates are held against. So edges need not have the same time for that.
+//! that the proofs' dates are held against, as it is each second. Edges' clocks may be apart by what is conceded
+//! to clients', and by 5 s at least.
 //!
 //! What does not hold: what is looked at each second may be a second late: dropped keys, and a leap of a
 //! clock. A proxy that lets several servers share a connection hides who
@@ -98,7 +100,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 
 pub use keys::{Keys, TAGS, Tag};
-pub use replay::{Partition, RedisReplay, RedisSpent};
+pub use replay::{Partition, RedisReplay, RedisSpent, apart};
 pub use script::{Guarded, Script};
 pub use settings::{Address, Login, Settings, Tls, Topology, Wait};
 
@@ -123,7 +125,7 @@ pub enum Fault {
 }
 
 /// A store that is there.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct View {
     reign: Reign,
     /// When it began, by the servers' clock.
@@ -134,6 +136,17 @@ struct View {
     places: Box<[usize; TAGS]>,
     /// By tag.
     marks: Vec<Mark>,
+}
+
+impl View {
+    /// The same where this machine's clock was set, and another time is that long ago by now.
+    fn by_the_clock(&self, now: UnixTime) -> Option<Self> {
+        let (age, at) = self.aged;
+        let since = now.minus(age.saturating_add(at.elapsed()));
+        let moved = since.millis_since(self.reign.since).unsigned_abs();
+        let reign = Reign { epoch: self.reign.epoch, since };
+        (Duration::from_millis(moved) > DRIFT).then(|| Self { reign, ..self.clone() })
+    }
 }
 
 #[derive(Debug)]
@@ -402,6 +415,8 @@ impl Redis {
     }
 }
 
+/// By how much this machine's clock is set before an epoch's begin is another time.
+const DRIFT: Duration = Duration::from_secs(1);
 /// Why a server is not used that has another mark.
 const WIPED: &str = "the store has lost its mark: it was wiped";
 

@@ -57,6 +57,12 @@ impl Partition {
 /// What edges' clocks may differ by, where clients' may not differ by more.
 const LEAST_APART: Duration = Duration::from_secs(5);
 
+/// What edges' clocks may differ by, given what is conceded to clients'.
+#[must_use]
+pub fn apart(clock_skew: Duration) -> Duration {
+    clock_skew.max(LEAST_APART)
+}
+
 /// How long the server keeps what is good for `good_for`.
 ///
 /// Each edge tells by its own clock whether a proof or a nonce is still good, the server by its own when a key
@@ -65,7 +71,7 @@ const LEAST_APART: Duration = Duration::from_secs(5);
 /// that is kept for as long as clocks may be apart on top: what is conceded to clients', and no less than 5 s.
 /// (In the memory of one process one clock tells both.)
 fn kept(good_for: Duration, rules: &ProofRules) -> Duration {
-    good_for.saturating_add(rules.clock_skew.max(LEAST_APART))
+    good_for.saturating_add(apart(rules.clock_skew))
 }
 
 /// What an edge puts at the server, each for the same time.

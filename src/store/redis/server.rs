@@ -126,6 +126,23 @@ impl Server {
         self.weigh(answers)
     }
 
+    /// [`Server::send`] for what is looked at each second: one that may not be looked at is not used.
+    ///
+    /// # Errors
+    /// As [`Server::send`].
+    pub(super) async fn look(&self, pipeline: &Pipeline) -> Result<Vec<Value>, Fault> {
+        if !self.is_open() {
+            return Err(Fault::Down);
+        }
+        let answers = self.link.send(pipeline, self.timeout).await;
+        let forbids = |answer: &Value| matches!(answer, Value::ServerError(error) if error.code() == "NOPERM");
+        if answers.iter().flatten().any(forbids) {
+            self.trip("its user may not ask any more who the server is and what time it is");
+            return Err(Fault::Down);
+        }
+        self.weigh(answers)
+    }
+
     /// [`Server::send`] for what counts only when enough replicas have it.
     pub(super) async fn commit(&self, pipeline: &Pipeline) -> Result<Vec<Value>, Fault> {
         let Some(commits) = &self.commits else { return self.send(pipeline).await };

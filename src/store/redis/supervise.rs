@@ -115,6 +115,14 @@ async fn look(shared: &Arc<Shared>) -> Result<Option<View>, String> {
 /// and has the marks that it had. Requests are sent to none that is not.
 async fn check(shared: &Arc<Shared>) -> bool {
     let Some(view) = shared.view.load_full() else { return false };
+    let view = match view.by_the_clock(now()) {
+        Some(view) => {
+            let view = Arc::new(view);
+            shared.view.store(Some(Arc::clone(&view)));
+            view
+        }
+        None => view,
+    };
     let mut checks = JoinSet::new();
     for index in 0..view.servers.len() {
         let (shared, view) = (Arc::clone(shared), Arc::clone(&view));
@@ -139,7 +147,7 @@ async fn verify(server: &Server) {
     inspect::ask_info(&mut pipeline);
     let asked = clock::ask(&mut pipeline);
     // One that does not answer has tripped, or is asked again.
-    let Ok(mut answers) = server.send(&pipeline).await else { return };
+    let Ok(mut answers) = server.look(&pipeline).await else { return };
     let reading = answers.pop().and_then(|answer| Reading::of(&answer, asked));
     let info = match inspect::info(&answers) {
         Ok(info) => info,

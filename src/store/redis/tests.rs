@@ -95,6 +95,47 @@ fn rules() -> ProofRules {
     }
 }
 
+/// One that may not be looked at could be another one by now, or be told to drop keys.
+#[tokio::test]
+async fn a_server_that_may_not_be_looked_at_any_more_is_not_used() {
+    let scratch = TempDir::new().unwrap();
+    let Some(server) = Server::start(scratch.path()) else { return };
+    ok(&server.raw(&["ACL", "SETUSER", "edge", "on", ">word", "~*", "+@all"]));
+    let password = scratch.path().join("password");
+    std::fs::write(&password, "word").unwrap();
+    let login = Login { user: Some("edge".to_owned()), password_file: Some(password) };
+    let redis = server.connect_as(login).await;
+    for right in ["time", "info"] {
+        assert!(redis.current().is_some());
+        ok(&server.raw(&["ACL", "SETUSER", "edge", &format!("-{right}")]));
+        until("it is not used", || redis.current().is_none()).await;
+        for _ in 0..25 {
+            assert!(redis.current().is_none(), "{right}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        ok(&server.raw(&["ACL", "SETUSER", "edge", &format!("+{right}")]));
+        until("it is used again", || redis.is_up()).await;
+    }
+}
+
+/// An edge that was started before its clock was right.
+#[tokio::test]
+async fn an_epoch_s_begin_goes_with_the_clock_that_proofs_are_held_against() {
+    let scratch = TempDir::new().unwrap();
+    let Some(server) = Server::start(scratch.path()) else { return };
+    let redis = server.connect().await;
+    let view = redis.shared.view.load_full().unwrap();
+    assert!(view.by_the_clock(now()).is_none());
+    for (by, is) in [(240_000, true), (-240_000, true), (500, false)] {
+        let set = UnixTime::from_millis(now().millis() + by);
+        let other = view.by_the_clock(set).map(|view| view.reign);
+        assert_eq!(other.is_some(), is, "{by}");
+        let Some(other) = other else { continue };
+        let moved = other.since.millis_since(view.reign.since);
+        assert!((moved - by).abs() < 1000 && other.epoch == view.reign.epoch, "{by}: {moved}");
+    }
+}
+
 /// Passes bytes on; what `TIME` answers is so many seconds later. `to` says where each connection goes.
 fn pass_on(to: Vec<u16>, later: Arc<AtomicU64>) -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();

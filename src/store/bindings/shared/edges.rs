@@ -136,6 +136,8 @@ pub(super) struct Roll {
     pub(super) later: Option<String>,
     pub(super) given_up: Option<GivenUp>,
     pub(super) at: Moment,
+    /// When this edge called it first in that epoch.
+    pub(super) first: Moment,
 }
 
 impl Roll {
@@ -172,7 +174,8 @@ impl Inner {
         if before.as_ref().is_some_and(|roll| roll.is_fresh()) {
             return;
         }
-        let Ok(roll) = self.call(period).await else { return };
+        let first = before.as_ref().map_or_else(Moment::now, |roll| roll.first);
+        let Ok(roll) = self.call(period, first).await else { return };
         let known = before.as_ref().is_some_and(|before| before.later == roll.later);
         if let Some(edge) = roll.later.as_ref().filter(|_| !known) {
             tracing::warn!(
@@ -199,10 +202,11 @@ impl Inner {
         self.roll.store(Some(Arc::new(roll)));
     }
 
-    async fn call(&self, period: &Period) -> Result<Roll, Fault> {
+    async fn call(&self, period: &Period, first: Moment) -> Result<Roll, Fault> {
         let (edge, known) =
             self.registry.read(|reader| Ok((reader.chain()?, reader.given_up()?))).await?;
-        let gives_up = period.age >= self.waits.missing;
+        // Not as long as the servers have been there alone, or with a command: others start now as well.
+        let gives_up = period.age.min(first.elapsed_surely()) >= self.waits.missing;
         let (known_before, known_but) = texts(known.as_ref());
         let millis = |duration: Duration| duration.as_millis().to_string();
         let (epoch, begun) = (period.epoch.0.to_string(), period.begun.millis().to_string());
@@ -235,7 +239,7 @@ impl Inner {
         let (epoch, at) = (period.epoch, Moment::now());
         if let Some(edge) = name(later)? {
             let (missing, later) = (None, Some(edge));
-            return Ok(Roll { epoch, missing, later, given_up: known, at });
+            return Ok(Roll { epoch, missing, later, given_up: known, at, first });
         }
         let given_up = given_up(before, but)?;
         if !self.joins
@@ -249,6 +253,6 @@ impl Inner {
             // It stays so, also where the server that says it is wiped.
             self.registry.transact(move |batch| batch.keep_given_up(&given_up)).await?;
         }
-        Ok(Roll { epoch, missing: name(missing)?, later: None, given_up, at })
+        Ok(Roll { epoch, missing: name(missing)?, later: None, given_up, at, first })
     }
 }

@@ -124,6 +124,15 @@ async fn an_edge_in_an_earlier_epoch_gives_up_nobody() {
     assert!(patient.roll(period.epoch).is_none(), "an hour has not gone by for this one");
     let last = edge(&server, &scratch, "four.db", waits(Duration::from_secs(1))).await;
     last.answer_the_roll(&period).await;
+    // The servers have been there for so long, but others may start together with this one.
+    let roll = last.roll(period.epoch).unwrap();
+    assert_eq!(
+        (roll.missing.as_deref(), roll.given_up.as_ref().map(|it| it.before.millis())),
+        (Some("two"), Some(5))
+    );
+    tokio::time::sleep(last.waits.missing).await;
+    again(&last);
+    last.answer_the_roll(&period).await;
     let roll = last.roll(period.epoch).unwrap();
     assert!(roll.given_up.unwrap().is(other_epoch(), UnixTime::from_millis(begun)));
 }

@@ -53,7 +53,8 @@ impl Inner {
         self.redis.period().ok_or(Fault::Down)
     }
 
-    /// Whether what the store has said in the epoch of `period` may be acted on.
+    /// Whether what the store has said in the epoch of `period` may be acted on. Gives the last entry of its
+    /// ledger, which is not remembered yet: a master may have it that is the only one.
     ///
     /// # Errors
     /// [`Fault::Down`] while it settles, [`Fault::Behind`] where it has forgotten something,
@@ -63,7 +64,7 @@ impl Inner {
         period: &Period,
         ledger: &Ledger,
         mark: &Mark,
-    ) -> Result<(), Fault> {
+    ) -> Result<Mark, Fault> {
         let trusted = match self.period() {
             // Nobody knows whether it was the one or the other that answered.
             Ok(now) if now.epoch != period.epoch => Err(Fault::Down),
@@ -84,14 +85,10 @@ impl Inner {
         trusted
     }
 
-    async fn weigh(&self, period: &Period, ledger: &Ledger, mark: &Mark) -> Result<(), Fault> {
+    async fn weigh(&self, period: &Period, ledger: &Ledger, mark: &Mark) -> Result<Mark, Fault> {
         let here = self.trust.last().whole == Some(period.epoch);
-        match ledger.against(mark, here || ledger.vouched == Some(period.epoch)) {
-            Standing::Follows(next) => {
-                if let Some(next) = next {
-                    self.memory.note(next);
-                }
-            }
+        let last = match ledger.against(mark, here || ledger.vouched == Some(period.epoch)) {
+            Standing::Follows(next) => next.unwrap_or_else(|| mark.clone()),
             Standing::Unknown => return Err(Fault::Unvouched),
             Standing::Doubted => return Err(Fault::Behind),
             Standing::Behind if !self.speaks => return Err(Fault::Behind),
@@ -105,7 +102,7 @@ impl Inner {
                 self.doubt(ledger).await?;
                 return Err(Fault::Behind);
             }
-        }
+        };
         // Nothing was ever changed in it: there is nothing that it could have lost.
         let empty = ledger.last == Mark::default();
         {
@@ -119,7 +116,7 @@ impl Inner {
         if !empty && period.age < self.settle {
             return Err(Fault::Down);
         }
-        Ok(())
+        Ok(last)
     }
 
     /// Has all others know that something is missing.
@@ -146,16 +143,18 @@ impl Inner {
         }
     }
 
-    /// Looks at the ledger, and keeps what is new of it.
+    /// Looks at the ledger, and keeps what is new of it, once as many replicas have that as acknowledged
+    /// changes must have. Of what only a master has nobody was told that it is done; where another one takes
+    /// over without it, nothing is lost.
     pub(super) async fn look(&self) -> Result<(), Fault> {
         // A command on this machine may have made an entry.
         self.memory.look().await?;
         let (period, mark) = (self.period()?, self.memory.mark());
         let mut pipeline = Pipeline::new();
         self.names().ask_ledger(&mut pipeline, &mark);
-        let [head, entry] = self.send(&pipeline).await?;
-        let trusted = self.trust(&period, &scripts::ledger(&head, &entry)?, &mark).await;
-        self.memory.keep(Vec::new()).await?;
-        trusted
+        let [head, entry] = scripts::answers(self.redis.commit(TAG, &pipeline).await?)?;
+        let last = self.trust(&period, &scripts::ledger(&head, &entry)?, &mark).await?;
+        self.memory.note(last);
+        self.memory.keep(Vec::new()).await
     }
 }
