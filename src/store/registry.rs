@@ -3,7 +3,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -27,6 +27,44 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// How long a look is, at a store that answered nobody in that time.
 const GLANCE: Duration = Duration::from_secs(1);
 
+/// How something stands: it is waited for, it is late, it has ended.
+const WAITED_FOR: u8 = 0;
+const LATE: u8 = 1;
+const ENDED: u8 = 2;
+
+/// Something that is under way, which ends when this is dropped.
+#[derive(Debug)]
+struct Work(Arc<AtomicU8>, Arc<AtomicUsize>);
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        if self.0.swap(ENDED, Ordering::AcqRel) == LATE {
+            self.1.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+/// Who waits for it.
+#[derive(Debug)]
+struct Waited(Arc<AtomicU8>, Arc<AtomicUsize>);
+
+impl Waited {
+    /// Waits no more. Until it ends it is among those that are late.
+    fn in_vain<T>(&self) -> Result<T, Fault> {
+        self.1.fetch_add(1, Ordering::AcqRel);
+        let order = (Ordering::AcqRel, Ordering::Acquire);
+        if self.0.compare_exchange(WAITED_FOR, LATE, order.0, order.1).is_err() {
+            self.1.fetch_sub(1, Ordering::AcqRel);
+        }
+        Err(Fault::Late)
+    }
+}
+
+fn under_way(late: &Arc<AtomicUsize>) -> (Work, Waited) {
+    let state = Arc::new(AtomicU8::new(WAITED_FOR));
+    (Work(Arc::clone(&state), Arc::clone(late)), Waited(state, Arc::clone(late)))
+}
+
 /// One store. Clones are of the same one.
 #[derive(Clone, Debug)]
 pub struct Registry {
@@ -36,9 +74,8 @@ pub struct Registry {
     waiting: Arc<Semaphore>,
     /// Whether the last read that was tried was done.
     reads_up: Arc<AtomicBool>,
-    /// Whether the last transaction that was waited for came to an end in time. One that stands still on a
-    /// disk that does has not failed.
-    writes_end: Arc<AtomicBool>,
+    /// What was given up waiting for and has not ended yet. On a disk that stands still nothing fails.
+    late: Arc<AtomicUsize>,
     looked_up: Arc<AtomicU64>,
 }
 
@@ -56,7 +93,7 @@ impl Registry {
             reads: Arc::new(Semaphore::new(READS)),
             waiting: Arc::new(Semaphore::new(WAITING)),
             reads_up: Arc::new(AtomicBool::new(true)),
-            writes_end: Arc::new(AtomicBool::new(true)),
+            late: Arc::default(),
             looked_up: Arc::default(),
         })
     }
@@ -78,7 +115,7 @@ impl Registry {
     #[must_use]
     pub fn is_up(&self) -> bool {
         self.writer.is_up()
-            && self.writes_end.load(Ordering::Relaxed)
+            && self.late.load(Ordering::Relaxed) == 0
             && self.reads_up.load(Ordering::Relaxed)
     }
 
@@ -87,7 +124,7 @@ impl Registry {
         if !self.reads_up.load(Ordering::Relaxed) {
             let _ = self.read_within(GLANCE, |reader| reader.last()).await;
         }
-        if !self.writer.is_up() || !self.writes_end.load(Ordering::Relaxed) {
+        if !self.writer.is_up() {
             let _ = self.transact_within(GLANCE, |batch| batch.probe()).await;
         }
     }
@@ -124,10 +161,14 @@ impl Registry {
         limit: Duration,
         read: impl FnOnce(&Reader) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, Fault> {
+        let (work, waited) = under_way(&self.late);
+        let read = move |reader: &Reader| {
+            let _work = work;
+            read(reader)
+        };
         let done = tokio::time::timeout(limit, self.read_some_time(read)).await;
-        let done = done.unwrap_or(Err(Fault::Late));
-        let up =
-            !matches!(done, Err(Fault::Failed(_) | Fault::Replaced | Fault::Closed | Fault::Late));
+        let done = done.unwrap_or_else(|_| waited.in_vain());
+        let up = !matches!(done, Err(Fault::Failed(_) | Fault::Replaced | Fault::Closed));
         self.reads_up.store(up, Ordering::Relaxed);
         done
     }
@@ -175,10 +216,12 @@ impl Registry {
         F: FnOnce(&mut Batch<'_>) -> Result<T, Fault> + Send + 'static,
         T: Send + 'static,
     {
+        let (end, waited) = under_way(&self.late);
+        // Its value is there until it is committed.
+        let work = move |batch: &mut Batch<'_>| work(batch).map(|value| (value, end));
         let done = tokio::time::timeout(limit, self.writer.transact(work)).await;
-        self.writes_end.store(done.is_ok(), Ordering::Relaxed);
         // It may still be done; nobody is told that it was.
-        done.unwrap_or(Err(Fault::Late))
+        done.unwrap_or_else(|_| waited.in_vain()).map(|(value, _)| value)
     }
 
     /// Says that a transaction will be wanted soon ([`Writer::announce`]).
@@ -231,14 +274,13 @@ mod tests {
             };
             assert_eq!(late, Err(Fault::Late));
             assert!(!registry.is_up(), "reads: {reads}");
-            if !reads {
-                // Who looks is told in time.
-                registry.look_again().await;
-                assert!(!registry.is_up(), "reads: {reads}");
-            }
-            drop(go_on);
             registry.look_again().await;
-            assert!(registry.is_up(), "reads: {reads}");
+            assert!(!registry.is_up(), "reads: {reads}");
+            // It goes on, whether anybody asks or not.
+            drop(go_on);
+            while !registry.is_up() {
+                tokio::time::sleep(soon).await;
+            }
         }
     }
 }
