@@ -26,10 +26,19 @@ impl Moment {
     }
 
     /// How long it was from `earlier` until now, at most: what either clock says.
-    pub(super) fn since(&self, earlier: &Self) -> Duration {
-        let wall = u64::try_from(self.wall.millis_since(earlier.wall)).unwrap_or_default();
-        let monotonic = self.monotonic.saturating_duration_since(earlier.monotonic);
-        monotonic.max(Duration::from_millis(wall))
+    fn since(&self, earlier: &Self) -> Duration {
+        self.surely_since(earlier).max(self.wall_since(earlier))
+    }
+
+    /// The same, by the clock that nobody sets.
+    pub(super) fn surely_since(&self, earlier: &Self) -> Duration {
+        self.monotonic.saturating_duration_since(earlier.monotonic)
+    }
+
+    /// The same, by the one that is set; nothing where it was set back by more.
+    pub(super) fn wall_since(&self, earlier: &Self) -> Duration {
+        let millis = self.wall.millis_since(earlier.wall);
+        Duration::from_millis(u64::try_from(millis).unwrap_or_default())
     }
 
     /// How long ago it was, at most.
@@ -40,6 +49,12 @@ impl Moment {
     /// How long ago it was, at least: what the clock says that nobody sets.
     pub(super) fn elapsed_surely(&self) -> Duration {
         self.monotonic.elapsed()
+    }
+
+    #[cfg(test)]
+    pub(super) fn later(&self, monotonic: Duration, wall_secs: i64) -> Self {
+        let wall = UnixTime::from_millis(self.wall.millis() + wall_secs * 1000);
+        Self { monotonic: self.monotonic + monotonic, wall }
     }
 
     #[cfg(test)]

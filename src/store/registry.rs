@@ -119,9 +119,10 @@ impl Registry {
             && self.reads_up.load(Ordering::Relaxed)
     }
 
-    /// Tries again what failed last, so that who asks is told how it is now: for a second each.
+    /// Reads, and tries to write again where that failed last, so that who asks is told how it is now: for a
+    /// second each.
     pub async fn look_again(&self) {
-        if !self.reads_up.load(Ordering::Relaxed) {
+        if self.late.load(Ordering::Relaxed) == 0 {
             let _ = self.read_within(GLANCE, |reader| reader.last()).await;
         }
         if !self.writer.is_up() {
@@ -168,8 +169,11 @@ impl Registry {
         };
         let done = tokio::time::timeout(limit, self.read_some_time(read)).await;
         let done = done.unwrap_or_else(|_| waited.in_vain());
-        let up = !matches!(done, Err(Fault::Failed(_) | Fault::Replaced | Fault::Closed));
-        self.reads_up.store(up, Ordering::Relaxed);
+        // Of what was not begun nobody knows, and what is late is counted.
+        if !matches!(done, Err(Fault::Busy | Fault::Late)) {
+            let up = !matches!(done, Err(Fault::Failed(_) | Fault::Replaced | Fault::Closed));
+            self.reads_up.store(up, Ordering::Relaxed);
+        }
         done
     }
 

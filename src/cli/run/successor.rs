@@ -6,7 +6,9 @@
 
 #![expect(clippy::disallowed_methods, reason = "it waits by the clock")]
 
+use std::ffi::OsString;
 use std::io::{self, Read as _, Write};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -16,6 +18,8 @@ use super::manager;
 
 /// How often it is looked whether the next process has ended.
 const POLL: Duration = Duration::from_millis(20);
+/// The program that runs, also where its file was replaced.
+const OURSELVES: &str = "/proc/self/exe";
 /// What the one between is told once the next process is to live without it.
 const LIVE: u8 = b'\n';
 
@@ -42,7 +46,7 @@ pub fn run(args: &Args, errors: &mut dyn Write) -> ExitCode {
 }
 
 fn between(file: &Path) -> io::Result<ExitCode> {
-    let mut next = program();
+    let mut next = Command::new(name());
     next.args(["run", "--upgrade", "--config"]).arg(file).stdin(Stdio::null());
     let mut next = next.spawn()?;
     let (says, word) = mpsc::channel();
@@ -75,9 +79,9 @@ fn code(status: ExitStatus) -> ExitCode {
     failed.map_or(ExitCode::FAILURE, ExitCode::from)
 }
 
-/// This program, by the name that it was started by: another version may be there by now.
-fn program() -> Command {
-    Command::new(std::env::args_os().next().unwrap_or_else(|| "holdfast".into()))
+/// The name that this program was started by: another version may be there by now.
+fn name() -> OsString {
+    std::env::args_os().next().unwrap_or_else(|| "holdfast".into())
 }
 
 /// The process between, as the one that serves sees it. The next one does not outlive it unless
@@ -91,7 +95,9 @@ impl Between {
     /// # Errors
     /// When the system does not.
     pub(super) fn start(file: &Path) -> io::Result<Self> {
-        let mut command = program();
+        // This very program, whatever is there by its name: another version may not know what to do.
+        let mut command = Command::new(OURSELVES);
+        command.arg0(name());
         command.args(["run-successor", "--config"]).arg(file).stdin(Stdio::piped());
         for name in manager::OURS {
             command.env_remove(name);

@@ -41,8 +41,9 @@ impl Sound {
     /// # Errors
     /// What is otherwise; `what` was done is of no use.
     pub(super) async fn still(&self, what: &str) -> Result<(), CommandError> {
-        self.nodes.look_again().await;
-        if let Some(Fails { words, .. }) = trouble(&self.nodes, &self.tokens) {
+        let looked = self.nodes.look().await;
+        let trouble = trouble(&self.nodes, &self.tokens).map(|Fails { words, .. }| words);
+        if let Some(words) = trouble.or_else(|| looked.err().map(|fault| fault.to_string())) {
             return Err(CommandError::Other(format!("while {what}: {words}")));
         }
         self.redis.is_still(self.epoch).await.map_err(|_| {

@@ -145,6 +145,14 @@ impl SharedNodes {
         Self::begin(redis, registry, (SETTLE, false), runtime)
     }
 
+    /// Looks at the store now.
+    ///
+    /// # Errors
+    /// Why it is not acted on, or what it could not be looked at for.
+    pub async fn look(&self) -> Result<(), Fault> {
+        self.inner.look().await
+    }
+
     fn begin(
         redis: Redis,
         registry: Registry,
@@ -355,7 +363,7 @@ impl Nodes for SharedNodes {
 
     async fn look_again(&self) {
         // What it finds is told by `trouble`.
-        let _ = self.inner.look().await;
+        let _ = self.look().await;
     }
 
     fn looked_up(&self) -> u64 {

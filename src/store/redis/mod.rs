@@ -39,8 +39,7 @@
 //!   what it has counted as dropped is another number. Whoever has seen the policy changes the marks, too,
 //!   so that it is another store also where the number was set back.
 //! - **A server's clock set forward**: keys end by it, and end too soon then. It is held against this
-//!   machine's monotonic clock each second and at each new connection; where it has leapt, the marks are changed
-//!   (a machine that stood still sees a leap that is none, which costs clients one challenge). What keys are kept
+//!   machine's clocks each second and at each new connection; where it has leapt, the marks are changed. What keys are kept
 //!   longer than is needed has room for a smaller leap.
 //! - **A restored backup**: needs a restart, or a resynchronisation: as those.
 //! - **Partition, the old master still alive**: edges on its side stay in the old epoch, those on the

@@ -8,7 +8,7 @@ use redis::{Pipeline, ServerError, Value};
 use tokio::sync::Notify;
 
 use super::Fault;
-use super::clock::Reading;
+use super::clock::{Clock, Reading};
 use super::commit::{Commits, TooFew};
 use super::inspect::Identity;
 use super::link::Link;
@@ -32,8 +32,8 @@ pub(super) struct Server {
     misses: AtomicU32,
     /// Whether it may have lost some of what it keeps, without being another one.
     forgets: AtomicBool,
-    /// Its clock, as of the last look.
-    clock: Mutex<Reading>,
+    /// Its clock, as it was read so far.
+    clock: Mutex<Clock>,
     /// Why it takes no writes though it answers.
     trouble: Mutex<Option<String>>,
     /// Wakes the supervisor.
@@ -43,7 +43,7 @@ pub(super) struct Server {
 impl Server {
     pub(super) fn new(
         address: Address,
-        (identity, clock): (Identity, Reading),
+        (identity, clock): (Identity, Clock),
         link: Link,
         commits: Option<Commits>,
         timeout: Duration,
@@ -66,12 +66,14 @@ impl Server {
         }
     }
 
-    /// Takes note of its clock; by how much that was set forward since the last time, if it was.
+    /// Takes note of its clock; by how much that was set forward, if it was.
     pub(super) fn set_clock(&self, reading: Reading) -> Option<Duration> {
-        let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
-        let leap = reading.leap_since(&clock);
-        *clock = reading;
-        leap
+        self.clock.lock().unwrap_or_else(PoisonError::into_inner).leaps(reading)
+    }
+
+    /// Its clock, for who is connected to it anew.
+    pub(super) fn clock(&self) -> Clock {
+        *self.clock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether it may have lost some of what it keeps, without being another one.

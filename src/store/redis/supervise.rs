@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use redis::{Pipeline, Value};
 use tokio::task::JoinSet;
 
-use super::clock::{self, Reading};
+use super::clock::{self, Clock, Reading};
 use super::commit::Commits;
 use super::epoch::{self, Mark};
 use super::inspect::{self, INFO_ANSWERS, Identity};
@@ -197,6 +197,7 @@ async fn connect(
     if before.is_some_and(|before| before.set_clock(reading).is_some()) {
         before.inspect(|before| before.disown("the server's clock was set forward"));
     }
+    let clock = before.map_or_else(|| Clock::new(reading), Server::clock);
     if info.loading {
         return Err(format!("{address}: is still reading its data"));
     }
@@ -232,7 +233,7 @@ async fn connect(
         }
     };
     let look = Arc::clone(&shared.look);
-    let (address, whom) = (address.clone(), (info.identity, reading));
+    let (address, whom) = (address.clone(), (info.identity, clock));
     Ok(Server::new(address, whom, link, commits, settings.timeout, look))
 }
 

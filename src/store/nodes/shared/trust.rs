@@ -143,18 +143,35 @@ impl Inner {
         }
     }
 
-    /// Looks at the ledger, and keeps what is new of it, once as many replicas have that as acknowledged
-    /// changes must have. Of what only a master has nobody was told that it is done; where another one takes
-    /// over without it, nothing is lost.
+    /// Looks at the ledger, and keeps what is new of it.
     pub(super) async fn look(&self) -> Result<(), Fault> {
         // A command on this machine may have made an entry.
         self.memory.look().await?;
         let (period, mark) = (self.period()?, self.memory.mark());
         let mut pipeline = Pipeline::new();
         self.names().ask_ledger(&mut pipeline, &mark);
-        let [head, entry] = scripts::answers(self.redis.commit(TAG, &pipeline).await?)?;
+        let [head, entry] = self.send(&pipeline).await?;
         let last = self.trust(&period, &scripts::ledger(&head, &entry)?, &mark).await?;
-        self.memory.note(last);
+        if !self.speaks {
+            // Nor is the file told, which may be another store's.
+            return Ok(());
+        }
+        if last != mark {
+            self.is_replicated(period.epoch).await?;
+            self.memory.note(last);
+        }
         self.memory.keep(Vec::new()).await
+    }
+
+    /// Waits until as many replicas as acknowledged changes must have, have what was read before. Of what only
+    /// a master has nobody was told that it is done; where another one takes over without it, nothing is lost,
+    /// and whoever remembered it would say otherwise.
+    async fn is_replicated(&self, epoch: Epoch) -> Result<(), Fault> {
+        // Newer servers wait for nothing behind a command that writes nothing.
+        let mut pipeline = Pipeline::new();
+        let key = self.names().lineage();
+        pipeline.cmd("HSET").arg(key).arg("looked").arg(now().millis());
+        let done = self.redis.commit_in(epoch, TAG, pipeline).await?;
+        done.iter().try_for_each(scripts::refused)
     }
 }
