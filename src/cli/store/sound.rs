@@ -24,6 +24,8 @@ use crate::store::sqlite::Fault;
 
 /// How long servers that have settled are waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often servers that do not answer are looked at again at the end.
+const LOOKS: usize = 10;
 /// The rest between two looks.
 const REST: Duration = Duration::from_millis(200);
 
@@ -36,12 +38,23 @@ pub(super) struct Sound {
 }
 
 impl Sound {
+    /// Looks at the nodes. One answer that is late is no reason to begin anew.
+    async fn look(&self) -> Result<(), Fault> {
+        for _ in 0..LOOKS {
+            if self.nodes.look().await != Err(Fault::Down) {
+                break;
+            }
+            tokio::time::sleep(REST).await;
+        }
+        self.nodes.look().await
+    }
+
     /// They still are: the same servers, of which nobody has found out anything meanwhile.
     ///
     /// # Errors
     /// What is otherwise; `what` was done is of no use.
     pub(super) async fn still(&self, what: &str) -> Result<(), CommandError> {
-        let looked = self.nodes.look().await;
+        let looked = self.look().await;
         let trouble = trouble(&self.nodes, &self.tokens).map(|Fails { words, .. }| words);
         if let Some(words) = trouble.or_else(|| looked.err().map(|fault| fault.to_string())) {
             return Err(CommandError::Other(format!("while {what}: {words}")));

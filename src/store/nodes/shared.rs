@@ -25,8 +25,9 @@
 //! ([`crate::policy::lineage`]) finds it out:
 //!
 //! - Each change that matters is an entry of the ledger, made in the script that makes the change.
-//! - Each edge, and each command, remembers the last entry that it has made or seen, in its SQLite file:
-//!   with every request, and once a second. Who made an entry is answered only after that.
+//! - Each edge, and each command that changes something, remembers the last entry that it has made, or seen
+//!   where acknowledged changes must be, in its SQLite file: once a second. Who made an entry is answered only
+//!   after it is remembered.
 //! - A store without the remembered entry is *doubted*: whoever finds it so says it there, and no edge
 //!   serves any node until an operator has run `holdfast node confirm`. Meanwhile nodes can be listed,
 //!   revoked, disabled, quarantined and removed, so that what was lost can be done again before.

@@ -63,6 +63,11 @@ impl Since {
     fn leap(&mut self, now: &Reading) -> Option<Duration> {
         let went_by = now.answered.surely_since(&self.first.asked);
         let went_on = now.at.saturating_sub(self.first.at);
+        if self.ahead <= SLACK / 2 && now.asked.surely_since(&self.first.answered) > went_on {
+            // It was set back, or stood still: what it makes good of that is a leap to keys from now.
+            *self = Self::new(*now);
+            return None;
+        }
         self.ahead = self.ahead.max(went_on.saturating_sub(went_by));
         let own = now.answered.wall_since(&self.first.asked);
         let made_good = own.saturating_sub(now.asked.surely_since(&self.first.answered));
@@ -74,20 +79,26 @@ impl Since {
 /// A server's clock, as it was read so far.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Clock {
-    /// The later one takes the other's place, and begins anew.
+    /// What was set back long ago, and forward by as much since, is not to be taken for good: nor may what this
+    /// machine's clock made good then count now.
+    last: Reading,
+    /// Many small leaps add up, and what was made good can be undone. The later one takes the other's place, and
+    /// begins anew.
     since: [Since; 2],
 }
 
 impl Clock {
     pub(super) fn new(first: Reading) -> Self {
-        Self { since: [Since::new(first); 2] }
+        Self { last: first, since: [Since::new(first); 2] }
     }
 
     /// Takes note of a reading. By how much the clock was set forward, if it was; from then on this reading
     /// is what others are held against.
     pub(super) fn leaps(&mut self, now: Reading) -> Option<Duration> {
+        let before = Since::new(self.last).leap(&now);
+        self.last = now;
         let [earlier, later] = &mut self.since;
-        let leap = earlier.leap(&now).max(later.leap(&now));
+        let leap = earlier.leap(&now).max(later.leap(&now)).max(before);
         if leap.is_some() {
             *self = Self::new(now);
         } else if now.asked.surely_since(&later.first.answered) >= WHILE {
@@ -130,6 +141,27 @@ mod tests {
                 vec![None, None, Some(3)],
             ),
             ("a slow answer", vec![(1011, 1, 10, 0)], vec![None]),
+            (
+                "set back, and put right",
+                vec![(500, 1, 1, 0), (1003, 3, 3, 0)],
+                vec![None, Some(501)],
+            ),
+            (
+                "stood still, and put right",
+                vec![(1001, 61, 61, 0), (1063, 63, 63, 0)],
+                vec![None, Some(60)],
+            ),
+            (
+                "after this machine's was set",
+                vec![(1001, 1, 1, 600), (1002, 2, 2, 600), (1603, 3, 3, 600)],
+                vec![None, None, Some(600)],
+            ),
+            ("after a slow answer", vec![(1012, 2, 12, 0), (1018, 13, 13, 0)], vec![None, Some(5)]),
+            (
+                "stood still, and made good slowly",
+                vec![(1001, 61, 61, 0), (1012, 71, 71, 0), (1023, 81, 81, 0), (1034, 91, 91, 0)],
+                vec![None, None, None, Some(3)],
+            ),
             ("set back", vec![(500, 1, 1, 0), (501, 2, 2, 0)], vec![None, None]),
             ("a great one", vec![(1601, 1, 1, 0)], vec![Some(600)]),
             // Proofs are as old here as their keys are there.
