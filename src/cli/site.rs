@@ -20,6 +20,7 @@ use crate::config::{self, Config, Severity, Store};
 use crate::policy::audit::{Draft, Kind};
 use crate::policy::digest::Sha256;
 use crate::policy::time::UnixTime;
+use crate::store::directory_of;
 use crate::store::nodes::shared::SharedNodes;
 use crate::store::nodes::{Look, Nodes};
 use crate::store::redis::{Redis, Settings};
@@ -98,10 +99,8 @@ pub(super) fn open(config: &Config, path: &Path) -> Result<Database, CommandErro
 /// # Errors
 /// When it is not root's own.
 pub(super) fn own(path: &Path) -> Result<(), CommandError> {
-    let directory = path.parent().filter(|it| !it.as_os_str().is_empty());
-    let directory = directory.unwrap_or_else(|| Path::new("."));
     // What cannot be looked at is told by whoever opens it.
-    let owner = fs::metadata(path).or_else(|_| fs::metadata(directory)).map(|it| it.uid());
+    let owner = fs::metadata(path).or_else(|_| fs::metadata(directory_of(path))).map(|it| it.uid());
     match owner {
         Ok(owner) if owner != 0 && rustix::process::geteuid().is_root() => {
             Err(CommandError::Other(format!(

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::policy::digest::Sha256;
 use crate::policy::time::UnixTime;
+use crate::store::directory_of;
 
 /// The layout of the last line.
 const VERSION: u32 = 1;
@@ -160,8 +161,7 @@ impl Making {
         // Unlike a renaming, a link takes no file's place.
         fs::hard_link(&self.temporary, &self.path)?;
         fs::remove_file(&self.temporary)?;
-        let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        File::open(directory.unwrap_or(Path::new(".")))?.sync_all()?;
+        File::open(directory_of(&self.path))?.sync_all()?;
         Ok(seal)
     }
 }

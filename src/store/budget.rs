@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::directory_of;
 use super::failures::network;
 use super::registry::Registry;
 
@@ -75,7 +76,6 @@ impl Budget {
     /// `reserve_bytes` to spare.
     #[must_use]
     pub fn new(per_window: u32, file: &Path, reserve_bytes: u64) -> Self {
-        let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty());
         let state = State {
             began: Instant::now(),
             nodes: HashMap::new(),
@@ -87,7 +87,7 @@ impl Budget {
         };
         Self {
             per_window,
-            directory: directory.unwrap_or(Path::new(".")).to_owned(),
+            directory: directory_of(file).to_owned(),
             reserve_bytes,
             max_bytes: u64::MAX,
             registry: None,

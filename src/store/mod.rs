@@ -21,3 +21,11 @@ pub mod sqlite;
 mod tally;
 pub mod task;
 pub mod tokens;
+
+use std::path::Path;
+
+/// The directory that a file is in, or is to be.
+pub(crate) fn directory_of(file: &Path) -> &Path {
+    let named = file.parent().filter(|parent| !parent.as_os_str().is_empty());
+    named.unwrap_or(Path::new("."))
+}

@@ -250,12 +250,12 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
+    use crate::store::bindings::tests::registry;
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_disk_that_stands_still_is_no_store() {
         let scratch = tempfile::tempdir().unwrap();
-        let rule = CheckpointRule { lines: 1000, interval: Duration::from_secs(3600) };
-        let registry = Registry::open(&scratch.path().join("holdfast.db"), rule).unwrap();
+        let registry = registry(&scratch, "holdfast.db");
         let soon = Duration::from_millis(50);
         for reads in [false, true] {
             assert!(registry.is_up());

@@ -295,6 +295,17 @@ async fn root_leaves_another_user_s_store_alone() {
     table.row("list", expect_eq("status", &status, &Some(0)));
 }
 
+/// Records that were moved from a file to servers, and the configuration of edges that use these. What the
+/// move said comes last.
+async fn moved_there(redis: &Server) -> (World, TempDir, Value) {
+    let (mut world, scratch) = both(redis).await;
+    fill(&scratch.path().join("moved.db"));
+    let there = done(scratch.path(), "migrate --to redis");
+    world.config["store"]["kind"] = json!("redis");
+    write_config(scratch.path(), &world.config);
+    (world, scratch, there)
+}
+
 /// What the embedded store says of a node.
 fn status_of(directory: &Path, node: &str) -> Status {
     let readers = Readers::open(&directory.join("moved.db")).expect("a store");
@@ -310,12 +321,8 @@ async fn what_servers_have_lost_is_not_taken_elsewhere() {
         return;
     }
     let mut redis = Server::start(&["appendonly no"]).await;
-    let (mut world, scratch) = both(&redis).await;
+    let (_world, scratch, _) = moved_there(&redis).await;
     let (directory, mut table) = (scratch.path(), Table::default());
-    fill(&directory.join("moved.db"));
-    let _ = done(directory, "migrate --to redis");
-    world.config["store"]["kind"] = json!("redis");
-    write_config(directory, &world.config);
     let saved = redis.cli(&["SAVE"]);
     assert!(saved.starts_with("OK"), "{saved}");
     let command = |words: &str| {
@@ -391,12 +398,9 @@ async fn what_is_found_out_while_servers_are_copied_is_seen() {
         return;
     }
     let redis = Server::start(&[]).await;
-    let (mut world, scratch) = both(&redis).await;
+    let (mut world, scratch, _) = moved_there(&redis).await;
     let (directory, mut table) = (scratch.path(), Table::default());
-    fill(&directory.join("moved.db"));
-    let _ = done(directory, "migrate --to redis");
     let link = Relay::to(redis.port).await;
-    world.config["store"]["kind"] = json!("redis");
     world.config["store"]["redis"]["nodes"] = json!([format!("{HERE}:{}", link.port)]);
     write_config(directory, &world.config);
     for words in ["migrate --to embedded --dry-run", "migrate --to embedded", "backup kept"] {
@@ -504,12 +508,8 @@ async fn a_shared_store_is_backed_up_and_restored() {
         return;
     }
     let redis = Server::start(&[]).await;
-    let (mut world, scratch) = both(&redis).await;
+    let (_world, scratch, there) = moved_there(&redis).await;
     let (directory, mut table) = (scratch.path(), Table::default());
-    fill(&directory.join("moved.db"));
-    let there = done(directory, "migrate --to redis");
-    world.config["store"]["kind"] = json!("redis");
-    write_config(directory, &world.config);
     let backup = done(directory, "backup kept");
     let count = &backup["backup"]["counts"]["tokens"];
     table.row("backup", expect_eq("tokens", count, &there["records"]["tokens"]["count"]));

@@ -553,31 +553,18 @@ async fn the_version_before_is_asked_no_more_than_it_knows() {
     let directory = world.directory.path();
     let (program, other) = (directory.join("program"), directory.join("other"));
     std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_holdfast"), &program).expect("a link");
-    let output = std::fs::File::create(directory.join("output")).expect("a file");
     let file = directory.join("authority.yaml");
     let mut command = Command::new(&program);
-    command.args(["run", "--config"]).arg(&file).stdout(output);
-    let mut child = command.spawn().expect("the program");
-    let says = async |text: &str| {
-        for _ in 0..1500 {
-            let output = std::fs::read_to_string(directory.join("output")).expect("its output");
-            if output.contains(text) {
-                return;
-            }
-            tokio::time::sleep(STEP).await;
-        }
-        panic!("it does not say {text:?}");
-    };
-    says("\"started\"").await;
+    command.args(["run", "--config"]).arg(&file);
+    let process = Process::of(command);
+    says(&process, "started", 1).await;
     // In its place, as a package does it: one that says what it is told.
     std::os::unix::fs::symlink("/bin/echo", &other).expect("a link");
     std::fs::rename(&other, &program).expect("another program");
-    let id = child.id().to_string();
-    assert!(Command::new("kill").args(["-QUIT", &id]).status().expect("kill").success());
-    says(NOT_HANDED_OVER).await;
-    says(&format!("\nrun --upgrade --config {}\n", file.display())).await;
-    child.kill().expect("a child");
-    child.wait().expect("its end");
+    process.signal("QUIT");
+    says(&process, NOT_HANDED_OVER, 1).await;
+    let asked = format!("run --upgrade --config {}", file.display());
+    assert!(process.output().lines().any(|line| line == asked), "{}", process.output());
 }
 
 /// How many processes have something of `directory` in their command line.

@@ -10,6 +10,7 @@ use super::chain::{Chain, checkpoint_of};
 use crate::cli::client::trace::clean;
 use crate::cli::site::{self, CommandError};
 use crate::policy::audit::{Head, Line, Preface};
+use crate::store::directory_of;
 use crate::store::sqlite::reader::Reader;
 
 /// Longest line that is read, bytes: a decision about a capsule has some thousands.
@@ -164,8 +165,7 @@ pub(super) fn make<T>(
     let removed = fs::remove_file(&beside).map_err(named);
     let value = made?;
     removed?;
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let directory = fs::OpenOptions::new().read(true).open(directory.unwrap_or(Path::new(".")));
+    let directory = fs::OpenOptions::new().read(true).open(directory_of(path));
     directory.and_then(|directory| directory.sync_all()).map_err(named)?;
     Ok(value)
 }

@@ -4,10 +4,11 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use zeroize::Zeroizing;
 
+use crate::store::directory_of;
 use crate::store::keys::{is_credential, is_exposed};
 
 /// Bytes of a key, certificate, key set or envelope.
@@ -111,7 +112,7 @@ fn beside(
         file.write_all(content)?;
         file.sync_all()?;
         publish(&temporary)?;
-        File::open(directory(path))?.sync_all()
+        File::open(directory_of(path))?.sync_all()
     };
     write().inspect_err(|_| {
         // What cannot be removed now is removed by the next writing.
@@ -123,13 +124,6 @@ fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         Ok(()) | Err(_) => Ok(()),
-    }
-}
-
-fn directory(path: &Path) -> PathBuf {
-    match path.parent() {
-        Some(parent) if parent != Path::new("") => parent.to_owned(),
-        Some(_) | None => PathBuf::from("."),
     }
 }
 

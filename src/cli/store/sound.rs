@@ -40,13 +40,15 @@ pub(super) struct Sound {
 impl Sound {
     /// Looks at the nodes. One answer that is late is no reason to begin anew.
     async fn look(&self) -> Result<(), Fault> {
+        let mut looked = self.nodes.look().await;
         for _ in 0..LOOKS {
-            if self.nodes.look().await != Err(Fault::Down) {
+            if looked != Err(Fault::Down) {
                 break;
             }
             tokio::time::sleep(REST).await;
+            looked = self.nodes.look().await;
         }
-        self.nodes.look().await
+        looked
     }
 
     /// They still are: the same servers, of which nobody has found out anything meanwhile.
@@ -189,30 +191,27 @@ pub(super) async fn unserved(redis: &Redis, shown: &mut Shown) -> Result<(), Com
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use serde_json::json;
+    use tempfile::TempDir;
 
     use super::*;
     use crate::cli::site;
     use crate::policy::audit::Kind as Line;
-    use crate::store::bindings::tests::Server;
-    use crate::store::registry::Registry;
-    use crate::store::sqlite::writer::CheckpointRule;
+    use crate::store::bindings::tests::{Server, registry};
 
     const LINEAGE: &str = "{test:0}:nodes:lineage";
 
-    fn registry(directory: &Path) -> Registry {
-        let rule = CheckpointRule { lines: 1000, interval: Duration::from_secs(3600) };
-        Registry::open(&directory.join("holdfast.db"), rule).unwrap()
+    /// A server, and what a command has of it.
+    async fn servers(scratch: &TempDir) -> Option<(Server, Servers)> {
+        let server = Server::start(scratch.path())?;
+        let (redis, registry) = (server.connect().await, registry(scratch, "holdfast.db"));
+        Some((server, Servers { redis, registry }))
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn what_is_found_out_meanwhile_is_seen_at_the_end() {
         let scratch = tempfile::tempdir().unwrap();
-        let Some(server) = Server::start(scratch.path()) else { return };
-        let registry = registry(scratch.path());
-        let shared = Servers { redis: server.connect().await, registry };
+        let Some((server, shared)) = servers(&scratch).await else { return };
         let mut shown = Shown::new();
         let said = |still: Result<(), CommandError>| still.unwrap_err().to_string();
         let servers = sound(&shared, &mut shown).await.unwrap();
@@ -233,9 +232,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_copy_does_not_make_whole_what_has_lost_something() {
         let scratch = tempfile::tempdir().unwrap();
-        let Some(server) = Server::start(scratch.path()) else { return };
-        let registry = registry(scratch.path());
-        let shared = Servers { redis: server.connect().await, registry };
+        let Some((server, shared)) = servers(&scratch).await else { return };
         not_behind(&shared).await.unwrap();
         // A copy that was broken off goes on.
         moved::hold(&shared.redis, site::now()).await.unwrap();

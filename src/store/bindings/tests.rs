@@ -21,7 +21,7 @@ pub(crate) use server::{Server, address, connected, raw, settings};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-fn registry(directory: &TempDir, name: &str) -> Registry {
+pub(crate) fn registry(directory: &TempDir, name: &str) -> Registry {
     let rule = CheckpointRule { lines: 1000, interval: HOUR };
     Registry::open(&directory.path().join(name), rule).unwrap()
 }

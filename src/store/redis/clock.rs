@@ -79,8 +79,7 @@ impl Since {
 /// A server's clock, as it was read so far.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Clock {
-    /// What was set back long ago, and forward by as much since, is not to be taken for good: nor may what this
-    /// machine's clock made good then count now.
+    /// What this machine's clock made good before does not make good a leap of now.
     last: Reading,
     /// Many small leaps add up, and what was made good can be undone. The later one takes the other's place, and
     /// begins anew.

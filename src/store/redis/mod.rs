@@ -138,10 +138,15 @@ struct View {
 }
 
 impl View {
+    /// How long ago it began.
+    fn age(&self) -> Duration {
+        let (age, at) = self.aged;
+        age.saturating_add(at.elapsed())
+    }
+
     /// The same where this machine's clock was set, and another time is that long ago by now.
     fn by_the_clock(&self, now: UnixTime) -> Option<Self> {
-        let (age, at) = self.aged;
-        let since = now.minus(age.saturating_add(at.elapsed()));
+        let since = now.minus(self.age());
         let moved = since.millis_since(self.reign.since).unsigned_abs();
         let reign = Reign { epoch: self.reign.epoch, since };
         (Duration::from_millis(moved) > DRIFT).then(|| Self { reign, ..self.clone() })
@@ -286,9 +291,7 @@ impl Redis {
     pub fn period(&self) -> Option<Period> {
         let view = self.shared.view.load();
         let view = view.as_ref().filter(|view| view.servers.iter().any(|it| it.is_open()))?;
-        let (age, at) = view.aged;
-        let (epoch, begun) = (view.reign.epoch, view.begun);
-        Some(Period { epoch, begun, age: age.saturating_add(at.elapsed()) })
+        Some(Period { epoch: view.reign.epoch, begun: view.begun, age: view.age() })
     }
 
     /// Sends commands whose keys are all at `tag`, in one round trip, once. Answers are in their order;

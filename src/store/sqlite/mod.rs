@@ -30,6 +30,7 @@ use self::batch::Batch;
 use self::tail::Tail;
 use crate::policy::audit::{Checkpoint, Draft, Kind};
 use crate::store::clock::now;
+use crate::store::directory_of;
 use crate::store::redis;
 
 /// How long a transaction waits for another process's.
@@ -470,8 +471,7 @@ fn pragma(connection: &Connection, name: &str) -> rusqlite::Result<i64> {
 }
 
 fn sync_directory(path: &Path) -> io::Result<()> {
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    std::fs::File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
+    std::fs::File::open(directory_of(path))?.sync_all()
 }
 
 #[cfg(test)]

@@ -120,9 +120,7 @@ impl Process {
 
     /// Its parent, while it runs.
     pub(crate) fn parent(&self) -> u32 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).expect("a process");
-        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
-        parent.and_then(|id| id.trim().parse().ok()).expect("a parent")
+        self.status_of("PPid:").and_then(|id| id.parse().ok()).expect("a parent")
     }
 
     /// How it ended; `None` while it runs.
@@ -139,11 +137,17 @@ impl Process {
 
     /// Its resident memory, bytes.
     pub(crate) fn memory(&self) -> usize {
+        let size = self.status_of("VmRSS:");
+        let kilobytes = size.and_then(|size| size.trim_end_matches(" kB").parse().ok());
+        kilobytes.unwrap_or(0_usize) * 1024
+    }
+
+    /// What the system says of it under `name`.
+    fn status_of(&self, name: &str) -> Option<String> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid));
         let status = status.expect("a running process");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kilobytes = line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok());
-        kilobytes.unwrap_or(0_usize) * 1024
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.map(|line| line.trim().to_owned())
     }
 
     /// Everything it wrote so far.

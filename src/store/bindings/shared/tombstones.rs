@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::{JoinError, JoinSet};
+use tokio::task::JoinSet;
 
 use super::super::scripts::{self, Place};
 use super::{Inner, MARGIN, now, unreadable};
@@ -21,11 +21,6 @@ const LOOK: Duration = Duration::from_millis(100);
 const AT_ONCE: usize = 128;
 /// Round trips with such that are under way together.
 const TOGETHER: usize = 16;
-
-/// What came of one that was under way.
-fn heard(said: Option<Result<Result<UnixTime, Fault>, JoinError>>) -> Result<(), Fault> {
-    said.unwrap_or(Ok(Err(Fault::Down))).unwrap_or(Err(Fault::Down)).map(drop)
-}
 
 impl Inner {
     /// Remembers here that something is revoked, then says so where all edges look.
@@ -102,14 +97,16 @@ impl Inner {
         // There are 256 tags, and tokens from before wait for the last of them.
         let mut under_way = JoinSet::new();
         for stones in by_tag.values().flat_map(|stones| stones.chunks(AT_ONCE)) {
-            if under_way.len() >= TOGETHER {
-                heard(under_way.join_next().await)?;
+            if under_way.len() >= TOGETHER
+                && let Some(said) = under_way.join_next().await
+            {
+                said.unwrap_or(Err(Fault::Down))?;
             }
             let (inner, stones) = (Arc::clone(self), stones.to_vec());
             under_way.spawn(async move { inner.say(&stones).await });
         }
-        while !under_way.is_empty() {
-            heard(under_way.join_next().await)?;
+        while let Some(said) = under_way.join_next().await {
+            said.unwrap_or(Err(Fault::Down))?;
         }
         Ok(count)
     }

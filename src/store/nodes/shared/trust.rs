@@ -157,7 +157,7 @@ impl Inner {
             return Ok(());
         }
         if last != mark {
-            self.is_replicated(period.epoch).await?;
+            self.await_replicas(period.epoch).await?;
             self.memory.note(last);
         }
         self.memory.keep(Vec::new()).await
@@ -166,7 +166,7 @@ impl Inner {
     /// Waits until as many replicas as acknowledged changes must have, have what was read before. Of what only
     /// a master has nobody was told that it is done; where another one takes over without it, nothing is lost,
     /// and whoever remembered it would say otherwise.
-    async fn is_replicated(&self, epoch: Epoch) -> Result<(), Fault> {
+    async fn await_replicas(&self, epoch: Epoch) -> Result<(), Fault> {
         // Newer servers wait for nothing behind a command that writes nothing.
         let mut pipeline = Pipeline::new();
         let key = self.names().lineage();
