@@ -27,6 +27,9 @@ use super::task::Task;
 /// How often an edge says that it serves.
 pub const EVERY: Duration = Duration::from_secs(2);
 
+/// When it is said again where it could not be.
+const SOON: Duration = Duration::from_millis(100);
+
 /// The task that says that an edge serves. It ends with this.
 #[derive(Debug)]
 pub struct Presence(#[expect(dead_code, reason = "it ends with this")] Task);
@@ -37,9 +40,9 @@ impl Presence {
     pub fn start(redis: Redis, edge: String, runtime: &Handle) -> Self {
         Self(Task::start(runtime, async move {
             loop {
-                // What cannot be said now is said the next time.
-                let _ = moved::present(&redis, Some(&edge)).await;
-                tokio::time::sleep(EVERY).await;
+                // What cannot be said now is said soon: a command sees no edge that has not.
+                let said = moved::present(&redis, Some(&edge)).await;
+                tokio::time::sleep(if said.is_ok() { EVERY } else { SOON }).await;
             }
         }))
     }
