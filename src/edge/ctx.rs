@@ -10,7 +10,7 @@ use super::believe::Shown;
 use super::parts::Parts;
 use super::spans::Begun;
 use super::stream::Term;
-use super::upstream::{Line, Target as Server};
+use super::upstream::{Handshake, Line, Target as Server};
 use super::view::Target;
 use crate::config::Listener;
 use crate::gate::{Admitted, Facts};
@@ -64,6 +64,8 @@ pub struct Ctx {
     pub(super) server: Option<Arc<Server>>,
     /// The connection to it.
     pub(super) line: Option<Arc<Line>>,
+    /// Of that connection, where the request asks for a WebSocket.
+    pub(super) handshake: Option<Arc<Handshake>>,
     /// Interim answers so far.
     pub(super) interim: usize,
     /// The trace that it belongs to, where there are traces.
@@ -105,6 +107,7 @@ impl Ctx {
             tried: Vec::new(),
             server: None,
             line: None,
+            handshake: None,
             interim: 0,
             trace: None,
             sent: None,

@@ -39,7 +39,7 @@ use super::parts::{Parts, Permit};
 use super::respond::{self, Answer, ErrorCode};
 use super::spans;
 use super::stream;
-use super::upstream;
+use super::upstream::{self, Handshake};
 use super::view::Target;
 use crate::config::Cors;
 use crate::policy::denial::Denial;
@@ -157,7 +157,7 @@ impl ProxyHttp for Edge {
         }
     }
 
-    async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
         if ctx.admitted.is_none() {
             return Error::e_explain(ErrorType::InternalError, "not admitted");
         }
@@ -171,8 +171,9 @@ impl ProxyHttp for Edge {
         let turn = *ctx.turn.get_or_insert_with(|| servers.turn());
         ctx.server = servers.choose(turn, &ctx.tried);
         ctx.line = None;
+        ctx.handshake = Handshake::of(session).filter(|_| servers.takes_upgrades());
         match &ctx.server {
-            Some(server) => Ok(Box::new(server.peer())),
+            Some(server) => Ok(Box::new(servers.peer(server, ctx.handshake.as_ref()))),
             None => Err(Error::new_up(upstream::NO_ADDRESS)),
         }
     }
@@ -205,7 +206,8 @@ impl ProxyHttp for Edge {
         if let Some((_, servers)) = ctx.parts.upstream(ctx)
             && let Some(server) = &ctx.server
         {
-            ctx.line = servers.connected(server, descriptor, digest)?;
+            let own = ctx.handshake.as_ref().map(|handshake| handshake.descriptor());
+            ctx.line = servers.connected(server, own.unwrap_or(descriptor), digest)?;
         }
         Ok(())
     }
@@ -244,6 +246,10 @@ impl ProxyHttp for Edge {
             servers.speaks(upstream_request.version)?;
         }
         let target = ctx.target.as_ref().map(Target::upstream).unwrap_or_default();
+        match &ctx.handshake {
+            Some(handshake) => handshake.hold(),
+            None => upstream::without_wish(upstream_request),
+        }
         match ctx.parts.onward(session, ctx, &target) {
             Some(onward) => headers::upstream_request(upstream_request, &onward),
             None => Error::e_explain(ErrorType::InternalError, "not admitted"),
@@ -259,6 +265,9 @@ impl ProxyHttp for Edge {
     ) -> Result<()> {
         if body.is_some() && !end_of_stream {
             watch(session, ctx);
+        }
+        if end_of_stream && let Some(handshake) = &ctx.handshake {
+            handshake.ends();
         }
         if end_of_stream
             && ctx.answered.is_none()

@@ -6,6 +6,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "a server rests for a time")]
 
+mod handshake;
 mod health;
 mod lines;
 mod names;
@@ -27,6 +28,7 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType};
 use tokio::task::AbortHandle;
 
+pub use handshake::{Handshake, without_wish};
 pub use lines::Line;
 pub use target::Target;
 
@@ -122,16 +124,15 @@ impl Servers {
     /// # Errors
     /// When the files of its `tls` cannot be used.
     pub fn new(upstream: &Upstream) -> Result<Self, UpstreamError> {
-        static GROUP: AtomicU64 = AtomicU64::new(1);
         let trust = upstream.tls.as_ref().map(Trust::load).transpose()?;
         let lines = Arc::new(Lines::new(upstream.max_connections));
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
         let mut pattern = HttpPeer::new(nowhere, trust.is_some(), String::new());
-        pattern.group_key = GROUP.fetch_add(1, Ordering::Relaxed);
+        pattern.group_key = next_group();
         pattern.client_cert_key = trust.as_ref().and_then(|trust| trust.client.clone());
         let options = &mut pattern.options;
         options.ca = trust.as_ref().map(|trust| Arc::clone(&trust.authorities));
-        options.custom_l4 = Some(Arc::new(Opener(Arc::clone(&lines))));
+        options.custom_l4 = Some(Arc::new(Opener { lines: Arc::clone(&lines), handshake: None }));
         options.connection_timeout = Some(upstream.connect_timeout);
         options.total_connection_timeout = Some(upstream.connect_timeout);
         options.read_timeout = Some(upstream.read_timeout);
@@ -274,6 +275,27 @@ impl Servers {
         more
     }
 
+    /// Where and how to connect. With a handshake the connection is for its request alone.
+    #[must_use]
+    pub fn peer(&self, target: &Target, handshake: Option<&Arc<Handshake>>) -> HttpPeer {
+        let mut peer = target.peer.clone();
+        if let Some(handshake) = handshake {
+            // pingora keeps connections by their descriptors, which it does not know of this one.
+            peer.group_key = next_group();
+            let options = &mut peer.options;
+            options.idle_timeout = Some(Duration::ZERO);
+            let (lines, handshake) = (Arc::clone(&self.lines), Some(Arc::clone(handshake)));
+            options.custom_l4 = Some(Arc::new(Opener { lines, handshake }));
+        }
+        peer
+    }
+
+    /// Whether requests become WebSockets here.
+    #[must_use]
+    pub fn takes_upgrades(&self) -> bool {
+        self.protocol == UpstreamProtocol::Http1
+    }
+
     /// Whether a connection is what the configuration asks for. `Some` is it, where it can be cut.
     ///
     /// # Errors
@@ -396,6 +418,12 @@ impl Target {
     pub fn peer(&self) -> HttpPeer {
         self.peer.clone()
     }
+}
+
+/// A number that no upstream's connections go by yet.
+fn next_group() -> u64 {
+    static GROUP: AtomicU64 = AtomicU64::new(1);
+    GROUP.fetch_add(1, Ordering::Relaxed)
 }
 
 /// Whether the head of an answer is within `limit` bytes.

@@ -134,3 +134,5 @@ mod upgrade;
 mod upstream_tls;
 #[cfg(test)]
 mod upstreams;
+#[cfg(test)]
+mod websockets;

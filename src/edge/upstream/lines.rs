@@ -17,8 +17,11 @@ use dashmap::DashMap;
 use pingora::connectors::L4Connect;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::protocols::l4::stream::Stream;
+use pingora::protocols::l4::virt::VirtualSocketStream;
 use pingora::upstreams::peer::{Tracer, Tracing};
 use pingora::{Error, ErrorType, Result};
+
+use super::handshake::{Handshake, Patient};
 
 /// The error of a request that would need one more connection than there may be.
 pub(super) const FULL: ErrorType = ErrorType::Custom("UpstreamFull");
@@ -104,12 +107,16 @@ impl Drop for Place {
 
 /// What pingora opens connections with.
 #[derive(Debug)]
-pub(super) struct Opener(pub(super) Arc<Lines>);
+pub(super) struct Opener {
+    pub(super) lines: Arc<Lines>,
+    /// Of the one request that the connection is for.
+    pub(super) handshake: Option<Arc<Handshake>>,
+}
 
 #[async_trait]
 impl L4Connect for Opener {
     async fn connect(&self, address: &SocketAddr) -> Result<Stream> {
-        let place = self.0.enter()?;
+        let place = self.lines.enter()?;
         let Some(address) = address.as_inet() else {
             return Error::e_explain(ErrorType::ConnectError, "not an IP address");
         };
@@ -126,12 +133,19 @@ impl L4Connect for Opener {
         let descriptor = socket.as_raw_fd();
         let line = Line {
             socket: TcpStream::from(second),
-            started: self.0.started,
+            started: self.lines.started,
             due: AtomicU64::new(0),
             cut: AtomicBool::new(false),
         };
-        self.0.by_descriptor.insert(descriptor, Arc::new(line));
-        let mut stream = Stream::from(socket);
+        self.lines.by_descriptor.insert(descriptor, Arc::new(line));
+        let mut stream = match &self.handshake {
+            None => Stream::from(socket),
+            Some(handshake) => {
+                handshake.is_connected(descriptor);
+                let handshake = Arc::clone(handshake);
+                Stream::from(VirtualSocketStream::new(Box::new(Patient { socket, handshake })))
+            }
+        };
         stream.tracer = Some(Tracer(Box::new(Open { place: Arc::new(place), descriptor })));
         Ok(stream)
     }
