@@ -266,6 +266,11 @@ impl ProxyHttp for Edge {
         if body.is_some() && !end_of_stream {
             watch(session, ctx);
         }
+        if end_of_stream && body.as_ref().is_some_and(Bytes::is_empty) {
+            // pingora would write it as a chunk of no bytes, which ends a body, and then the end: to the
+            // service that is the begin of the next request (cloudflare/pingora#935).
+            *body = None;
+        }
         if end_of_stream && let Some(handshake) = &ctx.handshake {
             handshake.ends();
         }

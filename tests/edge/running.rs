@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::support::Table;
-use super::support::client::Request;
+use super::support::client::{Request, patiently};
 use super::support::upstream::Upstream;
 use super::support::world::{Expect, World, expect_eq, get};
 
@@ -51,6 +51,50 @@ async fn http_2() {
     table.row("ok/mtls", world.judge(alice.send(&request).await, Admitted("mtls")).await);
     let refused = Refused("missing-certificate");
     table.row("fail/mtls", world.judge(connection.send(&request).await, refused).await);
+}
+
+/// A stream may end with a frame of no bytes, and many clients' do. The service, which speaks HTTP/1.1, must
+/// not take that for the begin of another request.
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_of_http_2_end_once() {
+    let world = World::start().await;
+    let connection = world.client.connect_h2(None).await.expect("h2");
+    let mut table = Table::default();
+    for (row, frames) in [
+        ("at once", &["", ""][..1]),
+        ("after bytes", &["one", ""]),
+        ("with the last bytes", &["one", "two"]),
+        ("after a frame of no bytes", &["one", "", "two", ""]),
+    ] {
+        for field in [None, Some("Content-Length"), Some("Expect")] {
+            let name = format!("{row}, {field:?}");
+            let before = world.upstream.count();
+            let whole = frames.concat();
+            let mut request = Request::new("POST", "/public/1");
+            match field {
+                Some("Expect") => request = request.field("Expect", "100-continue"),
+                Some(field) => request = request.field(field, whole.len().to_string()),
+                None => {}
+            }
+            let (answer, mut body) = connection.open(&request, false).await.expect("a stream");
+            for (place, frame) in frames.iter().enumerate() {
+                let end = place + 1 == frames.len();
+                body.send_data(frame.to_string().into(), end).expect("an open stream");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            let status = patiently(answer).await.map(|answer| answer.status().as_u16());
+            table.row(&name, expect_eq("status", &status, &Ok(200)));
+            if !whole.is_empty() {
+                let last = world.upstream.last_body();
+                table.row(&name, expect_eq("body", &last.as_slice(), &whole.as_bytes()));
+            }
+            // It comes on the same connection.
+            let next = world.send(&Request::new("GET", "/public/next")).await.expect("an answer");
+            let seen = next.seen().start;
+            table.row(&name, expect_eq("next", &seen.as_str(), &"GET /public/next HTTP/1.1"));
+            table.row(&name, expect_eq("requests", &(world.upstream.count() - before), &2));
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -266,7 +310,7 @@ async fn connections_and_handshakes_are_limited() {
         .await
         .expect("a connection");
     let read = tokio::io::AsyncReadExt::read_u8(&mut silent);
-    let ended = super::support::client::patiently(read).await;
+    let ended = patiently(read).await;
     let closed = ended.is_err_and(|fault| !fault.contains("nothing came"));
     table.row("silent", expect_eq("closed", &closed, &true));
 }
