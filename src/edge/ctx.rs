@@ -10,7 +10,7 @@ use super::believe::Shown;
 use super::parts::Parts;
 use super::spans::Begun;
 use super::stream::Term;
-use super::upstream::{Handshake, Line, Target as Server};
+use super::upstream::{Handshake, Target as Server, Use};
 use super::view::Target;
 use crate::config::Listener;
 use crate::gate::{Admitted, Facts};
@@ -63,7 +63,7 @@ pub struct Ctx {
     /// The server of the attempt under way.
     pub(super) server: Option<Arc<Server>>,
     /// The connection to it.
-    pub(super) line: Option<Arc<Line>>,
+    pub(super) line: Option<Use>,
     /// Of that connection, where the request asks for a WebSocket.
     pub(super) handshake: Option<Arc<Handshake>>,
     /// Interim answers so far.

@@ -21,7 +21,8 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::{HeaderMap, StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::protocols::Digest;
@@ -223,6 +224,9 @@ impl ProxyHttp for Edge {
         ctx: &mut Ctx,
         reused: bool,
     ) -> Box<Error> {
+        if upstream::gone(&e) {
+            return e;
+        }
         let harmless = session.req_header().method.is_idempotent() || upstream::untouched(&e);
         let again = harmless
             && !session.as_ref().retry_buffer_truncated()
@@ -293,9 +297,12 @@ impl ProxyHttp for Edge {
         ctx.parts.check_head(response, ctx)?;
         let issues = ctx.parts.issues(ctx);
         if response.status == StatusCode::SWITCHING_PROTOCOLS {
-            if !session.is_upgrade_req() {
+            if ctx.handshake.is_none() || response.version != Version::HTTP_11 {
                 return Err(Error::new_up(ErrorType::InvalidHTTPHeader));
             }
+            // What follows has no length, whatever is said of it.
+            response.remove_header(&CONTENT_LENGTH);
+            response.remove_header(&TRANSFER_ENCODING);
             // What is no request any more may rest; the service's read timeout bounds it.
             session.set_read_timeout(None);
         } else if response.status.is_informational() {

@@ -29,13 +29,13 @@ use pingora::{Error, ErrorType};
 use tokio::task::AbortHandle;
 
 pub use handshake::{Handshake, without_wish};
-pub use lines::Line;
+pub use lines::Use;
 pub use target::Target;
 
 use super::respond::ErrorCode;
 use super::tls::TlsError;
 use crate::config::{Health, Server, Upstream, UpstreamProtocol};
-use lines::{FULL, Lines, Opener};
+use lines::{FULL, GONE, Lines, Opener};
 use trust::Trust;
 
 /// Servers that one request tries to connect to, at most.
@@ -283,7 +283,7 @@ impl Servers {
             // pingora keeps connections by their descriptors, which it does not know of this one.
             peer.group_key = next_group();
             let options = &mut peer.options;
-            options.idle_timeout = Some(Duration::ZERO);
+            options.idle_timeout = Some(SWEEP);
             let (lines, handshake) = (Arc::clone(&self.lines), Some(Arc::clone(handshake)));
             options.custom_l4 = Some(Arc::new(Opener { lines, handshake }));
         }
@@ -296,21 +296,22 @@ impl Servers {
         self.protocol == UpstreamProtocol::Http1
     }
 
-    /// Whether a connection is what the configuration asks for. `Some` is it, where it can be cut.
+    /// A connection is there for a request: whether it is what the configuration asks for. `Some` is
+    /// what the request has of it.
     ///
     /// # Errors
-    /// When it is another version of TLS.
+    /// When it is another version of TLS, or has made room for another.
     pub fn connected(
         &self,
         target: &Target,
         descriptor: RawFd,
         digest: Option<&Digest>,
-    ) -> pingora::Result<Option<Arc<Line>>> {
+    ) -> pingora::Result<Option<Use>> {
         if !self.takes(digest) {
             return Err(Error::new_up(NOT_AGREED));
         }
         target.rested();
-        Ok(self.lines.of(descriptor).filter(|_| self.protocol == UpstreamProtocol::Http1))
+        self.lines.used(descriptor, self.protocol == UpstreamProtocol::Http1)
     }
 
     /// Whether a request that is about to be written in this version may be. pingora speaks HTTP/1.1
@@ -434,6 +435,12 @@ pub fn fits(head: &ResponseHeader, limit: usize) -> bool {
         name.as_str().len() + value.len() + 4
     };
     head.headers.iter().map(field).sum::<usize>() <= limit
+}
+
+/// Whether a connection had made room for another before a request was written on it.
+#[must_use]
+pub fn gone(error: &Error) -> bool {
+    *error.etype() == GONE
 }
 
 /// Whether an HTTP/2 server says that it did not touch the request, which may then be sent again

@@ -442,6 +442,31 @@ async fn endless_answers_and_readers_who_stop() {
     table.row("memory", bounded.then_some(()).ok_or_else(|| format!("grew by {grown} bytes")));
 }
 
+/// A connection that is kept for the next request to its server is in nobody's way.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kept_connection_makes_room() {
+    let (one, two) =
+        (Service::start(|_, _, _| good("one")).await, Service::start(|_, _, _| good("two")).await);
+    let world = World::start_with(|config| {
+        let servers = [one.address(), two.address()];
+        add(config, "narrow", json!({"servers": servers, "maxConnections": 1}));
+    })
+    .await;
+    let mut table = Table::default();
+    for time in 0..20 {
+        let mut request = Request::new(["GET", "POST"][time % 2], "/narrow").body(b"x");
+        if time % 5 == 4 {
+            // It has a connection of its own.
+            request = Request::new("GET", "/narrow")
+                .field("Connection", "Upgrade")
+                .field("Upgrade", "websocket");
+        }
+        let answer = world.send(&request).await;
+        table.row(&format!("{time}"), expect_eq("status", &status(&answer), &Ok(200)));
+    }
+    table.row("both", expect_eq("requests", &(one.requests(), two.requests()), &(10, 10)));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_to_an_upstream_are_limited() {
     let service = Service::start(|_, _, _| [vec![Step::Wait(1000)], good("well")].concat()).await;

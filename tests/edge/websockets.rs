@@ -120,6 +120,44 @@ async fn a_service_that_does_not_switch_is_asked_on_a_connection_of_its_own() {
     }
 }
 
+/// What a service says of itself with its `101` is as odd as with any other answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn odd_switches() {
+    let mut table = Table::default();
+    for (name, answer, status) in [
+        ("ok/after an interim answer", format!("HTTP/1.1 103 X\r\n\r\n{SWITCHING}tail"), "103"),
+        (
+            "ok/with a length",
+            SWITCHING.replace("Upgrade: ", "Content-Length: 1\r\nUpgrade: ") + "tail",
+            "101",
+        ),
+        (
+            "ok/in chunks",
+            SWITCHING.replace("Upgrade: ", "Transfer-Encoding: chunked\r\nUpgrade: ") + "tail",
+            "101",
+        ),
+        ("fail/in HTTP/1.0", SWITCHING.replace("1.1 101", "1.0 101") + "tail", "502"),
+    ] {
+        let service = Service::start(move |_, _, _| vec![send(&answer), Step::Close]).await;
+        let world = World::start_with(|config| {
+            add(config, "odd", json!({"servers": [service.address()]}));
+        })
+        .await;
+        let mut connection = world.client.connect(None).await.expect("a connection");
+        connection.write(&wish("/odd").bytes()).await.expect("a request");
+        let told = String::from_utf8_lossy(&connection.rest().await).into_owned();
+        let expect = format!("HTTP/1.1 {status} ");
+        table.row(name, expect_eq(&told, &told.starts_with(&expect), &true));
+        table.row(name, expect_eq(&told, &told.ends_with("tail"), &name.starts_with("ok/")));
+        for field in ["Content-Length: 1\r", "Transfer-Encoding: chunked"] {
+            let framed = told.contains(field) && name.starts_with("ok/");
+            table.row(name, expect_eq(field, &framed, &false));
+        }
+        table
+            .row(name, expect_eq("panicked", &world.process.output().contains("panicked"), &false));
+    }
+}
+
 /// What is no handshake reaches the service as what it is besides.
 #[tokio::test(flavor = "multi_thread")]
 async fn only_a_handshake_asks_a_service_to_switch() {
@@ -136,12 +174,19 @@ async fn only_a_handshake_asks_a_service_to_switch() {
     let other = |protocol: &str| {
         Request::new("GET", "/plain").field("Connection", "Upgrade").field("Upgrade", protocol)
     };
+    let bare = Request::new("GET", "/plain").field("Upgrade", "websocket");
+    let mut head = wish("/plain");
+    head.method = "HEAD".to_owned();
     for (name, request, status) in [
         ("ok/a handshake", wish("/plain"), 101),
         ("ok/in capitals", other("WebSocket"), 101),
+        ("ok/among others", bare.clone().field("Connection", "keep-alive, upgrade"), 101),
         ("fail/with a body", wish("/plain").body(b"body"), 200),
         ("fail/another protocol", other("h2c"), 200),
         ("fail/another one besides", other("websocket, h2c"), 200),
+        ("fail/passed on by who does not know it", bare.clone(), 200),
+        ("fail/of the connection before", bare.field("Connection", "close"), 200),
+        ("fail/another method", head, 200),
     ] {
         let mut connection = world.client.connect(None).await.expect("a connection");
         connection.write(&request.bytes()).await.expect("a request");

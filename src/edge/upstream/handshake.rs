@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use http::header::{CONNECTION, UPGRADE};
+use http::{HeaderMap, HeaderName, Method};
 use pingora::http::RequestHeader;
 use pingora::protocols::l4::virt::{VirtualSockOpt, VirtualSocket};
 use pingora::proxy::Session;
@@ -35,16 +36,16 @@ pub struct Handshake {
 }
 
 impl Handshake {
-    /// What a request for a WebSocket needs; `None` for any other. A handshake has no body (RFC 6455
-    /// section 4.1: it is a GET).
+    /// What a request for a WebSocket needs; `None` for any other. A handshake is a GET (RFC 6455 section
+    /// 4.1), without a body. Whoever sends `Upgrade` without its option in `Connection` only passes it
+    /// on (RFC 9110 section 7.8) and would not know that the connection is no longer one of HTTP.
     pub fn of(session: &mut Session) -> Option<Arc<Self>> {
+        let head = session.req_header();
         let asks = session.is_upgrade_req()
-            && session.is_body_empty()
-            && session
-                .req_header()
-                .headers
-                .get(UPGRADE)
-                .is_some_and(|wish| wish.as_bytes().eq_ignore_ascii_case(b"websocket"));
+            && head.method == Method::GET
+            && says(&head.headers, &CONNECTION, b"upgrade")
+            && says(&head.headers, &UPGRADE, b"websocket")
+            && session.is_body_empty();
         asks.then(|| {
             let (state, descriptor) = (AtomicU8::new(OPEN), AtomicI32::new(-1));
             Arc::new(Self { state, reader: Mutex::default(), descriptor })
@@ -91,6 +92,13 @@ impl Handshake {
     fn reader(&self) -> std::sync::MutexGuard<'_, Option<Waker>> {
         self.reader.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether a field's list has this word.
+fn says(fields: &HeaderMap, name: &HeaderName, word: &[u8]) -> bool {
+    let values = fields.get_all(name).iter();
+    let mut words = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    words.any(|one| one.trim_ascii().eq_ignore_ascii_case(word))
 }
 
 /// Leaves the wish for another protocol out of a request, as any recipient may (RFC 9110 section 7.8).
@@ -140,7 +148,7 @@ impl AsyncWrite for Patient {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.socket).poll_flush(cx);
-        if matches!(flushed, Poll::Ready(Ok(()))) {
+        if flushed.is_ready() {
             self.handshake.is_passed_on();
         }
         flushed
