@@ -387,6 +387,7 @@ fn serving(
         connections: listener.max_connections,
         handshake: listener.tls.as_ref().map_or(listener.head_timeout, |tls| tls.handshake_timeout),
         head: listener.head_timeout,
+        body: listener.body_timeout,
     };
     let in_front =
         InFront { proxies: listener.proxies.clone(), proxy_protocol: listener.proxy_protocol };

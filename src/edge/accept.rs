@@ -39,6 +39,8 @@ pub struct Limits {
     pub handshake: Duration,
     /// Time of a request head.
     pub head: Duration,
+    /// How long a write may make no way.
+    pub body: Duration,
 }
 
 /// Who stands in front of a listener.
@@ -160,7 +162,8 @@ impl Serving {
         let h2 = matches!(stream.selected_alpn_proto(), Some(ALPN::H2));
         let connection = self.connection(peer, source, Some(tls));
         self.live.add(&connection, &self.in_front.proxies);
-        let stream = Guarded::new(stream, Arc::clone(&connection), h2, Instant::now());
+        let stream =
+            Guarded::new(stream, Arc::clone(&connection), h2, Instant::now(), self.limits.body);
         Ok((Box::new(stream), connection))
     }
 
@@ -226,7 +229,7 @@ impl Serving {
         };
         let connection = self.connection(peer, source, None);
         self.live.add(&connection, &self.in_front.proxies);
-        let stream = Guarded::new(socket, Arc::clone(&connection), h2, since);
+        let stream = Guarded::new(socket, Arc::clone(&connection), h2, since, self.limits.body);
         Ok((Box::new(stream), connection))
     }
 }

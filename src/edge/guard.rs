@@ -1,5 +1,6 @@
-//! A stream with a clock on request heads. pingora bounds each read, which lets a client trickle a
-//! head for ever.
+//! A stream with a clock on request heads, and one on writes. pingora bounds each read, which lets a
+//! client trickle a head for ever, and of the writes only those of an answer's body: who asks for heads
+//! and reads none of them kept a connection here, and one at the service, for as long as it liked.
 
 use std::fmt;
 use std::future::Future as _;
@@ -63,13 +64,19 @@ impl HeadClock {
     }
 }
 
-/// A stream with a clock on request heads, and the facts of its connection.
+/// A stream with a clock on request heads and one on writes, and the facts of its connection.
 pub(super) struct Guarded<S> {
     stream: S,
     connection: Arc<Connection>,
     /// How pingora carries the facts to where a request is served.
     carried: Option<Arc<ProxyDigest>>,
     alarm: Pin<Box<Sleep>>,
+    /// How long a write may make no way.
+    patience: Duration,
+    /// Made with the first write that has to wait.
+    stalled: Option<Pin<Box<Sleep>>>,
+    /// A write waits.
+    waiting: bool,
     h2: bool,
     /// Bytes of the preface still to come; 0 on HTTP/1.
     preface: usize,
@@ -78,11 +85,37 @@ pub(super) struct Guarded<S> {
 impl<S: IO> Guarded<S> {
     /// Guards `stream`, on which HTTP/2 was agreed or begun if `h2`. The first head is awaited from
     /// `since` on.
-    pub(super) fn new(stream: S, connection: Arc<Connection>, h2: bool, since: Instant) -> Self {
+    pub(super) fn new(
+        stream: S,
+        connection: Arc<Connection>,
+        h2: bool,
+        since: Instant,
+        patience: Duration,
+    ) -> Self {
         let alarm = Box::pin(tokio::time::sleep_until(since + connection.head.limit));
         let preface = if h2 { H2_PREFACE.len() } else { 0 };
         let carried = connection::carry(&connection);
-        Self { stream, connection, carried, alarm, h2, preface }
+        let (stalled, waiting) = (None, false);
+        Self { stream, connection, carried, alarm, patience, stalled, waiting, h2, preface }
+    }
+
+    /// What becomes of a write: an error where it has made no way for too long.
+    fn written<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        write: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if write.is_ready() {
+            self.waiting = false;
+            return write;
+        }
+        let end = Instant::now() + self.patience;
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(end)));
+        if !self.waiting {
+            self.waiting = true;
+            stalled.as_mut().reset(end);
+        }
+        stalled.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 
     /// Whether the time of the head under way is over; wakes the task when it will be.
@@ -140,15 +173,18 @@ impl<S: IO> AsyncWrite for Guarded<S> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let write = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.written(cx, write)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let write = Pin::new(&mut self.stream).poll_flush(cx);
+        self.written(cx, write)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        let write = Pin::new(&mut self.stream).poll_shutdown(cx);
+        self.written(cx, write)
     }
 
     fn poll_write_vectored(
@@ -156,7 +192,8 @@ impl<S: IO> AsyncWrite for Guarded<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let write = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.written(cx, write)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -216,3 +253,50 @@ impl<S: IO> GetSocketDigest for Guarded<S> {
 }
 
 impl<S: IO> Peek for Guarded<S> {}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_millis(200);
+
+    fn guarded(stream: DuplexStream) -> Guarded<DuplexStream> {
+        let connection = Arc::new(Connection {
+            peer: None,
+            source: crate::policy::proxy_header::Source::Socket,
+            tls: None,
+            hands_on: AtomicBool::new(false),
+            head: HeadClock::new(Duration::from_secs(60)),
+            exchanges: super::super::stream::Exchanges::default(),
+        });
+        Guarded::new(stream, connection, false, Instant::now(), PATIENCE)
+    }
+
+    #[tokio::test]
+    async fn a_write_that_makes_no_way_fails() {
+        let (near, far) = tokio::io::duplex(4);
+        let mut near = guarded(near);
+        near.write_all(b"four").await.unwrap();
+        assert_eq!(near.write_all(b"more").await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        drop(far);
+    }
+
+    #[tokio::test]
+    async fn one_that_makes_some_may_take_long() {
+        let (near, mut far) = tokio::io::duplex(4);
+        let mut near = guarded(near);
+        let reading = async {
+            let mut read = [0; 4];
+            for _ in 0..5 {
+                tokio::time::sleep(PATIENCE / 2).await;
+                far.read_exact(&mut read).await.unwrap();
+            }
+        };
+        let began = Instant::now();
+        let (written, ()) = tokio::join!(near.write_all(&[0; 20]), reading);
+        written.unwrap();
+        assert!(began.elapsed() > PATIENCE);
+    }
+}

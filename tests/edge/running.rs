@@ -280,6 +280,45 @@ async fn slow_heads_and_idle_connections_are_closed() {
     table.row("idle", expect_eq("closed", &idle.is_closed().await, &true));
 }
 
+/// Answers without a body are writes like any other.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_reads_no_answer_is_closed() {
+    let world = World::start_with(|config| {
+        config["edge"]["listeners"][0]["bodyTimeout"] = json!("1s");
+    })
+    .await;
+    let open = async |expected: f64| {
+        world.metric_once("holdfast_connections", &["listener=\"main\""], expected).await
+    };
+    let mut head = Request::new("HEAD", "/public/1");
+    for place in 0..5 {
+        head = head.field("X-Test-Answer", format!("X-{place}={}", "x".repeat(4000)));
+    }
+    let mut silent = world.client.connect(None).await.expect("a connection");
+    let mut table = Table::default();
+    table.row("asks", expect_eq("open", &open(1.0).await, &1.0));
+    let mut asked = 0;
+    // What the edge and the system take for it is full at some time. Then it is no longer heard.
+    for _ in 0..900 {
+        if silent.write(&head.bytes()).await.is_err() {
+            break;
+        }
+        let waits = async {
+            while world.upstream.count() == asked {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        if tokio::time::timeout(Duration::from_millis(500), waits).await.is_err() {
+            break;
+        }
+        asked += 1;
+        // The answer is written.
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    table.row("reads nothing", expect_eq("asked", &(20..900).contains(&asked), &true));
+    table.row("reads nothing", expect_eq("open", &open(0.0).await, &0.0));
+}
+
 /// The next connection is closed, those that are open go on.
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_and_handshakes_are_limited() {
