@@ -26,6 +26,7 @@ use http::{HeaderMap, StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::protocols::Digest;
+use pingora::protocols::http::ServerSession;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
@@ -102,6 +103,12 @@ impl ProxyHttp for Edge {
         let timeout = ctx.listener().map(|listener| listener.body_timeout);
         session.set_read_timeout(timeout);
         session.set_write_timeout(timeout);
+        if session.req_header().version == Version::HTTP_10
+            && let ServerSession::H1(session) = session.as_downstream_mut()
+        {
+            // It would take an interim answer for the answer (RFC 9110 section 15.2).
+            session.set_ignore_info_resp(true);
+        }
         Ok(())
     }
 
@@ -323,6 +330,13 @@ impl ProxyHttp for Edge {
         ctx.parts.upstream_answered(ctx, Some(ctx.status));
         if stream::is_unbounded(&session.req_header().method, response) {
             watch(session, ctx);
+        }
+        // It is the edge that answers (RFC 9112 section 2.3), and HTTP/1.0 knows no chunks (section 6.1).
+        response.set_version(Version::HTTP_11);
+        if session.req_header().version == Version::HTTP_10
+            && response.remove_header(&TRANSFER_ENCODING).is_some()
+        {
+            session.set_keepalive(None);
         }
         headers::downstream_response(response, &ctx.id, issues, ctx.nonce.as_deref())?;
         cors::downstream_response(response, ctx.parts.cors(ctx), &session.req_header().headers)

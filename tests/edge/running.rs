@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::support::Table;
 use super::support::client::{Request, patiently};
+use super::support::service::{Service, Step, good, send};
 use super::support::upstream::Upstream;
 use super::support::world::{Expect, World, expect_eq, get};
 
@@ -139,6 +140,51 @@ async fn bodies() {
     table.row("ok/chunked", expect_eq("body", &body.as_slice(), &b"hello world"));
     let answer = world.send(&Request::new("HEAD", "/public/1")).await.expect("an answer");
     table.row("ok/HEAD", expect_eq("status", &answer.status(), &200));
+}
+
+/// Probes and old clients speak it. What has no length ends for them with the connection.
+#[tokio::test(flavor = "multi_thread")]
+async fn http_1_0() {
+    let chunked =
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n";
+    let mut table = Table::default();
+    for (name, steps) in [
+        ("ok/with a length", good("abc")),
+        (
+            "ok/after an interim answer",
+            [vec![send("HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n")], good("abc")].concat(),
+        ),
+        ("ok/in chunks", vec![send(chunked)]),
+        ("ok/till the end", vec![send("HTTP/1.1 200 OK\r\n\r\nabc"), Step::Close]),
+        ("ok/in chunks from HTTP/1.0", vec![send(&chunked.replace("/1.1", "/1.0")), Step::Close]),
+        ("ok/from HTTP/1.0", vec![send("HTTP/1.0 200 OK\r\n\r\nabc"), Step::Close]),
+    ] {
+        let service = Service::start(move |_, _, _| steps.clone()).await;
+        let world = World::start_with(|config| {
+            config["upstreams"]["echo"]["servers"] = json!([service.address()]);
+        })
+        .await;
+        for field in ["", "Connection: keep-alive\r\n"] {
+            let name = format!("{name} {}", field.trim());
+            let request = format!("GET /public/1 HTTP/1.0\r\nHost: api.example\r\n{field}\r\n");
+            let mut connection = world.client.connect(None).await.expect("a connection");
+            connection.write(request.as_bytes()).await.expect("a write");
+            let head = connection.until(b"\r\n\r\n").await.unwrap_or_default();
+            let head = String::from_utf8_lossy(&head).to_lowercase();
+            table.row(&name, expect_eq(&head, &head.starts_with("http/1.1 200 "), &true));
+            table.row(&name, expect_eq("chunked", &head.contains("transfer-encoding"), &false));
+            let ends = !head.contains("content-length");
+            table.row(&name, expect_eq(&head, &(ends && head.contains("keep-alive")), &false));
+            let body = if ends {
+                connection.rest().await
+            } else {
+                connection.exactly(3).await.unwrap_or_default()
+            };
+            table.row(&name, expect_eq("body", &body.as_slice(), &b"abc"));
+        }
+        let answer = world.send(&Request::new("GET", "/public/1")).await.expect("an answer");
+        table.row(name, expect_eq("in 1.1", &answer.body.as_slice(), &b"abc"));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
