@@ -10,6 +10,7 @@ use http::header::{
 };
 use pingora::connectors::http::Connector;
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::UniqueID as _;
 use pingora::protocols::http::client::HttpSession;
 use pingora::{Error, ErrorType};
 
@@ -91,7 +92,16 @@ impl Caller {
                 Err(error) if servers.unreachable(&target, &mut tried, &error) => continue,
                 Err(error) => return Err(error),
             };
-            servers.connected(&target, -1, session.digest())?;
+            let descriptor = match &session {
+                HttpSession::H1(session) => session.id(),
+                HttpSession::H2(session) => session.fd(),
+                HttpSession::Custom(()) => -1,
+            };
+            let _used = match servers.connected(&target, descriptor, session.digest()) {
+                Ok(used) => used,
+                Err(error) if upstream::gone(&error) => continue,
+                Err(error) => return Err(error),
+            };
             session.set_read_timeout(Some(upstream.read_timeout));
             session.set_write_timeout(Some(upstream.write_timeout));
             let exchange = exchange(&mut session, request, body, limit, upstream.head_bytes);
