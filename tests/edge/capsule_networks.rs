@@ -20,6 +20,9 @@ const ISP: &str = "GeoIP2-ISP-Test.mmdb";
 const CITY: &str = "GeoIP2-City-Test.mmdb";
 const COUNTRY: &str = "GeoIP2-Country-Test.mmdb";
 
+/// Why the edge looks at its files again by itself.
+const NOTICED: &str = "a file has changed";
+
 /// Where the databases are; `None` where they are not.
 fn databases() -> Option<PathBuf> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/maxmind");
@@ -295,7 +298,7 @@ async fn moves_are_weighed_by_them() {
 /// Waits until the edge has looked at its files again by itself, and says how that went.
 async fn looked(world: &World, before: usize) -> Option<bool> {
     for _ in 0..500 {
-        if let Some(taken) = world.reloads().get(before) {
+        if let Some(taken) = world.reloads(NOTICED).get(before) {
             return Some(*taken);
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -320,7 +323,7 @@ async fn a_database_is_replaced_while_the_edge_runs() {
         fs::rename(&beside, &target).expect("it is replaced");
     };
     let better = fs::read(directory.join(ISP)).expect("a database");
-    let before = world.reloads().len();
+    let before = world.reloads(NOTICED).len();
     replace(&better);
     table.row("ok/replaced", expect_eq("taken", &looked(&world, before).await, &Some(true)));
     let second = world.enrol("node-2", &[]);
@@ -337,7 +340,7 @@ async fn a_database_is_replaced_while_the_edge_runs() {
     ];
     let nodes: Vec<Node> = damages.iter().map(|(name, _)| world.enrol(name, &[])).collect();
     for ((name, content), node) in damages.iter().zip(&nodes) {
-        let before = world.reloads().len();
+        let before = world.reloads(NOTICED).len();
         match content {
             Some(content) => replace(content),
             None => fs::remove_file(&target).expect("a file"),
@@ -346,7 +349,7 @@ async fn a_database_is_replaced_while_the_edge_runs() {
         table.row(&name, expect_eq("taken", &looked(&world, before).await, &Some(false)));
         table.row(&name, is(&world, node, HERE, "200 risk 0").await);
     }
-    let before = world.reloads().len();
+    let before = world.reloads(NOTICED).len();
     replace(&better);
     table.row("ok/back", expect_eq("taken", &looked(&world, before).await, &Some(true)));
     for node in &nodes {

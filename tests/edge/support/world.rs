@@ -124,10 +124,11 @@ impl World {
 
     /// Tells the program to read its files again, and waits for what it says.
     pub(crate) async fn told_to_reload(&self) -> bool {
-        let before = self.reloads().len();
+        let told = "SIGHUP";
+        let before = self.reloads(told).len();
         self.process.signal("HUP");
         for _ in 0..1500 {
-            if let Some(taken) = self.reloads().get(before) {
+            if let Some(taken) = self.reloads(told).get(before) {
                 return *taken;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -135,8 +136,8 @@ impl World {
         panic!("it said nothing:\n{}", self.process.output());
     }
 
-    /// How each reload so far went.
-    pub(crate) fn reloads(&self) -> Vec<bool> {
+    /// How each reload so far went that had this cause.
+    pub(crate) fn reloads(&self, cause: &str) -> Vec<bool> {
         let taken = |record: &Value| {
             let message = record["message"].as_str()?;
             let about = message.strip_prefix("configuration ")?;
@@ -146,7 +147,7 @@ impl World {
                 _ => None,
             }
         };
-        self.process.records(|record| taken(record).is_some()).iter().filter_map(taken).collect()
+        self.process.records(|record| record["cause"] == cause).iter().filter_map(taken).collect()
     }
 
     /// Ends the program and starts it anew with the same files.
