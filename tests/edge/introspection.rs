@@ -49,7 +49,7 @@ impl Issuer {
             "url": format!("http://127.0.0.1:{}/introspect?x=1", self.server.port),
             "clientId": "the edge",
             "clientSecretFile": self.directory.path().join("secret"),
-            "cacheTtl": "2s", "negativeTtl": "2s", "timeout": "500ms",
+            "cacheTtl": "60s", "negativeTtl": "60s", "timeout": "10s",
         })
     }
 
@@ -228,7 +228,10 @@ async fn a_stranger_causes_no_question() {
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_that_do_not_hold() {
     let issuer = Issuer::start().await;
-    let world = issuer.world(|_| {}).await;
+    let world = issuer.world(|config| {
+        config["issuers"][0]["introspection"]["timeout"] = json!("3s");
+    });
+    let world = world.await;
     let good = || active(json!({"jkt": world.key.jkt()}));
     let bent = |name: &str, value: Value| answer(with(good(), name, value));
     let text = good().to_string();
@@ -296,7 +299,7 @@ async fn answers_that_do_not_hold() {
         let request = proven(&world, &format!("token-{index}")).await;
         let started = Instant::now();
         let answer = world.send(&request).await;
-        let waited = started.elapsed() < Duration::from_secs(5);
+        let waited = started.elapsed() < Duration::from_secs(20);
         table.row(&format!("{name}, in time"), expect_eq("in time", &waited, &true));
         table.row(name, world.judge(answer, expect).await);
     }
@@ -349,7 +352,9 @@ async fn one_question_however_many_ask() {
 async fn questions_are_bounded() {
     let issuer = Issuer::start().await;
     let world = issuer.world(|config| {
-        config["issuers"][0]["introspection"]["maxConcurrent"] = json!(2);
+        let section = &mut config["issuers"][0]["introspection"];
+        section["maxConcurrent"] = json!(2);
+        section["timeout"] = json!("4s");
     });
     let world = Arc::new(world.await);
     issuer.server.answer(|_| silence());
@@ -367,20 +372,26 @@ async fn questions_are_bounded() {
         })
         .collect();
     let mut table = Table::default();
-    let mut most = 0;
-    while started.elapsed() < Duration::from_millis(400) {
+    for _ in 0..1500 {
+        if issuer.server.open() >= 2 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let (full, mut most) = (Instant::now(), 0);
+    while full.elapsed() < Duration::from_millis(400) {
         most = most.max(issuer.server.open());
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     for client in clients {
         table.row("fail/503", client.await.expect("a client"));
     }
-    let waited = started.elapsed() < Duration::from_secs(5);
+    let waited = started.elapsed() < Duration::from_secs(30);
     table.row("ok/in time", expect_eq("in time", &waited, &true));
     table.row("ok/two at once", expect_eq("at once", &most, &2));
-    // Each takes a quarter of a second at least.
+    // Each takes two seconds at least.
     let asked = issuer.server.asked();
-    let most = 2 * (started.elapsed().as_millis() as usize / 250 + 1);
+    let most = 2 * (started.elapsed().as_millis() as usize / 2000 + 1);
     table.row("ok/asked", expect_eq(&format!("{asked} of {most}"), &(asked <= most), &true));
     let count = async |result: &str| {
         let label = format!("result=\"{result}\"");
@@ -400,8 +411,8 @@ async fn a_word_is_not_stretched() {
     let issuer = Issuer::start().await;
     let world = issuer.world(|config| {
         let section = &mut config["issuers"][0]["introspection"];
-        section["cacheTtl"] = json!("4s");
-        section["negativeTtl"] = json!("4s");
+        section["cacheTtl"] = json!("10s");
+        section["negativeTtl"] = json!("10s");
     });
     let world = world.await;
     let good = active(json!({"jkt": world.key.jkt()}));
@@ -422,7 +433,7 @@ async fn a_word_is_not_stretched() {
     table.row("ok/not asked", expect_eq("asked", &issuer.server.asked(), &asked));
     tokio::time::sleep(Duration::from_millis(1100)).await;
     table.row("fail/its own end", world.judge(send(&world, "ending").await, INACTIVE).await);
-    tokio::time::sleep(Duration::from_millis(3100)).await;
+    tokio::time::sleep(Duration::from_millis(9500)).await;
     table.row("fail/revoked", world.judge(send(&world, "revoked").await, INACTIVE).await);
     table.row("ok/issued", world.judge(send(&world, "issued").await, Admitted("dpop")).await);
     issuer.server.answer(|_| reply(503, "text/plain", "no"));
