@@ -166,7 +166,7 @@ async fn no_token_is_ever_bound_to_another() {
     site.works();
     table.row("the owner", is(&site.consume(&key, &own.access).await, 200, ""));
     table.row("the other", is(&site.consume(&other, &own.access).await, 401, "invalid_token"));
-    let alarms: i64 = (0..100)
+    let alarms: i64 = (0..1500)
         .map(|_| {
             std::thread::sleep(std::time::Duration::from_millis(20));
             let sql = "SELECT count(*) FROM audit WHERE kind = 'authority.alarm'";

@@ -255,7 +255,7 @@ async fn a_successor_stands_in_for_a_certificate_for_a_while() {
     // Each use is written down.
     let sql = "SELECT count(*) FROM audit WHERE kind = 'certificate.successor'";
     let count = || -> i64 { site.store().query_row(sql, [], |row| row.get(0)).expect("a count") };
-    for _ in 0..100 {
+    for _ in 0..1500 {
         if count() == 2 {
             break;
         }

@@ -439,7 +439,7 @@ async fn servers_that_bind_and_answer_badly() {
     table.row("unbound", refused(answer, 502, "bad_gateway"));
     let sql = "SELECT count(*) FROM audit WHERE kind = 'authority.alarm'";
     let alarms = || -> i64 { site.store().query_row(sql, [], |row| row.get(0)).expect("a count") };
-    for _ in 0..100 {
+    for _ in 0..1500 {
         if alarms() > 0 {
             break;
         }

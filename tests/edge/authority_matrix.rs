@@ -33,7 +33,7 @@ async fn told(site: &Site, answer: &Message) -> serde_json::Value {
 fn audited(site: &Site, kind: &str, answer: &Message) -> bool {
     let id = answer.one("x-request-id").expect("an id");
     let sql = "SELECT count(*) FROM audit WHERE kind = ?1 AND id = ?2";
-    for _ in 0..100 {
+    for _ in 0..1500 {
         let count: i64 =
             site.store().query_row(sql, [kind, id], |row| row.get(0)).expect("a count");
         if count == 1 {

@@ -164,7 +164,7 @@ impl Process {
 
     /// The first record that `wanted` takes, once it is written.
     pub(crate) async fn record(&self, wanted: impl Fn(&Value) -> bool) -> Option<Value> {
-        for _ in 0..POLLS / 10 {
+        for _ in 0..POLLS {
             if let Some(record) = self.records(&wanted).into_iter().next() {
                 return Some(record);
             }
