@@ -513,8 +513,9 @@ async fn retrofit_by_certificate() {
             }
         }
         let labels = ["reason=\"thumbprint-mismatch\""];
-        let found = front.world.metric("authority_mtls_mismatch_total", &labels).await;
         let expected = if resource == OPAQUE { 4.0 } else { 2.0 };
+        let name = "authority_mtls_mismatch_total";
+        let found = front.world.metric_once(name, &labels, expected).await;
         table.row(kind, expect_eq("mismatches", &found, &expected));
     }
 }
