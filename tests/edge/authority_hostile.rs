@@ -60,11 +60,12 @@ async fn a_revoked_grant_does_not_come_back_with_a_refresh_under_way() {
     let site = Site::retrofit(Form::Opaque, |_| {}).await;
     let key = Key::new("ES256");
     let own = site.issue(&key).await;
+    let asked = site.server.asked();
     site.server.answer(|request| {
         if request.start.starts_with("POST /revoke") {
             return reply(200, "application/json", "");
         }
-        let mut script = vec![Step::Wait(Duration::from_millis(500))];
+        let mut script = vec![Step::Wait(Duration::from_secs(5))];
         script.extend(good(json!({
             "access_token": "late", "token_type": "Bearer", "expires_in": 600,
             "refresh_token": "late-refresh", "scope": "orders.read",
@@ -73,7 +74,12 @@ async fn a_revoked_grant_does_not_come_back_with_a_refresh_under_way() {
     });
     let body = refresh(&own.refresh);
     let revoke = async {
-        tokio::time::sleep(Duration::from_millis(250)).await;
+        for _ in 0..1500 {
+            if site.server.asked() > asked {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         let body = format!("token={}&client_id=client-1", own.refresh);
         site.world.send(&form("/revoke", &body)).await
     };

@@ -110,7 +110,7 @@ impl Site {
         let server = Scripted::start(move |request| serve(&own, request)).await;
         let world = World::start_in(|directory, pki, config| {
             config["upstreams"]["as"] =
-                json!({"servers": [format!("127.0.0.1:{}", server.port)], "readTimeout": "1s"});
+                json!({"servers": [format!("127.0.0.1:{}", server.port)], "readTimeout": "10s"});
             config["store"] = json!({"path": "store.db"});
             for (role, path) in [
                 ("token", TOKEN),
