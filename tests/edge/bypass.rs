@@ -20,7 +20,7 @@ async fn site(redis: Option<&Server>, flag: bool) -> Site {
     Site::retrofit_in(Form::Opaque, |directory, _, config| {
         key_file(directory);
         if let Some(redis) = redis {
-            share(config, json!({"nodes": [redis.address()], "timeout": "1s"}));
+            share(config, json!({"nodes": [redis.address()], "timeout": "10s"}));
             config["store"]["path"] = json!("store.db");
         }
         config["edge"]["drainTimeout"] = json!("8s");
