@@ -173,12 +173,12 @@ async fn a_refusal_uses_up_no_proof_and_no_mode_relaxes_it() {
         table.row("fail/twice stale", world.judge(answer, STALE).await);
     }
     // One that is remembered grows old all the same.
-    let brief = World::start_with(|config| add(config, "brief", json!({"maxAge": "2s"}))).await;
+    let brief = World::start_with(|config| add(config, "brief", json!({"maxAge": "8s"}))).await;
     let nonce = brief.nonce().await;
     let token = aged(&brief, 0);
     let answer = sent(&brief, "GET", "/brief/1", &token, &nonce).await;
     table.row("ok/in time", brief.judge(answer, Admitted("dpop")).await);
-    tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
+    tokio::time::sleep(std::time::Duration::from_millis(8500)).await;
     let answer = sent(&brief, "GET", "/brief/1", &token, &nonce).await;
     table.row("fail/remembered", brief.judge(answer, STALE).await);
 }
