@@ -453,7 +453,7 @@ async fn post(world: &World, node: &Node, fields: &[(&str, &str)], parts: &[&[u8
 
 #[tokio::test(flavor = "multi_thread")]
 async fn telemetry_comes_in_every_form() {
-    let world = world(|config| config["edge"]["listeners"][0]["bodyTimeout"] = json!("1s")).await;
+    let world = world(|config| config["edge"]["listeners"][0]["bodyTimeout"] = json!("6s")).await;
     let node = world.enrol("node-1", &[]);
     let mut table = Table::default();
     table.row("ok/before", lives(&world, &node).await);

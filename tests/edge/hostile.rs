@@ -169,7 +169,7 @@ async fn what_services_misread() {
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_do_not_fill_the_log() {
     let world = World::start_with(|config| {
-        config["edge"]["listeners"][0]["headTimeout"] = json!("1s");
+        config["edge"]["listeners"][0]["headTimeout"] = json!("6s");
     })
     .await;
     let mut idle = world.client.connect(None).await.expect("a connection");
