@@ -15,6 +15,18 @@ fn health(directory: &Path, arguments: &[&str]) -> Output {
     command.current_dir(directory).arg("health").args(arguments).output().expect("the program")
 }
 
+/// The same, asked again where a slow machine takes too long.
+fn answered(directory: &Path, arguments: &[&str]) -> Output {
+    let mut output = health(directory, arguments);
+    for _ in 0..4 {
+        if !said(&output).1.contains("no answer within 3 s") {
+            break;
+        }
+        output = health(directory, arguments);
+    }
+    output
+}
+
 /// Exit status, and what was written to stderr.
 fn said(output: &Output) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
@@ -27,7 +39,7 @@ async fn of_an_edge_that_serves_and_of_one_that_is_gone() {
     let url = format!("http://127.0.0.1:{}", world.admin);
     let mut table = Table::default();
     for arguments in [&["--url", &url][..], &["--ready", "--url", &url]] {
-        let seen = said(&health(directory.path(), arguments));
+        let seen = said(&answered(directory.path(), arguments));
         table.row("serves", expect_eq("status", &seen, &(Some(0), String::new())));
     }
     drop(world);
@@ -62,7 +74,7 @@ async fn with_a_certificate() {
         ("fail/address twice", vec!["--connect", &address], Some(1)),
         ("fail/certificate without key", vec!["--cert", "alice.pem"], Some(2)),
     ] {
-        let (status, text) = said(&health(world.directory.path(), &arguments));
+        let (status, text) = said(&answered(world.directory.path(), &arguments));
         table.row(name, expect_eq("status", &status, &expected));
         table.row(name, expect_eq("why", &text.is_empty(), &(expected == Some(0))));
     }
