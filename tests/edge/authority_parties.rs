@@ -108,6 +108,7 @@ impl Front {
                     "url": format!("http://127.0.0.1:{inner}/token/introspection"),
                     "clientId": "edge",
                     "clientSecretFile": secret.path(),
+                    "timeout": "20s",
                 });
             }
             merge(&mut issuer, (stand.issuer)());

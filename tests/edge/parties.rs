@@ -138,6 +138,7 @@ impl Site {
                     "url": format!("http://127.0.0.1:{inner}/token/introspection"),
                     "clientId": "edge",
                     "clientSecretFile": secret.path(),
+                    "timeout": "20s",
                 },
             }]);
         })
@@ -400,7 +401,16 @@ async fn the_servers_keys_rotate() {
     // The fetch at start may have been within the cooldown of 1 s.
     tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
     let new = site.certified_token(RESOURCES[0].1).expect("curl was there");
-    table.row("new", expect_eq("statuses", &ask(&site, &new), &["200"]));
+    let mut statuses = ask(&site, &new);
+    // Nobody waits for a fetch for longer than half a second.
+    for _ in 0..27 {
+        if statuses == ["200"] {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+        statuses = ask(&site, &new);
+    }
+    table.row("new", expect_eq("statuses", &statuses, &["200"]));
     table.row("old", expect_eq("statuses", &ask(&site, &old), &["401"]));
 }
 
