@@ -3,6 +3,8 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -21,6 +23,8 @@ use super::support::world::{World, expect_eq};
 /// Kills straight after an answer, and under load.
 const KILLS: usize = 32;
 const KILLS_UNDER_LOAD: usize = 12;
+/// Tokens before each of those, at least.
+const TOKENS: usize = 11;
 /// Clients that ask without a pause.
 const HOLDERS: usize = 12;
 
@@ -770,18 +774,27 @@ async fn retrofit_killed_under_load() {
         .collect();
     let mut seen = 0;
     for round in 0..KILLS_UNDER_LOAD {
+        let count = Arc::new(AtomicUsize::new(0));
         let asking = holders.iter().cloned().map(|mut holder| {
+            let count = Arc::clone(&count);
             tokio::spawn(async move {
                 let mut tokens = Vec::new();
                 // Until it is gone.
                 while let Ok(answer) = holder.token().await {
                     assert_eq!(answer.status(), 200, "{}", answer.json());
                     tokens.push(text(&answer.json(), "access_token"));
+                    count.fetch_add(1, Ordering::SeqCst);
                 }
                 tokens
             })
         });
         let asking: Vec<_> = asking.collect();
+        for _ in 0..1500 {
+            if count.load(Ordering::SeqCst) >= TOKENS {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         let moment = 150 + 37 * u64::try_from(round).expect("small");
         tokio::time::sleep(Duration::from_millis(moment)).await;
         front.kill().await;
@@ -796,6 +809,6 @@ async fn retrofit_killed_under_load() {
         }
     }
     // Too few would show nothing.
-    assert!(seen > 10 * KILLS_UNDER_LOAD, "{seen} tokens");
+    assert!(seen >= TOKENS * KILLS_UNDER_LOAD, "{seen} tokens");
     println!("{KILLS_UNDER_LOAD} kills, {seen} tokens seen");
 }
