@@ -12,7 +12,7 @@ use super::support::client::{Message, Outcome, Request};
 use super::support::process::free_port;
 use super::support::service::{Service, Step, good, send};
 use super::support::world::{World, expect_eq};
-use super::upstream_tls::add;
+use super::upstream_tls::{add, at_rest};
 
 fn status(outcome: &Outcome) -> Result<u16, String> {
     outcome.as_ref().map(Message::status).map_err(Clone::clone)
@@ -38,6 +38,17 @@ async fn stands(world: &World, upstream: &str, server: &str, up: bool) -> Result
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     Err(format!("{upstream} {server} never was {up}: {seen}"))
+}
+
+/// How often a service was asked, once that is `expected` or after some seconds.
+async fn asked(service: &Service, expected: usize) -> usize {
+    for _ in 0..1500 {
+        if service.requests() == expected {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    service.requests()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -186,7 +197,7 @@ async fn what_is_sent_twice_and_what_never() {
         // A connection that has served, and is kept.
         let kept = get(&world, "/once").await;
         table.row(&name, expect_eq("before", &status(&kept), &Ok(200)));
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        at_rest(&world).await;
         let (requests, bodies) = (once.requests(), once.bodies().len());
         let mut request = Request::new(method, "/once");
         if let Some(body) = body {
@@ -202,7 +213,7 @@ async fn what_is_sent_twice_and_what_never() {
     }
     let kept = get(&world, "/taken").await;
     table.row("large", expect_eq("before", &status(&kept), &Ok(200)));
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    at_rest(&world).await;
     let large = vec![b'x'; 200_000];
     let answer = world.send(&Request::new("PUT", "/taken").body(&large)).await;
     table.row("large", expect_eq("status", &status(&answer), &Ok(502)));
@@ -463,26 +474,30 @@ async fn a_kept_connection_makes_room() {
         }
         let answer = world.send(&request).await;
         table.row(&format!("{time}"), expect_eq("status", &status(&answer), &Ok(200)));
+        at_rest(&world).await;
     }
     table.row("both", expect_eq("requests", &(one.requests(), two.requests()), &(10, 10)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_to_an_upstream_are_limited() {
-    let service = Service::start(|_, _, _| [vec![Step::Wait(1000)], good("well")].concat()).await;
+    let service = Service::start(|_, _, _| [vec![Step::Wait(5000)], good("well")].concat()).await;
     let world = World::start_with(|config| {
         add(config, "narrow", json!({"servers": [service.address()], "maxConnections": 2}));
     })
     .await;
     let request = Request::new("GET", "/narrow");
     let mut table = Table::default();
-    for _ in 0..2 {
+    for round in 1..=2 {
         let mut under_way = Vec::new();
         for _ in 0..2 {
             let (client, request) = (world.client.clone(), request.clone());
             under_way.push(tokio::spawn(async move { client.send(None, &request).await }));
         }
-        tokio::time::sleep(Duration::from_millis(400)).await;
+        table.row(
+            "under way",
+            expect_eq("requests", &asked(&service, 2 * round).await, &(2 * round)),
+        );
         let third = world.send(&request).await;
         table.row("third", expect_eq("status", &status(&third), &Ok(503)));
         let retry = third.is_ok_and(|answer| answer.one("retry-after").is_some());
@@ -491,6 +506,7 @@ async fn connections_to_an_upstream_are_limited() {
             let answer = send.await.expect("a task");
             table.row("within", expect_eq("status", &status(&answer), &Ok(200)));
         }
+        at_rest(&world).await;
     }
     let most = service.connections();
     table.row("connections", expect_eq("open", &(most <= 2), &true));
