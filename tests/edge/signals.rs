@@ -201,9 +201,9 @@ async fn refusals_are_counted_by_code_and_upstreams_by_what_they_answer() {
     const DENIALS: &str = "holdfast_denials_total";
     const UPSTREAMS: &str = "holdfast_upstream_responses_total";
     let replayed = "reason=\"proof_replayed\"";
-    let count = settled(&world, DENIALS, &[replayed, "outcome=\"refused\""], 1.0).await;
+    let count = world.metric_once(DENIALS, &[replayed, "outcome=\"refused\""], 1.0).await;
     table.row("a replay", expect_eq("refused", &count, &1.0));
-    let count = settled(&world, UPSTREAMS, &["class=\"2xx\""], 1.0).await;
+    let count = world.metric_once(UPSTREAMS, &["class=\"2xx\""], 1.0).await;
     table.row("an answer", expect_eq("counted", &count, &1.0));
 
     world.config["security"]["senderConstraints"]["mode"] = json!("observe");
@@ -215,10 +215,10 @@ async fn refusals_are_counted_by_code_and_upstreams_by_what_they_answer() {
     table.row("observed", expect_eq("status", &answer.status(), &502));
     for (outcome, expect) in [("observed", 1.0), ("refused", 1.0)] {
         let labels = [replayed, &format!("outcome=\"{outcome}\"")];
-        let count = settled(&world, DENIALS, &labels, expect).await;
+        let count = world.metric_once(DENIALS, &labels, expect).await;
         table.row("observed", expect_eq(outcome, &count, &expect));
     }
-    let count = settled(&world, UPSTREAMS, &["class=\"failed\""], 1.0).await;
+    let count = world.metric_once(UPSTREAMS, &["class=\"failed\""], 1.0).await;
     table.row("no answer", expect_eq("counted", &count, &1.0));
 }
 
@@ -250,7 +250,7 @@ async fn each_decision_is_counted_once() {
         let answer = world.send(&request).await;
         table.row(result, answer.map(|_| ()));
         sent += 1.0;
-        let after = settled(&world, RESULTS, &[&label], before + 1.0).await;
+        let after = world.metric_once(RESULTS, &[&label], before + 1.0).await;
         table.row(result, expect_eq("counted", &after, &(before + 1.0)));
         let requests = world.metric(REQUESTS, &[]).await - total;
         table.row(result, expect_eq("requests", &requests, &sent));
@@ -261,22 +261,11 @@ async fn each_decision_is_counted_once() {
         let answer = world.client.send(who, &bearer("/orders/1", &certified)).await;
         table.row(reason, world.judge(answer, Refused(reason)).await);
         let label = format!("reason=\"{reason}\"");
-        let count = settled(&world, CERTIFICATES, &[&label], 1.0).await;
+        let count = world.metric_once(CERTIFICATES, &[&label], 1.0).await;
         table.row(reason, expect_eq("counted", &count, &1.0));
     }
     let skew = world.metric("holdfast_clock_skew_seconds_count", &[]).await;
     table.row("skew", expect_eq("observed", &(skew > 0.0), &true));
-}
-
-/// A counter once it is where it must be, or where it stayed. Counting follows the answer.
-async fn settled(world: &World, name: &str, labels: &[&str], expect: f64) -> f64 {
-    for _ in 0..50 {
-        if world.metric(name, labels).await == expect {
-            break;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
-    world.metric(name, labels).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -93,7 +93,7 @@ async fn sockets_are_passed_by_name_and_address() {
     world.config = json!({});
     let mut process = Process::of(activate);
     let mut status = None;
-    for _ in 0..100 {
+    for _ in 0..600 {
         let _ = tokio::net::TcpStream::connect(("127.0.0.1", other)).await;
         tokio::time::sleep(Duration::from_millis(50)).await;
         if process.output().contains("no listener has the address") {

@@ -444,7 +444,7 @@ async fn without_nonces_a_line_parts_the_proofs() {
     let answer = also.send(&late.bytes()).await;
     table.row("fail/and back", expect_eq("status", &answer.map(|it| it.status()), &Ok(401)));
     let after = |record: &Value| record["reason"] == "proof_after_handover";
-    for _ in 0..100 {
+    for _ in 0..1500 {
         if world.process.records(after).len() >= 2 {
             break;
         }
