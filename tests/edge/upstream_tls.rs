@@ -66,7 +66,7 @@ async fn only_the_right_server_gets_a_request() {
         for (key, value) in more.as_object().expect("keys") {
             tls[key] = value.clone();
         }
-        json!({"servers": [service.address()], "tls": tls})
+        json!({"servers": [service.address()], "tls": tls, "connectTimeout": "20s"})
     };
     let as_edge = json!({"certificate": file("edge.pem"), "key": file("edge.key")});
     let mut h2 = with(&right, json!({}));
@@ -150,7 +150,9 @@ async fn one_address_under_several_trusts() {
                              "certificate": file(&format!("{name}.pem")),
                              "key": file(&format!("{name}.key"))});
             let servers = json!([service.address()]);
-            add(config, name, json!({"servers": servers, "tls": tls, "idleTimeout": "60s"}));
+            let upstream = json!({"servers": servers, "tls": tls, "idleTimeout": "60s",
+                                  "connectTimeout": "20s"});
+            add(config, name, upstream);
         }
     })
     .await;

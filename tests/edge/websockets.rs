@@ -92,8 +92,8 @@ async fn a_service_that_does_not_switch_is_asked_on_a_connection_of_its_own() {
     let trickle = format!("HTTP/1.1 200 OK\r\nX: {}", "x".repeat(1000)).into_bytes();
     let trickling = Service::start(move |_, _, _| vec![Step::Trickle(trickle.clone(), 100)]).await;
     let world = World::start_with(|config| {
-        for (name, service) in [("plain", &service), ("silent", &silent), ("trickling", &trickling)]
-        {
+        add(config, "plain", json!({"servers": [service.address()], "idleTimeout": "60s"}));
+        for (name, service) in [("silent", &silent), ("trickling", &trickling)] {
             add(config, name, json!({"servers": [service.address()], "readTimeout": "1s"}));
         }
     })
