@@ -1,7 +1,7 @@
 //! JWT access tokens: RFC 9068, and where their keys come from.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -251,7 +251,8 @@ async fn a_remembered_token_ends() {
         config["issuers"][0]["clockSkew"] = json!("0s");
     })
     .await;
-    let token = world.token().x5t(&world.pki.alice.x5t()).claim("exp", now() + 3).sign();
+    let end = now() + 12;
+    let token = world.token().x5t(&world.pki.alice.x5t()).claim("exp", end).sign();
     let mut table = Table::default();
     for _ in 0..2 {
         let answer = world.send_as(&world.pki.alice, &bearer("/orders/1", &token)).await;
@@ -259,7 +260,9 @@ async fn a_remembered_token_ends() {
     }
     let answer = world.send_as(&world.pki.bob, &bearer("/orders/1", &token)).await;
     table.row("fail/remembered, bob", world.judge(answer, Refused("thumbprint-mismatch")).await);
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    while now() <= end {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
     let answer = world.send_as(&world.pki.alice, &bearer("/orders/1", &token)).await;
     table.row("fail/after its end", world.judge(answer, Refused("token_expired")).await);
 }
@@ -333,14 +336,21 @@ async fn keys_by_url() {
     tokio::time::sleep(Duration::from_millis(1200)).await;
     table.row("fail/not yet published", world.judge(send(&new).await, unknown).await);
     // One unknown `kid` costs the issuer one request a cooldown, however often it comes.
-    let before = server.asked();
+    let (before, start) = (server.asked(), Instant::now());
     for _ in 0..20 {
         table.row("fail/still not", world.judge(send(&new).await, unknown).await);
     }
     let asked = server.asked() - before;
-    table.row("cooldown", expect_eq("few requests", &(asked <= 3), &true));
+    let few = asked as u64 <= start.elapsed().as_secs() + 2;
+    table.row("cooldown", expect_eq("few requests", &few, &true));
     server.serve(&[("one", &first), ("two", &second)]);
-    tokio::time::sleep(Duration::from_millis(1200)).await;
+    // The edge waits for half a second, which may not do on a busy machine.
+    for _ in 0..10 {
+        tokio::time::sleep(Duration::from_millis(1200)).await;
+        if send(&new).await.is_ok_and(|answer| answer.status() == 200) {
+            break;
+        }
+    }
     table.row("ok/a key more", world.judge(send(&new).await, Admitted("mtls")).await);
     table.row("ok/the first still", world.judge(send(&old).await, Admitted("mtls")).await);
     // A server that fails takes nothing away.
@@ -362,9 +372,14 @@ async fn keys_by_url() {
     table.row("ok/beside it", world.judge(send(&old).await, Admitted("mtls")).await);
     // A key that is no longer published is no longer good, remembered or not.
     server.serve(&[("two", &second)]);
-    tokio::time::sleep(Duration::from_millis(1200)).await;
     let other = token(&second, "four");
-    table.row("fail/makes it fetch", world.judge(send(&other).await, unknown).await);
+    for _ in 0..10 {
+        tokio::time::sleep(Duration::from_millis(1200)).await;
+        table.row("fail/makes it fetch", world.judge(send(&other).await, unknown).await);
+        if send(&old).await.is_ok_and(|answer| answer.status() == 401) {
+            break;
+        }
+    }
     table.row("fail/a key less", world.judge(send(&old).await, unknown).await);
     table.row("ok/the other", world.judge(send(&new).await, Admitted("mtls")).await);
 }
