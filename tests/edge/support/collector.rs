@@ -1,7 +1,7 @@
 //! A collector: takes OTLP over HTTP, in clear or over TLS, and keeps what it is sent, as bytes and as spans.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -47,6 +47,7 @@ pub(crate) struct Collector {
     pub(crate) port: u16,
     received: Arc<Mutex<Vec<Received>>>,
     status: Arc<AtomicU16>,
+    refusals: Arc<AtomicUsize>,
     answer: Arc<Mutex<Vec<u8>>>,
     tls: Arc<Mutex<Option<TlsAcceptor>>>,
 }
@@ -58,21 +59,23 @@ impl Collector {
         let (received, status) = (Arc::default(), Arc::new(AtomicU16::new(200)));
         let answer: Arc<Mutex<Vec<u8>>> = Arc::default();
         let tls: Arc<Mutex<Option<TlsAcceptor>>> = Arc::default();
-        let collector = Self { port, received, status, answer, tls };
+        let refusals: Arc<AtomicUsize> = Arc::default();
+        let collector = Self { port, received, status, refusals, answer, tls };
         let (received, status) = (Arc::clone(&collector.received), Arc::clone(&collector.status));
+        let refusals = Arc::clone(&collector.refusals);
         let answer = Arc::clone(&collector.answer);
         let tls = Arc::clone(&collector.tls);
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
                 let (received, status) = (Arc::clone(&received), Arc::clone(&status));
-                let answer = Arc::clone(&answer);
+                let (refusals, answer) = (Arc::clone(&refusals), Arc::clone(&answer));
                 let tls = tls.lock().expect("TLS").clone();
                 tokio::spawn(async move {
                     match tls {
-                        None => serve(socket, &received, &status, &answer).await,
+                        None => serve(socket, &received, &status, &refusals, &answer).await,
                         Some(tls) => {
                             if let Ok(socket) = tls.accept(socket).await {
-                                serve(socket, &received, &status, &answer).await;
+                                serve(socket, &received, &status, &refusals, &answer).await;
                             }
                         }
                     }
@@ -95,6 +98,11 @@ impl Collector {
     pub(crate) fn answer(&self, status: u16, body: &[u8]) {
         self.status.store(status, Ordering::SeqCst);
         *self.answer.lock().expect("an answer") = body.to_vec();
+    }
+
+    /// Answers the next so many requests with 503.
+    pub(crate) fn refuse(&self, count: usize) {
+        self.refusals.store(count, Ordering::SeqCst);
     }
 
     pub(crate) fn received(&self) -> Vec<Received> {
@@ -126,6 +134,7 @@ async fn serve(
     mut socket: impl AsyncRead + AsyncWrite + Unpin,
     received: &Mutex<Vec<Received>>,
     status: &AtomicU16,
+    refusals: &AtomicUsize,
     answer: &Mutex<Vec<u8>>,
 ) {
     let mut bytes = Vec::new();
@@ -147,7 +156,9 @@ async fn serve(
         }
         let body = bytes[end..end + length].to_vec();
         bytes.drain(..end + length);
-        let status = status.load(Ordering::SeqCst);
+        let left = |left: usize| left.checked_sub(1);
+        let refused = refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, left).is_ok();
+        let status = if refused { 503 } else { status.load(Ordering::SeqCst) };
         if status == 200 {
             received.lock().expect("whole requests").push(read(head, body));
         }
