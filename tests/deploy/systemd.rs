@@ -222,11 +222,11 @@ main=$(property MainPID)
 
 echo '- standing still'
 mkdir -p /etc/systemd/system/holdfast.service.d
-printf '[Service]\nWatchdogSec=2s\nTimeoutAbortSec=2s\n' >/etc/systemd/system/holdfast.service.d/watchdog.conf
+printf '[Service]\nWatchdogSec=10s\nTimeoutAbortSec=2s\n' >/etc/systemd/system/holdfast.service.d/watchdog.conf
 systemctl daemon-reload
 systemctl restart holdfast
 main=$(property MainPID)
-sleep 5
+sleep 15
 test "$(property MainPID)" = "$main" || fail 'the watchdog ended one that was well'
 kill -STOP "$main"
 until_it 60 another_serves "$main"

@@ -34,7 +34,7 @@ async fn a_resolver_that_is_away_takes_no_server_away_and_holds_nothing_up() {
         std::fs::write(files.path().join(name), text).expect("a writable directory");
     };
     write("hosts", "127.0.0.1 localhost service.example\n");
-    write("resolv.conf", "nameserver 127.0.0.53\noptions timeout:1 attempts:3\n");
+    write("resolv.conf", "nameserver 127.0.0.53\noptions timeout:2 attempts:3\n");
     let manager = UnixDatagram::bind(files.path().join("notify.sock")).expect("a socket");
     manager.set_read_timeout(Some(Duration::from_secs(60))).expect("a limit");
     let environment =

@@ -307,7 +307,7 @@ async fn no_request_is_lost_over_reloads_and_upgrades() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proof_that_one_admitted_is_not_admitted_by_the_next() {
     let mut table = Table::default();
-    let mut world = World::start_with(|config| drain(config, "10s")).await;
+    let mut world = World::start_with(|config| drain(config, "60s")).await;
     let token = world.bound();
     let nonce = world.nonce().await;
     let sign = |world: &World| world.proof("GET", "/orders/1").token(&token).nonce(&nonce).sign();
@@ -344,7 +344,7 @@ async fn who_is_asked_for_a_nonce_by_the_one_before_has_the_next_one_s() {
                 config["security"]["senderConstraints"]["dpop"]["nonce"]["keyFiles"] =
                     json!(["nonce.key"]);
             }
-            drain(config, "10s");
+            drain(config, "60s");
         })
         .await;
         let token = world.bound();
@@ -415,7 +415,7 @@ async fn without_nonces_a_line_parts_the_proofs() {
     let mut table = Table::default();
     let mut world = World::start_with(|config| {
         config["security"]["senderConstraints"]["dpop"]["nonce"]["enabled"] = json!(false);
-        drain(config, "10s");
+        drain(config, "60s");
     })
     .await;
     let token = world.bound();
@@ -638,7 +638,7 @@ async fn streams_and_websockets_outlive_an_upgrade() {
     let port = endless().await;
     let mut world = World::start_with(|config| {
         config["upstreams"]["echo"] = json!({"servers": [format!("127.0.0.1:{port}")]});
-        drain(config, "6s");
+        drain(config, "15s");
     })
     .await;
     let mut stream = world.client.connect(None).await.expect("a connection");
