@@ -144,7 +144,9 @@ async fn a_server_that_stands_still_is_refused_in_time_and_taken_back() {
         return;
     }
     let redis = Server::start(&[]).await;
-    let world = world(standalone(redis.port)).await;
+    let mut told = standalone(redis.port);
+    told["timeout"] = json!("1s");
+    let world = world(told).await;
     let nonce = world.nonce().await;
     let used = request(&world, Some(&nonce));
     assert_eq!(verdict(world.serve(&used).await), admitted());

@@ -166,7 +166,7 @@ async fn answers_that_come_too_late_admit_nothing() {
     let redis = Server::start(&[]).await;
     let link = Relay::to(redis.port).await;
     let mut through = standalone(link.port);
-    through["timeout"] = json!("1s");
+    through["timeout"] = json!("3s");
     let world = world(through).await;
     let straight = standalone(redis.port);
     let second = Edge::beside_with(&world, |config| config["store"]["redis"] = straight).await;
@@ -230,7 +230,7 @@ async fn parted_each_proof_is_admitted_on_one_side_alone() {
     let link = Relay::to(old.port).await;
     let servers = |first: u16| {
         json!({"nodes": [format!("127.0.0.1:{first}"),
-        format!("127.0.0.1:{}", new.port)], "timeout": "300ms", "connectTimeout": "500ms"})
+        format!("127.0.0.1:{}", new.port)], "timeout": "3s", "connectTimeout": "3s"})
     };
     let left = world(servers(old.port)).await;
     let parted = servers(link.port);

@@ -423,7 +423,7 @@ impl Watched {
     pub(crate) fn told(&self) -> Value {
         let nodes: Vec<_> = self.sentinels.iter().map(Server::address).collect();
         json!({"mode": "sentinel", "nodes": nodes, "sentinelMaster": "holdfast",
-               "timeout": "300ms"})
+               "timeout": "5s"})
     }
 }
 
@@ -559,6 +559,6 @@ impl Cluster {
 
     /// `store.redis` of an edge.
     pub(crate) fn told(&self) -> Value {
-        json!({"mode": "cluster", "nodes": self.addresses(), "timeout": "300ms"})
+        json!({"mode": "cluster", "nodes": self.addresses(), "timeout": "5s"})
     }
 }

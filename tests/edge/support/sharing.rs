@@ -57,7 +57,7 @@ pub(crate) fn key_file(directory: &Path) {
 }
 
 pub(crate) fn standalone(port: u16) -> Value {
-    json!({"nodes": [format!("127.0.0.1:{port}")], "timeout": "300ms"})
+    json!({"nodes": [format!("127.0.0.1:{port}")], "timeout": "5s"})
 }
 
 /// An edge whose proofs are remembered at `redis`.
