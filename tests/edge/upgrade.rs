@@ -5,7 +5,7 @@ use std::os::unix::net::UnixListener;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use h2::Reason;
 use serde_json::{Value, json};
@@ -677,29 +677,46 @@ async fn streams_and_websockets_outlive_an_upgrade() {
 /// the next request on one that is kept.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_on_its_way_when_the_end_comes_is_answered() {
-    let mut table = Table::default();
+    for _ in 0..10 {
+        if the_end_comes().await {
+            return;
+        }
+    }
+    panic!("ten times it took longer to send than the edge waits");
+}
+
+/// Whether it was sent in time: who is silent is closed after a second, as is right.
+async fn the_end_comes() -> bool {
     let mut world = World::start().await;
     let request = Request::new("GET", "/public/1");
     let mut kept = world.client.connect(None).await.expect("a connection");
-    table.row("ok/before", world.judge(kept.send(&request.bytes()).await, Public).await);
+    let before = kept.send(&request.bytes()).await;
     // A connection that says nothing yet, accepted before the end.
     let address = ("127.0.0.1", world.client.port);
     let mut silent = TcpStream::connect(address).await.expect("a connection");
-    tokio::time::sleep(STEP * 5).await;
+    let open = world.metric_once("holdfast_connections", &["listener=\"main\""], 2.0).await;
+    let start = Instant::now();
     world.process.terminate();
     says(&world.process, "draining", 1).await;
     tokio::time::sleep(STEP * 5).await;
     let answer = kept.send(&request.bytes()).await;
+    // Not a TLS handshake: answered by an alert, where a connection that was given up is closed.
+    let _ = silent.write_all(b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00").await;
+    if start.elapsed() > Duration::from_millis(900) {
+        return false;
+    }
+    let mut table = Table::default();
+    table.row("ok/before", world.judge(before, Public).await);
+    table.row("open", expect_eq("connections", &open, &2.0));
     let close = answer.as_ref().ok().and_then(|answer| answer.one("connection")) == Some("close");
     table.row("kept", expect_eq("close", &close, &true));
     table.row("ok/kept", world.judge(answer, Public).await);
-    // Not a TLS handshake: answered by an alert, where a connection that was given up is closed.
-    let _ = silent.write_all(b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00").await;
     let mut alert = [0; 1];
     let read = patiently(silent.read(&mut alert)).await;
     table.row("silent", expect_eq("alert", &(read, alert), &(Ok(1), [0x15])));
     let status = world.process.ended().await;
     table.row("ended", expect_eq("well", &status.is_some_and(|status| status.success()), &true));
+    true
 }
 
 /// The program under a service manager's eyes, and with its sockets.
