@@ -289,7 +289,7 @@ async fn a_master_that_was_left_alone_admits_nothing_more() {
         return;
     }
     let settings =
-        ["min-replicas-to-write 1", "min-replicas-max-lag 1", "repl-ping-replica-period 1"];
+        ["min-replicas-to-write 1", "min-replicas-max-lag 5", "repl-ping-replica-period 1"];
     let (master, replication, replica) = pair(&settings).await;
     let world = World::start_in(|_, _, config| {
         let dpop = &mut config["security"]["senderConstraints"]["dpop"];

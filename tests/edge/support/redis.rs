@@ -85,7 +85,7 @@ impl Server {
         let text = format!(
             "bind 127.0.0.1\nport {port}\ndir {}\n\
              sentinel monitor holdfast 127.0.0.1 {master} {quorum}\n\
-             sentinel down-after-milliseconds holdfast 500\n\
+             sentinel down-after-milliseconds holdfast 3000\n\
              sentinel failover-timeout holdfast 3000\n",
             directory.path().display()
         );
