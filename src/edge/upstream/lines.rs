@@ -11,6 +11,7 @@
 use std::io::ErrorKind;
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -137,7 +138,9 @@ impl Lines {
     /// A place for one connection more; where there is none, that of one which nobody uses.
     async fn enter(self: &Arc<Self>) -> Result<Place> {
         loop {
-            let left = self.left.notified();
+            let mut left = pin!(self.left.notified());
+            // Before it looks: of two places that are left meanwhile, one would be told of to nobody.
+            left.as_mut().enable();
             if let Some(place) = self.place() {
                 return Ok(place);
             }
